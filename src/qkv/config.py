@@ -1,0 +1,245 @@
+"""Configs: frozen plain data that builds its owner.
+
+A config is keyword-only and strict, and it makes the round trip through JSON and YAML. In those it is a mapping whose
+`type` is the class name without the ending `Config`; `type` may be left out where the field admits a single class.
+"""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import pydantic
+import pydantic.dataclasses
+import yaml
+
+from qkv.errors import ConfigError, FileError, suggest
+
+T = TypeVar("T", bound="Config")
+
+
+class Config:
+    """Base of every config. Subclasses are decorated with `@config`.
+
+    Two configs with the same content are equal and hash alike. `dataclasses.replace` makes a changed copy.
+    """
+
+    _registry: ClassVar[dict[str, type["Config"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = Config._registry.setdefault(cls.tag(), cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"{cls.__qualname__}: the tag {cls.tag()!r} already belongs to {known.__module__}; rename one")
+        Config._registry[cls.tag()] = cls
+
+    @classmethod
+    def tag(cls) -> str:
+        """The name of this class in files: `AttentionConfig` is `Attention`."""
+        return cls.__name__.removesuffix("Config")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, ready for JSON or YAML. The inverse of `from_dict`."""
+        return {"type": self.tag()} | {f.name: _encode(getattr(self, f.name)) for f in _fields(type(self))}
+
+    @classmethod
+    def from_dict(cls: type[T], data: Mapping[str, Any], *, path: str = "") -> T:
+        """Rebuild a config.
+
+        Args:
+            data: What `to_dict` returned, or what a person wrote. Fields with a default may be left out.
+            path: Where `data` stands in the file; the beginning of every error message.
+
+        Raises:
+            ConfigError: An unknown key or type (with the nearest known name), a missing key, or a value of a wrong type.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"{path or cls.tag()}: needs a mapping of keys to values, found {data!r}")
+        return typing.cast(T, _decode(dict(data), cls, path))
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def config(cls: type[T]) -> type[T]:
+    """Turn a `Config` class into a frozen, keyword-only dataclass whose values are checked when it is made.
+
+    Raises (from the decorated constructor):
+        ConfigError: An unknown keyword (with the nearest known one), a missing one, or a value of a wrong type.
+    """
+    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)
+    validated_init: Callable[..., None] = made.__init__
+
+    def __init__(self: Any, **values: Any) -> None:  # noqa: N807
+        for name in values.keys() - {f.name for f in _fields(type(self))}:
+            raise ConfigError(f"{type(self).__name__} has no {name!r}; {suggest(name, _names(type(self)))}")
+        try:
+            validated_init(self, **values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_one_line(type(self).__name__, error)) from None
+
+    made.__init__ = __init__
+    return typing.cast("type[T]", made)
+
+
+def _one_line(owner: str, error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):  # raised by a __post_init__: it says what it has to say
+        return str(cause)
+    where = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] == "missing":
+        return f"{owner} needs {where!r}; give it a value"
+    return f"{owner}.{where} = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in _fields(cls)]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_encode(item) for item in typing.cast("tuple[Any, ...]", value)]
+    return value
+
+
+def _decode(value: Any, hint: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        data = dict(typing.cast("dict[str, Any]", value))
+        cls = _class_of(data.pop("type", None), list(_config_classes(hint)), path)
+        hints = typing.get_type_hints(cls)
+        for key in data.keys() - set(_names(cls)):
+            raise ConfigError(f"{_join(path, key)}: {cls.tag()} has no {key!r}; {suggest(str(key), _names(cls))}")
+        values = {key: _decode(item, hints[key], _join(path, key)) for key, item in data.items()}
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}" if path else str(error)) from None
+    if isinstance(value, list):
+        items = typing.cast("list[Any]", value)
+        return tuple(_decode(item, hint, f"{path}[{i}]") for i, item in enumerate(items))
+    return value
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _config_classes(hint: Any) -> Iterator[type[Config]]:
+    """The config classes that an annotation such as `tuple[BlockConfig | Repeat, ...] | None` admits."""
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and issubclass(hint, Config):
+        yield hint
+    for part in typing.get_args(hint):
+        yield from _config_classes(part)
+
+
+def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]:
+    if not bases:
+        raise ConfigError(f"{path}: takes a plain value, found a mapping; write it as `{path}: value`")
+    admitted = {
+        name: cls
+        for name, cls in Config._registry.items()  # pyright: ignore[reportPrivateUsage]
+        if issubclass(cls, tuple(bases)) and not getattr(cls, "__abstractmethods__", None)
+    }
+    if tag is None and len(admitted) == 1:
+        return next(iter(admitted.values()))
+    where = path or "the top"
+    if tag is None:
+        raise ConfigError(f"{where}: needs a 'type'; one of {', '.join(sorted(admitted))}")
+    if tag not in admitted:
+        raise ConfigError(f"{where}: no type {str(tag)!r} fits here; {suggest(str(tag), admitted)}")
+    return admitted[str(tag)]
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return typing.cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str, *, source: str = "the text") -> Any:
+    """Plain data from YAML.
+
+    Raises:
+        ConfigError: The text is not YAML, or gives a key twice; the message names `source` and the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain data from a YAML (or JSON) file.
+
+    Raises:
+        FileError: The file cannot be read.
+        ConfigError: It is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise FileError(f"{path}: cannot be read ({reason}); give the path of a YAML file") from None
+    return parse_yaml(text, source=str(path))
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text of plain data, keys in the order given; short lists of numbers and strings on one line."""
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+
+
+def assign(data: dict[str, Any], assignment: str) -> None:
+    """Set one value inside nested plain data, in place: `assign(recipe, "optimizer.lr=3e-4")`.
+
+    A whole number between dots is a place in a list: `model.blocks.0.n=4`. The value is read as YAML.
+
+    Raises:
+        ConfigError: There is no `=`, or the path leads through something that has no parts.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {assignment!r}: write it as key.key=value, for example optimizer.lr=3e-4")
+    *parents, last = path.split(".")
+    place: Any = data
+    for depth, key in enumerate(parents):
+        place = _step(place, key, ".".join(parents[:depth]), path, create={})
+    _step(place, last, ".".join(parents), path, create=None)
+    place[int(last) if isinstance(place, list) else last] = parse_yaml(text, source=f"--set {path}")
+
+
+def _step(place: Any, key: str, at: str, path: str, *, create: Any) -> Any:
+    if isinstance(place, dict):
+        return typing.cast("dict[str, Any]", place).setdefault(key, create)
+    if isinstance(place, list):
+        items = typing.cast("list[Any]", place)
+        if key.isdigit() and int(key) < len(items):
+            return items[int(key)]
+        raise ConfigError(f"--set {path}: {at!r} is a list of {len(items)}; use a number from 0 to {len(items) - 1}")
+    raise ConfigError(f"--set {path}: {at!r} is the value {place!r} and has no part {key!r}")
