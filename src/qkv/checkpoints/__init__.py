@@ -1,0 +1,23 @@
+"""Weights and training state on disk: safetensors, whole-or-nothing checkpoints, maps to foreign models."""
+
+from qkv.checkpoints.maps import Fuse, FuseQKV, KeyMap, Operation, Permute, Rule, Split, Stack, Transpose, check_fit
+from qkv.checkpoints.store import Checkpoint, Store
+from qkv.checkpoints.tensors import read_folder, read_tensors, write_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Fuse",
+    "FuseQKV",
+    "KeyMap",
+    "Operation",
+    "Permute",
+    "Rule",
+    "Split",
+    "Stack",
+    "Store",
+    "Transpose",
+    "check_fit",
+    "read_folder",
+    "read_tensors",
+    "write_tensors",
+]

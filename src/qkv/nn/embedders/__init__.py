@@ -1,0 +1,14 @@
+"""Embedders: raw input of one modality to the stream. One file each."""
+
+from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
+from qkv.nn.embedders.token import TokenEmbedder, TokenEmbedderConfig
+from qkv.nn.embedders.vector import VectorEmbedder, VectorEmbedderConfig
+
+__all__ = [
+    "Embedder",
+    "EmbedderConfig",
+    "TokenEmbedder",
+    "TokenEmbedderConfig",
+    "VectorEmbedder",
+    "VectorEmbedderConfig",
+]

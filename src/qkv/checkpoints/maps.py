@@ -1,0 +1,336 @@
+"""Invertible maps between a foreign model's tensors and ours.
+
+A `KeyMap` is a list of `Rule`s. A rule names tensors on both sides; in between come operations, each of which can be
+undone bit for bit. So one table serves to load and to export:
+
+    KeyMap(
+        rules=(
+            Rule("wte.weight", "embed.weight"),
+            Rule("h.{}.attn.c_attn.weight", "blocks.{}.qkv.weight", Transpose(), Split((64, 64, 64)), FuseQKV(...)),
+        ),
+        n_layers=12,
+        ignore=("h.{}.attn.bias",),
+    )
+"""
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from qkv.errors import ConfigError, FileError
+
+Tensors: TypeAlias = tuple[Tensor, ...]
+
+_REMEDY = "use the config that belongs to these weights"
+
+
+class ShapeError(ValueError):
+    """A tensor does not fit an operation. `KeyMap` turns it into a `FileError` that names the keys."""
+
+
+class Operation(ABC):
+    """Tensors to tensors, and back to the same bits. Results may be views of the arguments."""
+
+    @abstractmethod
+    def forward(self, theirs: Tensors) -> Tensors:
+        """From their layout to ours.
+
+        Raises:
+            ShapeError: The tensors are not of the shapes or the single dtype that this needs.
+        """
+
+    @abstractmethod
+    def inverse(self, ours: Tensors) -> Tensors:
+        """From our layout to theirs: undoes `forward`.
+
+        Raises:
+            ShapeError: As in `forward`.
+        """
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Transpose(Operation):
+    """Swap the two axes of each tensor (GPT-2 stores its weights as inputs by outputs)."""
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """Swap."""
+        for tensor in theirs:
+            if tensor.ndim != 2:
+                raise ShapeError(f"found {tuple(tensor.shape)}, needs two axes")
+        return tuple(tensor.T for tensor in theirs)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """Swap back."""
+        return self.forward(ours)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Fuse(Operation):
+    """Join several tensors into one along axis `dim`, where they have these `sizes`."""
+
+    sizes: tuple[int, ...]
+    dim: int = 0
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """Several to one."""
+        _expect(theirs, self.sizes, self.dim)
+        return (torch.cat(theirs, self.dim),)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """One to several views."""
+        _expect(ours, (sum(self.sizes),), self.dim)
+        return ours[0].split(self.sizes, self.dim)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Split(Operation):
+    """Cut one tensor along axis `dim` into pieces of these `sizes`: the inverse of `Fuse`."""
+
+    sizes: tuple[int, ...]
+    dim: int = 0
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """One to several views."""
+        return Fuse(self.sizes, self.dim).inverse(theirs)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """Several to one."""
+        return Fuse(self.sizes, self.dim).forward(ours)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Permute(Operation):
+    """Reorder the rows (axis 0) of each tensor within blocks of `len(order)`: row i of a block is its row `order[i]`.
+
+    With a head's width as the length this goes from interleaved rotary pairs (0 1, 2 3, …) to halves:
+    `Permute((*range(0, K, 2), *range(1, K, 2)))`.
+    """
+
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert sorted(self.order) == list(range(len(self.order))), "not a permutation"
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """Reorder."""
+        return tuple(_reorder(tensor, self.order) for tensor in theirs)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """Reorder back."""
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return tuple(_reorder(tensor, back) for tensor in ours)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Stack(Operation):
+    """Stack `n` tensors of one shape along a new leading axis (the experts of a layer)."""
+
+    n: int
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """Several to one."""
+        for tensor in theirs:
+            _check_like(tensor, theirs[0], tuple(theirs[0].shape))
+        return (torch.stack(theirs),)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """One to several views."""
+        _expect(ours, (self.n,), 0)
+        return ours[0].unbind(0)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FuseQKV(Operation):
+    """Join the rows of q, k and v (weights or biases) as our fused projection orders them.
+
+    For each of the `n_kv_heads` groups: the rows of its `n_heads / n_kv_heads` query heads, of its key head, of its
+    value head.
+
+    Raises:
+        ConfigError: `n_heads` is not a multiple of `n_kv_heads`.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    value_dim: int
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+
+    @property
+    def _widths(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in one group."""
+        return self.n_heads // self.n_kv_heads * self.head_dim, self.head_dim, self.value_dim
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """The tensors q, k, v to one."""
+        _expect(theirs, tuple(self.n_kv_heads * width for width in self._widths), 0)
+        groups = [tensor.unflatten(0, (self.n_kv_heads, -1)) for tensor in theirs]  # (G, rows, …)
+        return (torch.cat(groups, 1).flatten(0, 1),)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """One to the tensors q, k, v."""
+        _expect(ours, (self.n_kv_heads * sum(self._widths),), 0)
+        groups = ours[0].unflatten(0, (self.n_kv_heads, -1))  # (G, rows, …)
+        return tuple(part.flatten(0, 1) for part in groups.split(self._widths, 1))
+
+
+@final
+class Rule:
+    """What some of their tensors are in our model. Without operations: the same tensors under other names.
+
+    Args:
+        theirs: A key or several. `{}` in it stands for the layer's number: the rule then holds for every layer.
+        ours: Likewise.
+        operations: In the order from theirs to ours.
+    """
+
+    def __init__(self, theirs: str | tuple[str, ...], ours: str | tuple[str, ...], *operations: Operation):
+        self.theirs = (theirs,) if isinstance(theirs, str) else theirs
+        self.ours = (ours,) if isinstance(ours, str) else ours
+        self.operations = operations
+        assert len({"{}" in name for name in (*self.theirs, *self.ours)}) == 1, (
+            f"a rule is per layer or not: {self.ours}"
+        )
+
+    def at_layer(self, layer: int) -> "Rule":
+        """The rule with the layer's number in its keys."""
+        theirs, ours = (tuple(name.replace("{}", str(layer)) for name in names) for names in (self.theirs, self.ours))
+        return Rule(theirs, ours, *self.operations)
+
+    def forward(self, tensors: Tensors) -> Tensors:
+        """From the tensors named `theirs` to those named `ours`."""
+        for operation in self.operations:
+            tensors = operation.forward(tensors)
+        return tensors
+
+    def inverse(self, tensors: Tensors) -> Tensors:
+        """From the tensors named `ours` to those named `theirs`."""
+        for operation in reversed(self.operations):
+            tensors = operation.inverse(tensors)
+        return tensors
+
+
+@final
+class KeyMap:
+    """All the tensors of a model, theirs and ours.
+
+    Args:
+        rules: Each key is in one rule only.
+        n_layers: The rules with `{}` hold for the layers from 0 to `n_layers - 1`.
+        ignore: Their keys that carry nothing, such as the buffer of a causal mask; `{}` is any number.
+    """
+
+    def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = ()):
+        self._rules = [at for rule in rules for at in _expand(rule, n_layers)]
+        self._ignore = [re.compile(re.escape(key).replace(r"\{\}", r"\d+")) for key in ignore]
+        for side in ([rule.theirs for rule in self._rules], [rule.ours for rule in self._rules]):
+            names = [name for names in side for name in names]
+            assert len(set(names)) == len(names), "a key is in two rules"
+
+    def to_ours(self, state: dict[str, Tensor], *, source: str = "the checkpoint") -> dict[str, Tensor]:
+        """Our tensors from theirs.
+
+        Args:
+            state: Is emptied on the way, so that a large model is not in memory twice.
+            source: What errors call the file or folder.
+
+        Raises:
+            FileError: A key is missing or left over, or a shape does not fit.
+        """
+        made = _convert(state, [(rule.theirs, rule.ours, rule.forward) for rule in self._rules], source)
+        _refuse_rest([key for key in state if not any(p.fullmatch(key) for p in self._ignore)], source)
+        return made
+
+    def to_theirs(self, state: dict[str, Tensor], *, source: str = "the model") -> dict[str, Tensor]:
+        """Their tensors from ours: the inverse of `to_ours`. Also empties `state`.
+
+        Raises:
+            FileError: As in `to_ours`.
+        """
+        made = _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self._rules], source)
+        _refuse_rest(list(state), source)
+        return made
+
+
+def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
+    """Check that tensors are what a model needs, before any is copied into it.
+
+    Args:
+        tensors: What was read.
+        model: The model's `state_dict()`; it may be on the meta device.
+        source: What errors call the file or folder.
+
+    Raises:
+        FileError: A key is missing or left over, or a shape differs.
+    """
+    for key, needed in model.items():
+        if key not in tensors:
+            raise FileError(f"{source}: lacks {key!r} of shape {tuple(needed.shape)}; {_REMEDY}")
+        if tensors[key].shape != needed.shape:
+            found = tuple(tensors[key].shape)
+            raise FileError(f"{source}: {key!r} has shape {found}, the model needs {tuple(needed.shape)}; {_REMEDY}")
+    _refuse_rest([key for key in tensors if key not in model], source)
+
+
+def _expand(rule: Rule, n_layers: int) -> list[Rule]:
+    if "{}" not in rule.ours[0]:
+        return [rule]
+    return [rule.at_layer(layer) for layer in range(n_layers)]
+
+
+def _convert(
+    state: dict[str, Tensor],
+    steps: Sequence[tuple[tuple[str, ...], tuple[str, ...], Callable[[Tensors], Tensors]]],
+    source: str,
+) -> dict[str, Tensor]:
+    made: dict[str, Tensor] = {}
+    for inputs, outputs, function in steps:
+        for key in inputs:
+            if key not in state:
+                raise FileError(f"{source}: lacks {key!r}; {_REMEDY}")
+        tensors = tuple(state.pop(key) for key in inputs)
+        try:
+            made.update(zip(outputs, function(tensors), strict=True))
+        except ShapeError as error:
+            raise FileError(f"{source}: {', '.join(map(repr, inputs))}: {error}; {_REMEDY}") from None
+    return made
+
+
+def _refuse_rest(keys: Sequence[str], source: str) -> None:
+    if keys:
+        others = f" (nor have {len(keys) - 1} others)" if len(keys) > 1 else ""
+        raise FileError(f"{source}: {keys[0]!a} has no place in the model{others}; {_REMEDY}")
+
+
+def _expect(tensors: Tensors, sizes: tuple[int, ...], dim: int) -> None:
+    """Each tensor has its size along `dim`, and is otherwise like the first."""
+    for tensor, size in zip(tensors, sizes, strict=True):
+        first = tensors[0].shape
+        _check_like(tensor, tensors[0], (*first[:dim], size, *first[dim + 1 :]))
+
+
+def _check_like(tensor: Tensor, first: Tensor, needed: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != needed:
+        raise ShapeError(f"found {tuple(tensor.shape)}, needs {needed}")
+    if tensor.dtype != first.dtype:  # torch.cat would promote, and the way back would not give the same bits
+        raise ShapeError(f"found {tensor.dtype} beside {first.dtype}, needs one dtype")
+
+
+def _reorder(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    if tensor.ndim < 1 or tensor.shape[0] % len(order):
+        raise ShapeError(f"found {tuple(tensor.shape)}, needs a multiple of {len(order)} rows")
+    return tensor.unflatten(0, (-1, len(order)))[:, list(order)].flatten(0, 1)

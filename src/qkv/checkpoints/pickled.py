@@ -1,0 +1,48 @@
+"""Foreign pickled weights (`pytorch_model.bin`): the only module that calls `torch.load`. Ours are never pickled."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qkv.errors import FileError
+
+_REMEDY = "convert it to safetensors where it was made"
+
+
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that `torch.save` wrote, memory-mapped and read with `weights_only`.
+
+    Only the zip format (torch 1.6 and later) is read, and only a flat dict of tensors.
+
+    Raises:
+        FileError: The file is missing, damaged, compressed, or holds something else than tensors.
+    """
+    _check_zip(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the unpickler runs over hostile bytes: any of a dozen types
+        reason = " ".join(str(error).split())[:150]
+        raise FileError(f"{path}: not readable as weights only ({reason}); {_REMEDY}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; {_REMEDY}")
+    size = path.stat().st_size
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise FileError(f"{path}: entry {ascii(name)[:100]} is not a named tensor; {_REMEDY}")
+        if tensor.numel() * tensor.itemsize > size:  # strides of zero: small in the file, huge once copied
+            raise FileError(f"{path}: tensor {ascii(name)[:100]} is larger than the file of {size} bytes; {_REMEDY}")
+    return content
+
+
+def _check_zip(path: Path) -> None:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise FileError(f"{path}: missing, or not a zip file as torch.save writes since torch 1.6; {_REMEDY}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path}: a damaged zip file ({error}); {_REMEDY}") from None
+    if compressed:  # a small file could unpack to any size
+        raise FileError(f"{path}: a compressed zip file, which torch.save never writes; {_REMEDY}")

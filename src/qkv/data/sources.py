@@ -1,0 +1,219 @@
+"""Where a corpus comes from: the user's own files, or a data package."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+
+from qkv.config import Config, config
+from qkv.errors import FileError
+from qkv.fetch import check_package, fetch, read_archive
+
+TEXT_SUFFIXES: Final = (".jsonl", ".md", ".txt")
+"""What is read of a folder. A single file may have any other suffix."""
+
+
+class SourceConfig(Config, ABC):
+    """A corpus: documents in a fixed order, the same every time they are read."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[str] | Iterator[np.ndarray]:
+        """The documents, one after the other, read as they are asked for."""
+
+
+class TextSourceConfig(SourceConfig):
+    """A corpus of texts.
+
+    Text is strict UTF-8. Line ends become "\\n" and a byte order mark is dropped; nothing else changes.
+    """
+
+    @abstractmethod
+    def documents(self) -> Iterator[str]:
+        """The documents that hold any text.
+
+        Raises:
+            FileError: Something is missing, unreadable or not text.
+        """
+
+
+@final
+@config
+class FilesConfig(TextSourceConfig):
+    """The user's own text: a file, or all .jsonl, .md and .txt files below a folder, sorted by path.
+
+    A file is one document; a .jsonl file has one document per line.
+
+    Attributes:
+        path: The file or folder.
+        field: Where the text stands in a line of a .jsonl file.
+    """
+
+    path: str
+    field: str = "text"
+
+    def documents(self) -> Iterator[str]:
+        """See `TextSourceConfig.documents`."""
+        for path in _files(Path(self.path), TEXT_SUFFIXES):
+            if path.suffix == ".jsonl":
+                yield from _json_lines(path, self.field)
+            elif text := _decode(_read(path), str(path)):
+                yield text
+
+
+@final
+@config
+class PackageConfig(TextSourceConfig):
+    """Texts in a PyPI package, one document per file.
+
+    Attributes:
+        name: The package.
+        version: Its exact version.
+        sha256: Of the archive, source archive or wheel.
+        files: Which files of the archive; wildcards for a file's name or its whole path, in which `*` also matches `/`.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    files: str
+
+    def __post_init__(self) -> None:
+        check_package(self.name, self.version, self.sha256)
+
+    def documents(self) -> Iterator[str]:
+        """See `TextSourceConfig.documents`."""
+        archive = fetch(self.name, self.version, self.sha256)
+        members = read_archive(archive, self.files)
+        if not members:
+            raise FileError(f"{archive.name}: no file matches {self.files!r}; correct `files`")
+        for name, data in members:
+            if text := _decode(data, f"{archive.name}: {name}"):
+                yield text
+
+
+SHAKESPEARE: Final = PackageConfig(
+    name="shakespeare",
+    version="0.6",
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    files="*/shksprdata/texts/*_gut.txt",
+)
+"""The plays and poems of Shakespeare in modern spelling: 42 documents, 5.0 million characters, public domain.
+
+The package has already removed Project Gutenberg's headers and licence. It holds Milton and the First Folio's spelling as
+well, which `files` leaves out.
+"""
+
+
+@final
+@config
+class VectorFilesConfig(SourceConfig):
+    """The user's own sequences of real vectors: a .npy file, or all .npy files below a folder, sorted by path.
+
+    A file holds one sequence (T, features) or N of them (N, T, features), in any floating type; they are read as float32.
+
+    Attributes:
+        path: The file or folder.
+    """
+
+    path: str
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """The sequences, each (T, features) in float32.
+
+        Raises:
+            FileError: A file is missing, not such an array, of another width than the first, or has a value that float32
+                cannot hold.
+        """
+        first: tuple[Path, int] | None = None
+        for path in _files(Path(self.path), (".npy",)):
+            array = _open_vectors(path)
+            first = first or (path, array.shape[-1])
+            if array.shape[-1] != first[1]:
+                raise FileError(
+                    f"{path}: {array.shape[-1]} features, but {first[0].name} has {first[1]}; give all files the same width"
+                )
+            for i, sequence in enumerate(array if array.ndim == 3 else array[None]):
+                yield _finite(sequence, path, i)
+
+
+def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The file itself, or the files with one of the suffixes below the folder."""
+    path = path.expanduser()
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileError(f"{path}: no such file or folder; give the path of your data")
+    found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+    if not found:
+        raise FileError(f"{path}: the folder has no {', '.join(suffixes)} file; give a folder that has, or one file")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(f"{where}: byte {error.start} is not UTF-8 text; convert the file to UTF-8") from None
+    if (place := data.find(b"\0")) >= 0:
+        raise FileError(f"{where}: a zero at byte {place}, so this is not a text file; give text")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str]:
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip() and (text := _json_text(line, field, f"{path}, line {number}")):
+                    yield text
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _json_text(line: bytes, field: str, where: str) -> str:
+    try:
+        record: Any = json.loads(_decode(line, where))
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where}: not valid JSON ({error}); write one object per line") from None
+    if not isinstance(record, dict) or field not in record:
+        names = ", ".join(sorted(record)[:10]) if isinstance(record, dict) else type(record).__name__
+        raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; set `field`")
+    if not isinstance(record[field], str):
+        raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")
+    try:
+        return _decode(record[field].encode("utf-8"), where)
+    except UnicodeEncodeError:
+        raise FileError(f"{where}: {field!r} has half a surrogate pair, which is no character; remove it") from None
+
+
+def _open_vectors(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise FileError(f"{path}: not a readable .npy array ({reason}); write it with numpy.save") from None
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f":
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise FileError(f"{path}: needs floats (T, features) or (N, T, features), found {found}")
+    return array
+
+
+def _finite(sequence: np.ndarray, path: Path, number: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        sequence = np.asarray(sequence, dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(sequence))
+    if len(bad):
+        raise FileError(
+            f"{path}: sequence {number} has a value that is not finite in float32 at (step, feature) "
+            f"({bad[0][0]}, {bad[0][1]}); remove or replace it"
+        )
+    return sequence

@@ -1,0 +1,23 @@
+"""Activation functions by name."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from qkv.shapes import Tensor
+
+ActivationName = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid", "silu", "tanh", "identity"]
+
+ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
+"""`gelu` is x Φ(x); `gelu_tanh` is the approximation of Hendrycks and Gimpel 2016, which GPT-2 uses; `silu` is Swish."""

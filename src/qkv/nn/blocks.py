@@ -1,0 +1,206 @@
+"""Blocks: where the norms stand around the sublayers. One class and one equation each."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.context import Context
+from qkv.errors import ConfigError
+from qkv.nn.norms import Norm, NormConfig
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
+from qkv.shapes import Float, Tensor
+
+
+@config
+class BlockConfig(Config, ABC):
+    """Base of the configs of blocks.
+
+    Attributes:
+        norm: The norm at every place where the block has one.
+        sublayers: The parts, in the order in which they act (usually attention, then FFN).
+    """
+
+    norm: NormConfig
+    sublayers: tuple[SublayerConfig, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sublayers:
+            raise ConfigError(f"{type(self).__name__} has no sublayers; give it at least one")
+
+    @abstractmethod
+    def build(self, d_model: int) -> "Block":
+        """The block for a stream of width `d_model`."""
+
+
+class Block(nn.Module, ABC):
+    """Base of the blocks: holds the sublayers by name."""
+
+    def __init__(self, config: BlockConfig, d_model: int) -> None:
+        super().__init__()
+        self.sublayers = nn.ModuleDict(
+            {name: part.build(d_model) for name, part in zip(_names(config.sublayers), config.sublayers, strict=True)}
+        )
+
+    def norm_each(self, norm: NormConfig, d_model: int) -> nn.ModuleDict:
+        """A norm for each sublayer, under its name."""
+        return nn.ModuleDict({name: norm.build(d_model) for name in self.sublayers})
+
+    def parts(self, *norms: nn.ModuleDict) -> list[tuple]:
+        """(sublayer, its norm from each of `norms`), in the order in which they act."""
+        return list(zip(self.sublayers.values(), *(each.values() for each in norms), strict=True))
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The stream after this block, and what its sublayers report."""
+
+
+def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
+    names: list[str] = []
+    for part in sublayers:
+        n = sum(name.split("_")[0] == part.name for name in names)
+        names.append(part.name if n == 0 else f"{part.name}_{n + 1}")
+    return names
+
+
+@final
+@config
+class PreNormConfig(BlockConfig):
+    """x = x + f(norm(x)), for each sublayer f (GPT-2, Llama; analysed in Xiong et al. 2020)."""
+
+    def build(self, d_model: int) -> "PreNorm":
+        """The block for a stream of width `d_model`."""
+        return PreNorm(self, d_model)
+
+
+@final
+class PreNorm(Block):
+    """See `PreNormConfig`."""
+
+    def __init__(self, config: PreNormConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = x + f(norm(x))."""
+        aux = None
+        for f, norm in self.parts(self.norms):
+            update, report = f(norm(x), ctx)
+            x, aux = x + update, merge(aux, report)
+        return x, aux
+
+
+@final
+@config
+class PostNormConfig(BlockConfig):
+    """x = norm(x + f(x)), for each sublayer f (Vaswani et al. 2017, section 3.1; BERT)."""
+
+    def build(self, d_model: int) -> "PostNorm":
+        """The block for a stream of width `d_model`."""
+        return PostNorm(self, d_model)
+
+
+@final
+class PostNorm(Block):
+    """See `PostNormConfig`."""
+
+    def __init__(self, config: PostNormConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = norm(x + f(x))."""
+        aux = None
+        for f, norm in self.parts(self.norms):
+            update, report = f(x, ctx)
+            x, aux = norm(x + update), merge(aux, report)
+        return x, aux
+
+
+@final
+@config
+class OutputNormConfig(BlockConfig):
+    """x = x + norm(f(x)), for each sublayer f (OLMo 2, section 3.2; Swin v2)."""
+
+    def build(self, d_model: int) -> "OutputNorm":
+        """The block for a stream of width `d_model`."""
+        return OutputNorm(self, d_model)
+
+
+@final
+class OutputNorm(Block):
+    """See `OutputNormConfig`."""
+
+    def __init__(self, config: OutputNormConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = x + norm(f(x))."""
+        aux = None
+        for f, norm in self.parts(self.norms):
+            update, report = f(x, ctx)
+            x, aux = x + norm(update), merge(aux, report)
+        return x, aux
+
+
+@final
+@config
+class SandwichConfig(BlockConfig):
+    """x = x + norm₂(f(norm₁(x))), for each sublayer f (Ding et al. 2021, CogView, section 2.4; Gemma 2)."""
+
+    def build(self, d_model: int) -> "Sandwich":
+        """The block for a stream of width `d_model`."""
+        return Sandwich(self, d_model)
+
+
+@final
+class Sandwich(Block):
+    """See `SandwichConfig`."""
+
+    def __init__(self, config: SandwichConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+        self.out_norms = self.norm_each(config.norm, d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = x + out_norm(f(norm(x)))."""
+        aux = None
+        for f, norm, out_norm in self.parts(self.norms, self.out_norms):
+            update, report = f(norm(x), ctx)
+            x, aux = x + out_norm(update), merge(aux, report)
+        return x, aux
+
+
+@final
+@config
+class ParallelConfig(BlockConfig):
+    """x = x + Σ f(norm(x)) over all sublayers f, which share one norm (GPT-J; Chowdhery et al. 2022, section 2)."""
+
+    def build(self, d_model: int) -> "Parallel":
+        """The block for a stream of width `d_model`."""
+        return Parallel(self, d_model)
+
+
+@final
+class Parallel(Block):
+    """See `ParallelConfig`."""
+
+    def __init__(self, config: ParallelConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norm: Norm = config.norm.build(d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = x + Σ f(norm(x))."""
+        aux, h = None, self.norm(x)
+        for f in self.sublayers.values():
+            update, report = f(h, ctx)
+            x, aux = x + update, merge(aux, report)
+        return x, aux
+
+
+def sublayers_of(block: Block) -> list[Sublayer]:
+    """The sublayers of a block, in the order in which they act."""
+    return [part for part in block.sublayers.values() if isinstance(part, Sublayer)]

@@ -1,0 +1,133 @@
+"""The feed-forward network of a block, applied to each token alone: plain, or gated (the GLU family)."""
+
+from typing import ClassVar, final
+
+from torch import nn
+
+from qkv.config import config
+from qkv.context import Context
+from qkv.errors import ConfigError
+from qkv.nn.activations import ACTIVATIONS, ActivationName
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
+from qkv.shapes import Float, Tensor
+
+
+@final
+@config
+class FFNConfig(SublayerConfig):
+    """down(activation(up(x))): Vaswani et al. 2017, section 3.3.
+
+    Attributes:
+        d_ff: Inner width. None: 4 d_model.
+        activation: Name of the nonlinearity.
+        bias: Whether the two projections have biases.
+    """
+
+    name: ClassVar[str] = "ffn"
+
+    d_ff: int | None = None
+    activation: ActivationName = "gelu"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_width(self.d_ff)
+
+    def build(self, d_model: int) -> "FFN":
+        """The sublayer for a stream of width `d_model`."""
+        return FFN(self, d_model)
+
+
+@final
+class FFN(Sublayer):
+    """See `FFNConfig`."""
+
+    def __init__(self, config: FFNConfig, d_model: int) -> None:
+        super().__init__(config)
+        d_ff = config.d_ff or 4 * d_model
+        self.activation = ACTIVATIONS[config.activation]
+        self.up_proj = nn.Linear(d_model, d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
+
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """Each token on its own."""
+        return self.down_proj(self.activation(self.up_proj(x))), None
+
+    def residual_weights(self) -> list[nn.Parameter]:
+        """The projection back to the stream."""
+        return [self.down_proj.weight]
+
+    def flops(self, n_keys: int) -> int:
+        """Two per weight."""
+        return 2 * (self.up_proj.weight.numel() + self.down_proj.weight.numel())
+
+
+@final
+@config
+class GLUConfig(SublayerConfig):
+    """down(activation(gate(x)) · up(x)): Shazeer 2020, section 2.
+
+    `activation="sigmoid"` is the GLU of Dauphin et al. 2017, "silu" SwiGLU, "gelu" GEGLU, "relu" ReGLU, "identity" the
+    bilinear one.
+
+    Attributes:
+        d_ff: Inner width. None: 8/3 d_model rounded to a multiple of `multiple_of`; three matrices of this width have as
+            many weights as the two of an FFN of 4 d_model.
+        activation: Name of the gate's nonlinearity.
+        bias: Whether the projections have biases.
+        multiple_of: What a computed `d_ff` is rounded to (to the nearest; upwards from the middle).
+    """
+
+    name: ClassVar[str] = "ffn"
+
+    d_ff: int | None = None
+    activation: ActivationName = "silu"
+    bias: bool = False
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_width(self.d_ff)
+        if self.multiple_of < 1:
+            raise ConfigError(f"multiple_of={self.multiple_of} must be at least 1")
+
+    def width(self, d_model: int) -> int:
+        """The inner width for a stream of width `d_model`."""
+        if self.d_ff is not None:
+            return self.d_ff
+        unit = 3 * self.multiple_of
+        return max(1, (2 * 8 * d_model + unit) // (2 * unit)) * self.multiple_of
+
+    def build(self, d_model: int) -> "GLU":
+        """The sublayer for a stream of width `d_model`."""
+        return GLU(self, d_model)
+
+
+@final
+class GLU(Sublayer):
+    """See `GLUConfig`. `gate_up_proj.weight` holds the rows of the gate, then those of the values: one product."""
+
+    def __init__(self, config: GLUConfig, d_model: int) -> None:
+        super().__init__(config)
+        d_ff = config.width(d_model)
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=config.bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
+
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """Each token on its own."""
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(self.activation(gate) * up), None
+
+    def residual_weights(self) -> list[nn.Parameter]:
+        """The projection back to the stream."""
+        return [self.down_proj.weight]
+
+    def flops(self, n_keys: int) -> int:
+        """Two per weight."""
+        return 2 * (self.gate_up_proj.weight.numel() + self.down_proj.weight.numel())
+
+
+def _check_width(d_ff: int | None) -> None:
+    if d_ff is not None and d_ff < 1:
+        raise ConfigError(f"d_ff={d_ff} must be at least 1; leave it out for the usual width")

@@ -1,0 +1,158 @@
+"""Heads of a model: the stream to outputs, and the loss that trains them."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.errors import ConfigError
+from qkv.nn.embedders.embedder import EmbedderConfig
+from qkv.nn.embedders.token import TokenEmbedderConfig
+from qkv.nn.embedders.vector import VectorEmbedderConfig
+from qkv.ops.loss import IGNORE, linear_cross_entropy
+from qkv.shapes import Bool, Float, Int, Tensor
+
+
+class Head(nn.Module, ABC):
+    """Base of the heads.
+
+    `table` is the embedder's own table of vectors, for a head that shares it: there is then one parameter and one name,
+    so nothing that copies, shards or saves parameters can part them.
+    """
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B T D"], table: Float[Tensor, "V D"] | None) -> Float[Tensor, "B T out"]:
+        """The outputs for each token."""
+
+    @abstractmethod
+    def loss(
+        self, x: Float[Tensor, "B T D"], table: Tensor | None, targets: Tensor, valid: Bool[Tensor, "B T"], scale: float
+    ) -> Float[Tensor, ""]:
+        """`scale` times the loss summed over the tokens that have a target."""
+
+    @abstractmethod
+    def count(self, targets: Tensor, valid: Bool[Tensor, "B T"]) -> int:
+        """How many tokens have a target."""
+
+
+@config
+class HeadConfig(Config, ABC):
+    """Base of the configs of heads."""
+
+    @abstractmethod
+    def build(self, d_model: int, embed: EmbedderConfig) -> Head:
+        """The head of a model of width `d_model` with this embedder."""
+
+
+@final
+@config
+class LMHeadConfig(HeadConfig):
+    """Logits over the vocabulary of the embedder, trained with cross-entropy.
+
+    Attributes:
+        tied: Whether it uses the embedder's table as its weight (Press and Wolf 2017).
+    """
+
+    tied: bool = True
+
+    def build(self, d_model: int, embed: EmbedderConfig) -> "LMHead":
+        """The head of a model of width `d_model` with this embedder.
+
+        Raises:
+            ConfigError: The embedder has no vocabulary.
+        """
+        if not isinstance(embed, TokenEmbedderConfig) or embed.vocab_size is None:
+            raise ConfigError(f"LMHead needs a TokenEmbedder with a vocab_size, found {embed.tag()}; use VectorHead")
+        return LMHead(self, d_model, embed.vocab_size)
+
+
+@final
+class LMHead(Head):
+    """See `LMHeadConfig`."""
+
+    def __init__(self, config: LMHeadConfig, d_model: int, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def _weight(self, table: Tensor | None) -> Tensor:
+        weight = table if self.weight is None else self.weight
+        assert weight is not None
+        return weight
+
+    def forward(self, x: Float[Tensor, "B T D"], table: Float[Tensor, "V D"] | None) -> Float[Tensor, "B T V"]:
+        """Logits."""
+        return F.linear(x, self._weight(table))
+
+    def loss(
+        self,
+        x: Float[Tensor, "B T D"],
+        table: Float[Tensor, "V D"] | None,
+        targets: Int[Tensor, "B T"],
+        valid: Bool[Tensor, "B T"],
+        scale: float,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy in nats, without the logits of all tokens at once."""
+        targets = torch.where(valid, targets, IGNORE)
+        return linear_cross_entropy(x.flatten(0, 1), self._weight(table), targets.flatten(), scale=scale)
+
+    def count(self, targets: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> int:
+        """How many tokens have a target: those that are no padding and whose target is not -100."""
+        return int(((targets != IGNORE) & valid).sum())
+
+
+@final
+@config
+class VectorHeadConfig(HeadConfig):
+    """A linear map to vectors, trained with the squared error.
+
+    Attributes:
+        n_out: Width of the output. None: that of the input vectors (prediction of the next one).
+    """
+
+    n_out: int | None = None
+
+    def build(self, d_model: int, embed: EmbedderConfig) -> "VectorHead":
+        """The head of a model of width `d_model` with this embedder.
+
+        Raises:
+            ConfigError: No width is given, and the input has none either.
+        """
+        n_out = self.n_out
+        if n_out is None and isinstance(embed, VectorEmbedderConfig):
+            n_out = embed.n_features
+        if n_out is None:
+            raise ConfigError(f"VectorHead.n_out is not set and {embed.tag()} gives no width; set n_out")
+        return VectorHead(d_model, n_out)
+
+
+@final
+class VectorHead(Head):
+    """See `VectorHeadConfig`."""
+
+    def __init__(self, d_model: int, n_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(d_model, n_out)
+
+    def forward(self, x: Float[Tensor, "B T D"], table: Tensor | None) -> Float[Tensor, "B T out"]:
+        """The predicted vectors."""
+        return self.proj(x)
+
+    def loss(
+        self,
+        x: Float[Tensor, "B T D"],
+        table: Tensor | None,
+        targets: Float[Tensor, "B T out"],
+        valid: Bool[Tensor, "B T"],
+        scale: float,
+    ) -> Float[Tensor, ""]:
+        """Squared error, averaged over the numbers of a vector and summed over the tokens that are no padding."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        error = (self.proj(x).to(wide) - targets.to(wide)).square().mean(-1)
+        return torch.where(valid, error, 0.0).sum() * scale
+
+    def count(self, targets: Tensor, valid: Bool[Tensor, "B T"]) -> int:
+        """How many tokens are no padding."""
+        return int(valid.sum())

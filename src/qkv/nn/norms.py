@@ -1,0 +1,94 @@
+"""Normalisation over the width, with ε inside the root, computed in at least float32."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.errors import ConfigError
+from qkv.shapes import Float, Tensor
+
+
+class Norm(nn.Module, ABC):
+    """Base of the norms: one vector in, one of the same width out."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Normalise each vector."""
+
+
+@config
+class NormConfig(Config, ABC):
+    """Base of the configs of norms. `eps` is added to the variance or mean square, inside the root."""
+
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.eps < 0:
+            raise ConfigError(f"eps={self.eps} must not be negative")
+
+    @abstractmethod
+    def build(self, width: int) -> Norm:
+        """The norm of vectors of `width` numbers."""
+
+
+@final
+@config
+class LayerNormConfig(NormConfig):
+    """(x - mean) / √(var + ε) · weight + bias, with the biased variance.
+
+    Source: Ba et al. 2016, equation 3; ε as in the authors' code.
+    """
+
+    bias: bool = True
+
+    def build(self, width: int) -> "LayerNorm":
+        """The norm of vectors of `width` numbers."""
+        return LayerNorm(self, width)
+
+
+@final
+class LayerNorm(Norm):
+    """See `LayerNormConfig`."""
+
+    def __init__(self, config: LayerNormConfig, width: int) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Normalise each vector. PyTorch's kernel accumulates 16-bit input in float32."""
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+@final
+@config
+class RMSNormConfig(NormConfig):
+    """x / √(mean(x²) + ε) · weight.
+
+    Source: Zhang and Sennrich 2019, equation 4; ε as in the authors' code. The weight is applied before rounding to the
+    type of x (Llama's own code and Hugging Face round first; the difference is within one rounding of that type).
+    """
+
+    def build(self, width: int) -> "RMSNorm":
+        """The norm of vectors of `width` numbers."""
+        return RMSNorm(self, width)
+
+
+@final
+class RMSNorm(Norm):
+    """See `RMSNormConfig`."""
+
+    def __init__(self, config: RMSNormConfig, width: int) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Normalise each vector."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight).to(x.dtype)

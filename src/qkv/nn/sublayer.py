@@ -1,0 +1,87 @@
+"""What stands on the residual stream: a sublayer maps the stream to an update, whatever it does inside."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.context import Context
+from qkv.errors import ConfigError
+from qkv.shapes import Float, Tensor
+
+
+@dataclass(frozen=True)
+class Aux:
+    """What sublayers report besides their update. Returned, and summed by the blocks and the stack.
+
+    Attributes:
+        losses: Terms to add to the loss, by name; terms of one name are summed over the layers.
+        loads: One tensor per routed layer: how many tokens each expert received.
+    """
+
+    losses: dict[str, Tensor]
+    loads: tuple[Tensor, ...] = ()
+
+
+def merge(a: Aux | None, b: Aux | None) -> Aux | None:
+    """The sum of two reports."""
+    if a is None or b is None:
+        return b if a is None else a
+    losses = a.losses | {name: a.losses[name] + loss if name in a.losses else loss for name, loss in b.losses.items()}
+    return Aux(losses, a.loads + b.loads)
+
+
+class Sublayer(nn.Module, ABC):
+    """Base of attention, FFN and whatever else updates the stream.
+
+    It works alone, without a stack around it: `update, aux = sublayer(x)` takes each row of x as one full sequence.
+    """
+
+    def __init__(self, config: "SublayerConfig") -> None:
+        super().__init__()
+        self.dropout = config.dropout
+
+    @final
+    def forward(
+        self, x: Float[Tensor, "B T D"], ctx: Context | None = None
+    ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The update to the stream, after residual dropout, and the report if there is one."""
+        update, aux = self.update(x, ctx)
+        return F.dropout(update, self.dropout, self.training) if self.dropout else update, aux
+
+    @abstractmethod
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The update without dropout. `ctx` is None outside a stack."""
+
+    @abstractmethod
+    def residual_weights(self) -> list[nn.Parameter]:
+        """The weights that write to the stream; initialisation may scale them down with depth."""
+
+    @abstractmethod
+    def flops(self, n_keys: int) -> int:
+        """Floating-point operations for one token's forward pass, its queries reading `n_keys` keys."""
+
+
+@config
+class SublayerConfig(Config, ABC):
+    """Base of the configs of sublayers.
+
+    Attributes:
+        dropout: Probability that an element of the update is dropped in training (residual dropout).
+    """
+
+    name: ClassVar[str]
+    """What the sublayer is called among the parameters of its block."""
+
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
+
+    @abstractmethod
+    def build(self, d_model: int) -> Sublayer:
+        """The sublayer for a stream of width `d_model`."""

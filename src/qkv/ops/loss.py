@@ -1,0 +1,61 @@
+"""The head and its cross-entropy as one function, so that the logits of all tokens never exist at once."""
+
+import torch
+
+from qkv.shapes import Float, Int, Tensor
+
+IGNORE = -100
+"""The target of a token that has none: padding, or the last token of a document."""
+
+_CHUNK_BYTES = 128 * 2**20
+"""Most float32 logits held at once. Larger chunks mean larger products and fewer sums into the weight's gradient."""
+
+
+def linear_cross_entropy(
+    x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"], *, scale: float = 1.0
+) -> Float[Tensor, ""]:
+    """`scale` times the sum over tokens of -log softmax(x Wᵀ)[target], in nats; targets of -100 count nothing.
+
+    The gradients are computed together with the loss, chunk by chunk over the tokens: memory is one chunk of logits
+    instead of N x V. The softmax runs in at least float32. Pass the normaliser as `scale` (1 / number of tokens) rather
+    than dividing the result: the gradients then need no second pass.
+
+    Differs from `torch.nn.functional.cross_entropy` only in memory, and in having no second derivative.
+    """
+    return _LinearCrossEntropy.apply(x, weight, targets, scale)  # type: ignore[no-any-return]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:  # noqa: ANN001
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+        total = torch.zeros((), dtype=torch.float64 if x.device.type == "cpu" else wide, device=x.device)
+        grad_x = torch.empty_like(x) if needs_x else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        for start in range(0, len(x), size):
+            part, target = x[start : start + size], targets[start : start + size]
+            counted = target != IGNORE
+            target = target.where(counted, 0)[:, None]
+            log_p = torch.log_softmax(part @ weight.T, dim=-1, dtype=wide)
+            total -= (log_p.gather(1, target)[:, 0] * counted).sum()
+            if not (needs_x or needs_weight):
+                continue
+            grad = log_p.exp_()
+            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+            grad *= (counted * scale)[:, None]
+            grad = grad.to(x.dtype)
+            if grad_x is not None:
+                torch.mm(grad, weight, out=grad_x[start : start + size])
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.T, part)
+        ctx.save_for_backward(grad_x, grad_weight)
+        return (total * scale).to(wide)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
+        grads = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad.item() != 1.0:  # reading the number would stop a GPU
+            grads = tuple(None if g is None else g * grad.to(g.dtype) for g in grads)
+        return *grads, None, None

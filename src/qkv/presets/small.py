@@ -1,0 +1,26 @@
+"""The model of the default recipe: small enough to learn a book on two CPU cores in a few minutes."""
+
+from qkv.masks import Causal
+from qkv.models.init import InitConfig
+from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import PreNormConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.ffn import GLUConfig
+from qkv.nn.heads import LMHeadConfig
+from qkv.nn.norms import RMSNormConfig
+from qkv.nn.positions import RoPEConfig
+
+
+def small() -> TransformerConfig:
+    """Four blocks of width 256; the vocabulary is the tokenizer's."""
+    norm = RMSNormConfig()
+    attention = AttentionConfig(n_heads=4, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
+    return TransformerConfig(
+        d_model=256,
+        embed=TokenEmbedderConfig(),
+        blocks=Repeat(n=4, pattern=PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))),
+        final_norm=norm,
+        head=LMHeadConfig(tied=True),
+        init=InitConfig(),
+    )

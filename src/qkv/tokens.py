@@ -1,0 +1,124 @@
+"""What the tokens of a batch are, besides their values: one immutable value from which the rest is derived."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import torch
+
+from qkv.errors import ConfigError
+from qkv.shapes import Bool, Int, Tensor
+
+
+class Layout(Enum):
+    """What is known on the host about a batch, so that no kernel has to look at the tensors to find out."""
+
+    FULL = "one sequence fills each row; order rises"
+    RAGGED = "each document is one unbroken run of its row; order rises inside it; the rest is padding"
+    GENERAL = "nothing is known; a mask is built from the tensors"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where each token of a batch stands. Masks, positions, loss weights and kernels are derived from it.
+
+    Attributes:
+        index: Place inside its own document, in tokens (windows, caches, learned tables).
+        order: Causal rank. A token sees those of its own or a lower rank; equal ranks see each other (a prefix).
+        segment: Document id; 0 is padding. Tokens of different documents never see each other.
+        coords: Position for rotary embeddings; one coordinate for text.
+        layout: What is known without reading the tensors.
+    """
+
+    index: Int[Tensor, "B T"]
+    order: Int[Tensor, "B T"]
+    segment: Int[Tensor, "B T"]
+    coords: Int[Tensor, "B T P"]
+    layout: Layout
+
+    @staticmethod
+    def full(
+        batch: int, length: int, *, start: int | Int[Tensor, " B"] = 0, device: torch.device | None = None
+    ) -> "Tokens":
+        """One sequence of `length` tokens per row. `start`: the index of the first, the same for all rows or one each."""
+        if isinstance(start, Tensor):
+            index = torch.arange(length, device=device) + start[:, None]
+        else:
+            index = torch.arange(start, start + length, device=device).expand(batch, length)
+        return _from_index(index, torch.ones_like(index), Layout.FULL)
+
+    @staticmethod
+    def padded(
+        lengths: Sequence[int],
+        length: int | None = None,
+        *,
+        side: Literal["left", "right"] = "right",
+        device: torch.device | None = None,
+    ) -> "Tokens":
+        """One document of `lengths[b]` tokens per row, padded to `length` (default: the longest) on `side`.
+
+        Raises:
+            ConfigError: A row does not fit into `length`.
+        """
+        width = max(lengths) if length is None else length
+        for row, n in enumerate(lengths):
+            _check_fits(row, n, width)
+        slot = torch.arange(width, device=device)
+        n = torch.tensor(list(lengths), device=device)[:, None]
+        index = slot - (width - n) if side == "left" else slot.expand(len(lengths), width)
+        valid = (index >= 0) & (index < n)
+        return _from_index(index * valid, valid.long(), Layout.RAGGED)
+
+    @staticmethod
+    def packed(
+        lengths: Sequence[Sequence[int]], length: int | None = None, *, device: torch.device | None = None
+    ) -> "Tokens":
+        """Several documents side by side: row b holds documents of `lengths[b]` tokens, then padding up to `length`.
+
+        Raises:
+            ConfigError: The documents of a row do not fit into `length`.
+        """
+        totals = [sum(row) for row in lengths]
+        width = max(totals) if length is None else length
+        index, segment = torch.zeros(2, len(lengths), width, dtype=torch.long)
+        for row, sizes in enumerate(lengths):
+            _check_fits(row, totals[row], width)
+            if sizes:
+                n = torch.tensor(sizes)
+                starts = n.cumsum(0) - n
+                segment[row, : totals[row]] = torch.arange(1, len(sizes) + 1).repeat_interleave(n)
+                index[row, : totals[row]] = torch.arange(totals[row]) - starts.repeat_interleave(n)
+        return _from_index(index.to(device), segment.to(device), Layout.RAGGED)
+
+    @staticmethod
+    def from_padding(valid: Bool[Tensor, "B T"]) -> "Tokens":
+        """From the `attention_mask` of other libraries: True (or 1) is a token, False is padding, anywhere in the row."""
+        real = valid.bool()
+        index = (real.cumsum(1) - 1).clamp(min=0) * real
+        runs = (real[:, :1].long() + (real[:, 1:] & ~real[:, :-1]).sum(1, keepdim=True)).max()
+        return _from_index(index, real.long(), Layout.RAGGED if runs.item() <= 1 else Layout.GENERAL)
+
+    @property
+    def valid(self) -> Bool[Tensor, "B T"]:
+        """True where there is a token, False where there is padding."""
+        return self.segment > 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return self.index.shape[0], self.index.shape[1]
+
+    def shifted(self, by: Int[Tensor, " B"]) -> "Tokens":
+        """The same tokens, standing `by[b]` tokens later in their documents (after what a cache holds)."""
+        by = by[:, None]
+        return Tokens(self.index + by, self.order + by, self.segment, self.coords + by[..., None], self.layout)
+
+
+def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
+    return Tokens(index, index, segment, index[..., None], layout)
+
+
+def _check_fits(row: int, n: int, width: int) -> None:
+    if not 0 <= n <= width:
+        raise ConfigError(f"row {row} has {n} tokens and the batch has length {width}; cut the row or raise the length")
