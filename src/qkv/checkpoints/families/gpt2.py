@@ -1,0 +1,93 @@
+"""GPT-2 in the layout of Hugging Face: fused q|k|v, weights stored inputs by outputs, tied head."""
+
+from qkv.checkpoints.families.family import ConfigReader, Family, attention_of, one_block
+from qkv.checkpoints.maps import FuseQKV, KeyMap, Rule, Split, Transpose
+from qkv.masks import Causal
+from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import PreNormConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.ffn import FFNConfig
+from qkv.nn.heads import LMHeadConfig
+from qkv.nn.norms import LayerNormConfig
+from qkv.nn.positions import LearnedPositionsConfig
+
+
+def read(source: ConfigReader) -> TransformerConfig:
+    """The config of a GPT-2 model.
+
+    Raises:
+        FileError: The file asks for something that qkv does not implement, or knows.
+    """
+    d_model = source.take_positive("n_embd", 768)
+    context = source.take_positive("n_positions", 1024)
+    norm = LayerNormConfig(eps=source.take("layer_norm_epsilon", float, 1e-5))
+    residual_dropout = source.take("resid_pdrop", float, 0.1)
+    attention = AttentionConfig(
+        n_heads=source.take_positive("n_head", 12),
+        mask=Causal(),
+        bias=True,
+        dropout=residual_dropout,
+        weight_dropout=source.take("attn_pdrop", float, 0.1),
+        scale=None if source.take("scale_attn_weights", bool, True) else 1.0,
+    )
+    ffn = FFNConfig(
+        d_ff=source.optional("n_inner", int) or 4 * d_model,
+        activation=source.activation("activation_function", "gelu_new"),
+        bias=True,
+        dropout=residual_dropout,
+    )
+    config = TransformerConfig(
+        d_model=d_model,
+        embed=TokenEmbedderConfig(
+            vocab_size=source.take_positive("vocab_size", 50_257),
+            position=LearnedPositionsConfig(length=context),
+            dropout=source.take("embd_pdrop", float, 0.1),
+        ),
+        blocks=Repeat(
+            n=source.take_positive("n_layer", 12), pattern=PreNormConfig(norm=norm, sublayers=(attention, ffn))
+        ),
+        final_norm=norm,
+        head=LMHeadConfig(tied=source.take("tie_word_embeddings", bool, True)),
+        context=context,
+    )
+    source.require("scale_attn_by_inverse_layer_idx", False)
+    source.require("add_cross_attention", False)
+    source.require("n_ctx", context)
+    summary = ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")  # of a classification head
+    source.finish("reorder_and_upcast_attn", "gradient_checkpointing", *(f"summary_{name}" for name in summary))
+    return config
+
+
+def keys(config: TransformerConfig) -> KeyMap:
+    """The map between Hugging Face's keys and ours."""
+    n_layers, block = one_block(config)
+    n_heads, width = attention_of(block).n_heads, config.d_model
+    thirds, fuse = Split((width,) * 3), FuseQKV(n_heads, n_heads, width // n_heads, width // n_heads)
+    ours, theirs = "blocks.{}.sublayers", "transformer.h.{}"
+    rules = [
+        Rule("transformer.wte.weight", "embed.weight"),
+        Rule("transformer.wpe.weight", "embed.position.weight"),
+        Rule("transformer.ln_f.weight", "final_norm.weight"),
+        Rule("transformer.ln_f.bias", "final_norm.bias"),
+        Rule(f"{theirs}.attn.c_attn.weight", f"{ours}.attention.qkv_proj.weight", Transpose(), thirds, fuse),
+        Rule(f"{theirs}.attn.c_attn.bias", f"{ours}.attention.qkv_proj.bias", thirds, fuse),
+    ]
+    for their, our in (("ln_1", "attention"), ("ln_2", "ffn")):
+        rules += [Rule(f"{theirs}.{their}.{part}", f"blocks.{{}}.norms.{our}.{part}") for part in ("weight", "bias")]
+    for their, our in (
+        ("attn.c_proj", "attention.o_proj"),
+        ("mlp.c_fc", "ffn.up_proj"),
+        ("mlp.c_proj", "ffn.down_proj"),
+    ):
+        rules += [
+            Rule(f"{theirs}.{their}.weight", f"{ours}.{our}.weight", Transpose()),
+            Rule(f"{theirs}.{their}.bias", f"{ours}.{our}.bias"),
+        ]
+    if isinstance(config.head, LMHeadConfig) and not config.head.tied:
+        rules.append(Rule("lm_head.weight", "head.weight"))
+    masks = (f"{theirs}.attn.bias", f"{theirs}.attn.masked_bias")  # buffers in older files
+    return KeyMap(rules, n_layers, ignore=masks)
+
+
+GPT2 = Family(read, keys, prefix="transformer.", head="lm_head.weight", table="transformer.wte.weight")
