@@ -1,14 +1,15 @@
 """The seam for looking inside: what attention hands over while it runs, whichever kernel runs."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from qkv.masks import LoweredMask
 from qkv.shapes import Float, Tensor
 
 
-class Recorder(Protocol):
+class Recorder(ABC):
     """Receives what each attention computed. It must not change the tensors; the kernels do not know it is there."""
 
+    @abstractmethod
     def attention(
         self,
         slot: int,
@@ -28,4 +29,3 @@ class Recorder(Protocol):
             scale: What q·k is multiplied with before the softmax.
             out: What the kernel really produced, before the output projection.
         """
-        ...

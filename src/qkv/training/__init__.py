@@ -1,0 +1,25 @@
+"""Training: a recipe in, a run folder out."""
+
+from qkv.training.evaluate import evaluate_run
+from qkv.training.recipe import (
+    AdamWConfig,
+    CosineConfig,
+    RecipeConfig,
+    SampleConfig,
+    ScheduleConfig,
+    WSDConfig,
+    read_recipe,
+)
+from qkv.training.trainer import train
+
+__all__ = [
+    "AdamWConfig",
+    "CosineConfig",
+    "RecipeConfig",
+    "SampleConfig",
+    "ScheduleConfig",
+    "WSDConfig",
+    "evaluate_run",
+    "read_recipe",
+    "train",
+]

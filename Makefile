@@ -1,0 +1,47 @@
+# Every target does its own set-up, from a fresh clone on.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check bench mutants format clean
+
+help:  ## Say what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(STAMP)  ## Make .venv with qkv and all that its tests need, in pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qkv needs Python 3.11 or newer; run make PYTHON=python3.12, say")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: setup  ## Train a Transformer on Shakespeare and read what it writes (a few minutes)
+	$(BIN)/qkv train shakespeare
+
+test: setup  ## Run the tests
+	$(BIN)/python -m pytest -q
+
+check: setup  ## Lint, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup  ## Compare with other libraries, in one run (about 20 minutes; installs them)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/wall_time.py
+
+mutants: setup  ## Plant faults, one at a time, and see the tests find each
+	$(BIN)/python tests/mutants.py
+
+format: setup  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

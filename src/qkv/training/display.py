@@ -1,0 +1,155 @@
+"""What a person sees while a model learns: a live panel on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_BARS = "▁▂▃▄▅▆▇█"
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Updates done.
+        steps: Updates to do.
+        loss: Of the last update, nats per token.
+        validation: Last loss on held-out data, None before the first.
+        tokens_per_second: Tokens trained on, averaged over the last updates.
+        share_of_peak: Useful operations per second, by those of a large matrix product on this machine.
+        history: Losses so far.
+        started: When this process began to train, and after how many updates.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    validation: float | None
+    tokens_per_second: float
+    share_of_peak: float
+    history: list[float]
+    started: tuple[float, int]
+
+    @property
+    def seconds_left(self) -> float:
+        """At the mean speed so far, evaluations and checkpoints included."""
+        since, first = self.started
+        return (time.monotonic() - since) / max(1, self.step - first) * (self.steps - self.step)
+
+
+class Display(ABC):
+    """Base of the displays."""
+
+    @abstractmethod
+    def update(self, progress: Progress) -> None:
+        """Called after every update; shows what it finds worth showing."""
+
+    @abstractmethod
+    def say(self, message: str) -> None:
+        """A line that stays."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The run has ended."""
+
+
+@final
+class PlainDisplay(Display):
+    """Lines: for logs, pipes and small terminals."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def update(self, progress: Progress) -> None:
+        """A line every few seconds, and one for the last update."""
+        now = time.monotonic()
+        if now < self._next and progress.step < progress.steps:
+            return
+        self._next = now + _SECONDS_BETWEEN_LINES
+        self.say(_line(progress))
+
+    def say(self, message: str) -> None:
+        """Print it at once."""
+        print(message, flush=True)  # noqa: T201 - this is the display
+
+    def close(self) -> None:
+        """Nothing to tidy up."""
+
+
+@final
+class LiveDisplay(Display):
+    """A panel that is redrawn in place."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._title = title
+        self._live = Live(Text("…"), console=console, refresh_per_second=4)
+        self._live.start()
+
+    def update(self, progress: Progress) -> None:
+        """Redraw."""
+        self._live.update(_panel(progress, self._title))
+
+    def say(self, message: str) -> None:
+        """Print it above the panel."""
+        self._live.console.print(message, highlight=False, markup=False)
+
+    def close(self) -> None:
+        """Leave the last picture where it is."""
+        self._live.stop()
+
+
+def make_display(title: str) -> Display:
+    """Live where standard output is a terminal, plain elsewhere."""
+    console = Console()
+    return LiveDisplay(console, title) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay()
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _line(p: Progress) -> str:
+    held_out = "" if p.validation is None else f"  held out {p.validation:.4f}"
+    return (
+        f"step {p.step}/{p.steps}  loss {p.loss:.4f}{held_out}  {p.tokens_per_second:,.0f} tokens/s  "
+        f"{p.share_of_peak:.0%} of peak  {clock(p.seconds_left)} left"
+    )
+
+
+def _panel(p: Progress, title: str) -> Panel:
+    table = Table.grid(padding=(0, 3))
+    held_out = "-" if p.validation is None else f"{p.validation:.4f}"
+    names = ("step", "loss", "held out", "tokens/s", "of matmul peak", "left")
+    values = (
+        f"{p.step:,} / {p.steps:,}", f"{p.loss:.4f}", held_out, f"{p.tokens_per_second:,.0f}", f"{p.share_of_peak:.0%}",
+        clock(p.seconds_left),
+    )  # fmt: skip
+    table.add_row(*(Text(name, style="dim") for name in names))
+    table.add_row(*(Text(value, style="bold") for value in values))
+    bar = ProgressBar(total=p.steps, completed=p.step, width=68)
+    return Panel(Group(table, bar, Text(sparkline(p.history, 68), style="cyan")), title=title, expand=False)
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """The values as a row of bars, averaged into at most `width` columns; the lowest is the lowest bar."""
+    if not values:
+        return ""
+    columns = min(width, len(values))
+    edges = [round(i * len(values) / columns) for i in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(means), max(means)
+    spread = (high - low) or 1.0
+    return "".join(_BARS[min(7, int((mean - low) / spread * 8))] if mean == mean else "!" for mean in means)

@@ -1,0 +1,81 @@
+"""Loss on held-out data."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from qkv.api import load
+from qkv.data import Batch, Batches, FilesConfig, Split
+from qkv.errors import ConfigError
+from qkv.models.transformer import Transformer
+from qkv.tokens import Tokens
+from qkv.training.precision import products_in
+
+
+def tokens_of(batch: Batch, device: torch.device) -> Tokens:
+    """Where the tokens of a batch stand; FULL where no row has a boundary or padding, which has faster kernels."""
+    rows, width = batch.inputs.shape[:2]
+    if all(lengths == (width,) for lengths in batch.lengths):
+        return Tokens.full(rows, width, device=device)
+    return Tokens.packed(batch.lengths, width, device=device)
+
+
+class Evaluation(NamedTuple):
+    """What was measured: the sum of the losses (nats, or squared errors) and over how many tokens."""
+
+    total: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per token."""
+        return self.total / max(1, self.tokens)
+
+
+def evaluate(model: Transformer, batches: Batches, *, precision: str, limit: int | None = None) -> Evaluation:
+    """The loss over the batches of a split, the first `limit` of them, or all."""
+    device = next(model.parameters()).device
+    assert model.head is not None
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad(), products_in(precision, device):
+        for i in range(len(batches) if limit is None else min(limit, len(batches))):
+            batch = batches.batch(0, i)
+            tokens, targets = tokens_of(batch, device), batch.targets.to(device)
+            loss, _ = model.loss(batch.inputs.to(device), targets, tokens, scale=1.0)
+            total += loss.item()
+            count += model.head.count(targets, tokens.valid)
+    model.train(training)
+    return Evaluation(total, count)
+
+
+def evaluate_run(run: Path, data: Path, *, batch_size: int = 8) -> dict[str, float]:
+    """Loss (nats per token), perplexity and bits per byte of a model on a file, folder or JSONL of text.
+
+    Args:
+        run: A run folder, or a Hugging Face folder with a tokenizer.
+        data: As for `FilesConfig`.
+        batch_size: Rows computed at once.
+
+    Raises:
+        FileError: The folder or the text cannot be read.
+        ConfigError: The model has no tokenizer.
+    """
+    loaded = load(run)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{run} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss")
+    split = Split.from_text(loaded.tokenizer, FilesConfig(path=str(data)).documents())
+    context = loaded.config.context or loaded.config.embed.max_length or 1024
+    batches = Batches(split, context=context, batch_size=batch_size, seed=0, shuffle=False)
+    result = evaluate(loaded.model, batches, precision="float32")
+    assert split.n_bytes is not None
+    return {
+        "loss": result.loss,
+        "perplexity": math.exp(min(result.loss, 700.0)),
+        "bits_per_byte": result.total / math.log(2) / split.n_bytes,
+        "tokens": result.tokens,
+        "bytes": split.n_bytes,
+    }

@@ -1,0 +1,241 @@
+"""Recipes: everything that decides what a training run computes, as one config."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+from qkv.config import Config, assign, config, read_yaml
+from qkv.data import DataConfig, Dataset
+from qkv.errors import ConfigError
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.presets import preset
+
+
+@final
+@config
+class AdamWConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2), fused.
+
+    Attributes:
+        lr: The highest learning rate; the schedule multiplies it.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the second.
+        weight_decay: Per step and unit of learning rate, on weights with two axes (not on norms and biases).
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"lr={self.lr} must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={list(self.betas)} must be at least 0 and below 1")
+
+
+@config
+class ScheduleConfig(Config, ABC):
+    """Base of the schedules.
+
+    Attributes:
+        warmup: Steps over which the learning rate rises from 0, in a straight line.
+        final: Share of the highest learning rate that is left at the end.
+    """
+
+    warmup: int = 50
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or not 0 <= self.final <= 1:
+            raise ConfigError(f"warmup={self.warmup} must not be negative and final={self.final} be between 0 and 1")
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied with in `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return self.after_warmup(step, steps)
+
+    @abstractmethod
+    def after_warmup(self, step: int, steps: int) -> float:
+        """The factor once the warm-up is over."""
+
+
+@final
+@config
+class CosineConfig(ScheduleConfig):
+    """Half a cosine from the end of the warm-up to the last step (Loshchilov and Hutter 2017, without restarts)."""
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        """From 1 to `final`."""
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+@final
+@config
+class WSDConfig(ScheduleConfig):
+    """Warm-up, stable, decay: constant, then down in a straight line over the last steps (Hu et al. 2024, section 4).
+
+    Attributes:
+        decay: Share of all steps that the way down takes.
+    """
+
+    decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(f"decay={self.decay} is a share of the steps and must be between 0 and 1")
+
+    def after_warmup(self, step: int, steps: int) -> float:
+        """1, then down to `final`."""
+        left = (steps - step) / max(1.0, self.decay * steps)
+        return self.final + (1 - self.final) * min(1.0, left)
+
+
+@final
+@config
+class SampleConfig(Config):
+    """The text that a run writes after each evaluation.
+
+    Attributes:
+        prompt: What it goes on from; empty: the beginning of a document.
+        tokens: How many tokens at most.
+        temperature: As in generation.
+    """
+
+    prompt: str = ""
+    tokens: int = 120
+    temperature: float = 0.8
+
+
+@final
+@config
+class RecipeConfig(Config):
+    """A whole training run.
+
+    Attributes:
+        model: The model. In a file: a config, a preset's name, or `{preset: name, …}` with changes.
+        data: The corpus.
+        steps: Updates of the weights.
+        context: Tokens of a row.
+        batch_size: Rows computed at once.
+        accumulation: How many such batches make one update; the loss is the mean over all their tokens.
+        optimizer: How weights are updated.
+        schedule: How the learning rate moves.
+        clip: Largest norm of the gradient; None: not clipped.
+        precision: Type of the matrix products; weights stay float32. "auto" times a few steps of each and says so.
+        compile: Compile each block with `torch.compile`.
+        checkpoint_blocks: Keep only the stream between blocks, and compute the rest twice.
+        seed: Of the weights, the order of the data and dropout.
+        non_finite: What to do about a loss or gradient that is not finite: stop, or skip the update.
+        evaluate_every: Steps between evaluations on held-out data.
+        evaluate_batches: Batches of one evaluation; None: all. The last evaluation always takes all.
+        save_every: Steps between checkpoints.
+        keep: Checkpoints to keep.
+        sample: Text to write after each evaluation; None: none.
+    """
+
+    model: TransformerConfig
+    data: DataConfig
+    steps: int
+    context: int = 256
+    batch_size: int = 16
+    accumulation: int = 1
+    optimizer: AdamWConfig = AdamWConfig()
+    schedule: ScheduleConfig = CosineConfig()
+    clip: float | None = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    checkpoint_blocks: bool = False
+    seed: int = 0
+    non_finite: Literal["stop", "skip"] = "stop"
+    evaluate_every: int = 100
+    evaluate_batches: int | None = 16
+    save_every: int = 100
+    keep: int = 2
+    sample: SampleConfig | None = None
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "context", "batch_size", "accumulation", "evaluate_every", "save_every", "keep")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.sample is not None and self.data.tokenizer is None:
+            raise ConfigError("sample writes text and the data are vectors; set sample to null")
+        longest = self.model.embed.max_length
+        if longest is not None and self.context > longest:
+            raise ConfigError(f"context={self.context} is longer than the model's position table of {longest}; lower it")
+
+    def resolved(self, dataset: Dataset) -> "RecipeConfig":
+        """The same recipe with the sizes that only the data know.
+
+        Raises:
+            ConfigError: The model takes other input than the data give, or has too small a vocabulary.
+        """
+        embed = self.model.embed
+        if dataset.tokenizer is not None:
+            n = dataset.tokenizer.vocab_size
+            if not isinstance(embed, TokenEmbedderConfig):
+                raise ConfigError(f"the data are text and the model's embedder is {embed.tag()}; use TokenEmbedder")
+            if embed.vocab_size is not None and embed.vocab_size < n:
+                raise ConfigError(
+                    f"the tokenizer has {n} tokens and model.embed.vocab_size is {embed.vocab_size}; leave it out, or set "
+                    f"it to {n} or more"
+                )
+            embed = dataclasses.replace(embed, vocab_size=embed.vocab_size or n)
+        else:
+            if not isinstance(embed, VectorEmbedderConfig):
+                raise ConfigError(f"the data are vectors and the model's embedder is {embed.tag()}; use VectorEmbedder")
+            if embed.n_features not in (None, dataset.n_features):
+                raise ConfigError(
+                    f"the vectors have {dataset.n_features} features and model.embed.n_features is {embed.n_features}"
+                )
+            embed = dataclasses.replace(embed, n_features=dataset.n_features)
+        context = self.model.context or self.context
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, embed=embed, context=context))
+
+
+def built_in(name: str) -> Path | None:
+    """The file of a recipe that comes with qkv, or None."""
+    path = Path(__file__).parent.parent / "recipes" / f"{name}.yaml"
+    return path if path.is_file() and path.stem == name else None
+
+
+def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
+    """A recipe from a YAML file, with changes such as `"optimizer.lr=3e-4"`.
+
+    The name of a recipe that comes with qkv, such as `shakespeare`, stands for its file.
+
+    Raises:
+        FileError: The file cannot be read.
+        ConfigError: It is not a recipe; the message names the key.
+    """
+    file = path if path.exists() else built_in(str(path)) or path
+    data = read_yaml(file)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    expand_preset(data)
+    for change in sets:
+        assign(data, change)
+        expand_preset(data)
+    try:
+        return RecipeConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def expand_preset(data: dict[str, Any]) -> None:
+    """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` replace those in it."""
+    model = data.get("model")
+    if isinstance(model, str):
+        data["model"] = preset(model).to_dict()
+    elif isinstance(model, dict) and "preset" in model:
+        changes = {key: value for key, value in model.items() if key != "preset"}
+        data["model"] = preset(str(model["preset"])).to_dict() | changes

@@ -1,0 +1,39 @@
+"""Signals: the first asks for an orderly end, the second ends at once."""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import final
+
+_WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+@final
+class Interrupts:
+    """While it is entered, SIGTERM and SIGINT are noted instead of killing the process.
+
+    Attributes:
+        received: The first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells have it; 0 if there was none."""
+        return 0 if self.received is None else 128 + self.received
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)  # the last good checkpoint is on the disk
+        self.received = number
+
+    def __enter__(self) -> "Interrupts":
+        self._before = {number: signal.signal(number, self._note) for number in _WATCHED}
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

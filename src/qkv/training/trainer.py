@@ -1,0 +1,302 @@
+"""The trainer: from a recipe to a run folder, resumable bit for bit."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import torch
+
+from qkv.api import Loaded
+from qkv.checkpoints import Checkpoint
+from qkv.cost import training_flops_per_token
+from qkv.data import Batch, Batches, Dataset, prepare
+from qkv.errors import ConfigError, FileError, TrainingError
+from qkv.generation import SamplingConfig
+from qkv.models.transformer import Transformer
+from qkv.nn.sublayer import Aux, merge
+from qkv.training.display import Display, Progress, clock, make_display
+from qkv.training.evaluate import Evaluation, evaluate, tokens_of
+from qkv.training.finite import first_non_finite
+from qkv.training.memory import keep_pages
+from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
+from qkv.training.precision import fastest, matmul_peak, products_in
+from qkv.training.recipe import RecipeConfig, read_recipe
+from qkv.training.run import RECIPE, Run, default_out
+from qkv.training.signals import Interrupts
+
+RESUMABLE = frozenset({"steps", "evaluate_every", "evaluate_batches", "save_every", "keep", "sample", "non_finite"})
+"""What may be changed when a run goes on: it does not change what the steps so far have computed."""
+
+
+def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, resume: bool = False) -> int:
+    """Train as a recipe says; the whole of `qkv train`.
+
+    Args:
+        recipe: A YAML file, or a run folder's own `recipe.yaml`, which repeats that run.
+        sets: Changes such as `"optimizer.lr=3e-4"`.
+        out: The run folder; None: the next free one under `runs/`.
+        resume: Go on with the run in `out` from its last whole checkpoint.
+
+    Returns:
+        The exit code: 0; 143 or 130 after SIGTERM or SIGINT; 1 where a checkpoint could not be saved on the way.
+
+    Raises:
+        ConfigError: The recipe, a change or a combination is wrong. Nothing was written.
+        FileError: The corpus, or the run to resume, cannot be read.
+        TrainingError: The loss is not finite. The weights before that step are saved.
+    """
+    keep_pages()
+    config = read_recipe(recipe, sets)
+    if resume:
+        trainer = _resume(config, recipe, out)
+    else:
+        dataset = prepare(config.data)
+        trainer = Trainer(config.resolved(dataset), dataset)
+        trainer.choose_precision()
+        trainer.open(Run.create(out or default_out(recipe), trainer.recipe, dataset.tokenizer))
+    return trainer.run_to_end()
+
+
+def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> "Trainer":
+    path = out or (recipe.parent if recipe.name == RECIPE else None)
+    if path is None:
+        raise ConfigError("--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe")
+    saved = Run.saved_recipe(path)
+    dataset = prepare(config.data)
+    config = config.resolved(dataset)
+    if config.precision == "auto":  # it was chosen when the run began
+        config = dataclasses.replace(config, precision=saved.precision)
+    for field in dataclasses.fields(config):
+        if field.name not in RESUMABLE and getattr(config, field.name) != getattr(saved, field.name):
+            raise ConfigError(
+                f"the recipe's {field.name!r} differs from that in {path / RECIPE}; a run goes on with the recipe it began "
+                "with: give that one, or begin a new run"
+            )
+    trainer = Trainer(config, dataset)
+    run = Run(path, config.keep)
+    checkpoint = run.store.latest()
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    run.forget_after(trainer.step)
+    trainer.open(run)
+    for warning in checkpoint.warnings if checkpoint else ():
+        trainer.display.say(f"warning: {warning}")
+    trainer.display.say(f"resumed {path} after step {trainer.step}")
+    return trainer
+
+
+@final
+class Trainer:
+    """A run in progress: model, optimiser and the number of steps done. Everything else follows from the recipe."""
+
+    def __init__(self, recipe: RecipeConfig, dataset: Dataset) -> None:
+        self.recipe, self.dataset = recipe, dataset
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(recipe.seed)
+        self.model: Transformer = recipe.model.build().to(self.device)
+        if self.model.head is None:
+            raise ConfigError("the recipe's model has no head and so no loss; set model.head, for example LMHead")
+        self.model.checkpoint_blocks = recipe.checkpoint_blocks
+        if recipe.compile:
+            for block in self.model.blocks:
+                block.compile()
+        self.optimizer = make_optimizer(recipe.optimizer, self.model)
+        sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
+        self.batches = Batches(dataset.train, shuffle=True, **sizes)
+        self.held_out = Batches(dataset.validation, shuffle=False, **sizes)
+        torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
+        self.step = 0
+        self.validation: float | None = None
+        self.saved_step = 0
+        self.unsaved = ""
+        self.precision_note = ""
+
+    # --- beginning -------------------------------------------------------------------------------------------------
+
+    def choose_precision(self) -> None:
+        """Put the faster of float32 and bfloat16 into the recipe, if it says auto."""
+        if self.recipe.precision != "auto":
+            return
+        state = torch.get_rng_state()
+        batches = self._micro_batches(0)[:1]
+        name, seconds = fastest(lambda precision: self._gradients(batches, precision))
+        self.model.zero_grad(set_to_none=True)
+        torch.set_rng_state(state)
+        self.recipe = dataclasses.replace(self.recipe, precision=name)
+        times = ", ".join(f"{key} {value * 1e3:.0f} ms" for key, value in seconds.items())
+        self.precision_note = f"precision: {name}, the faster here ({times} for a forward and backward pass)"
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint: weights, optimiser, random numbers, place in the data."""
+        try:
+            self.model.load_state_dict(checkpoint.tensors("model"))
+            load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+        except (RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileError(f"{checkpoint.path}: does not fit the recipe ({reason}); resume with its own recipe") from None
+        torch.set_rng_state(checkpoint.tensors("random")["cpu"].clone())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.tensors("random")["cuda"].clone())
+        self.step = self.saved_step = checkpoint.step
+        self.validation = checkpoint.state["validation"]
+
+    def open(self, run: Run) -> None:
+        """Take a run folder to write to, and begin to show what happens."""
+        self.run = run
+        self.display: Display = make_display(str(run.path))
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    def _micro_batches(self, step: int) -> list[Batch]:
+        """The batches of one update: a function of the step and the seed alone."""
+        first = step * self.recipe.accumulation
+        numbers = (divmod(first + i, len(self.batches)) for i in range(self.recipe.accumulation))
+        return [self.batches.batch(epoch, index) for epoch, index in numbers]
+
+    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int, Aux | None]:
+        """Add the gradients of the mean loss over all tokens of `batches`; returns loss, tokens and the reports."""
+        head = self.model.head
+        assert head is not None
+        placed = [(batch, tokens_of(batch, self.device), batch.targets.to(self.device)) for batch in batches]
+        count = sum(head.count(targets, tokens.valid) for _, tokens, targets in placed)
+        total, report = torch.zeros((), dtype=torch.float64), None
+        for batch, tokens, targets in placed:
+            with products_in(precision, self.device):
+                loss, aux = self.model.loss(batch.inputs.to(self.device), targets, tokens, scale=1 / max(1, count))
+            extra = sum(aux.losses.values()) / len(batches) if aux is not None and aux.losses else 0.0
+            (loss + extra).backward()
+            total += loss.detach().cpu()
+            report = merge(report, aux)
+        return total.item(), count, report
+
+    def _update(self) -> tuple[float, float, float, int]:
+        """One step; returns loss, norm of the gradient, learning rate and tokens. Raises before the weights change."""
+        recipe = self.recipe
+        batches = self._micro_batches(self.step)
+        loss, count, _ = self._gradients(batches, recipe.precision)
+        limit = math.inf if recipe.clip is None else recipe.clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        lr = recipe.optimizer.lr * recipe.schedule.factor(self.step, recipe.steps)
+        if math.isfinite(loss) and math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        elif recipe.non_finite == "stop":
+            where = first_non_finite(self.model, lambda: self._losses(batches))
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; it began in {where}. The weights "
+                "are as they were; lower optimizer.lr, or set non_finite=skip"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss, norm, lr, count
+
+    def _losses(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            with products_in(self.recipe.precision, self.device):
+                tokens = tokens_of(batch, self.device)
+                self.model.loss(batch.inputs.to(self.device), batch.targets.to(self.device), tokens)
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def run_to_end(self) -> int:
+        """All steps that are left; returns the exit code (see `train`)."""
+        began = time.monotonic()
+        if self.precision_note:
+            self.display.say(self.precision_note)
+        with Interrupts() as interrupts:
+            try:
+                self._loop(interrupts)
+            except TrainingError:
+                self._save()
+                raise
+            finally:
+                self.run.close()
+                self.display.close()
+        self._farewell(interrupts, time.monotonic() - began)
+        return interrupts.exit_code or (1 if self.unsaved else 0)
+
+    def _loop(self, interrupts: Interrupts) -> None:
+        recipe = self.recipe
+        peak = matmul_peak(recipe.precision, self.device)
+        flops = training_flops_per_token(recipe.model, recipe.context)
+        started, history, speeds = (time.monotonic(), self.step), [], []
+        while self.step < recipe.steps and interrupts.received is None:
+            before = time.perf_counter()
+            loss, norm, lr, count = self._update()
+            seconds = time.perf_counter() - before
+            self.run.log({"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens": count})
+            history.append(loss)
+            speeds = [*speeds[-19:], count / seconds]
+            speed = statistics.median(speeds)
+            last = self.step == recipe.steps
+            if last or self.step % recipe.evaluate_every == 0:
+                self._evaluate(None if last else recipe.evaluate_batches)
+            if last or interrupts.received is not None or self.step % recipe.save_every == 0:
+                self._save()
+            share = speed * flops / peak
+            self.display.update(
+                Progress(self.step, recipe.steps, loss, self.validation, speed, share, history, started)
+            )
+        if self.saved_step != self.step:  # the signal came after the last look at it
+            self._save()
+
+    def _evaluate(self, limit: int | None) -> None:
+        result: Evaluation = evaluate(self.model, self.held_out, precision=self.recipe.precision, limit=limit)
+        self.validation = result.loss
+        entry: dict[str, float] = {"step": self.step, "validation_loss": result.loss}
+        if limit is None and self.dataset.validation.n_bytes:
+            entry["bits_per_byte"] = result.total / math.log(2) / self.dataset.validation.n_bytes
+        self.run.log(entry)
+        if self.recipe.sample is not None:
+            self.run.add_sample(self.step, self.sample())
+        if not self.run.plot() and self.step == self.recipe.steps:
+            self.display.say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
+
+    def sample(self) -> str:
+        """A text from the model as it is now."""
+        settings, tokenizer = self.recipe.sample, self.dataset.tokenizer
+        assert settings is not None
+        assert tokenizer is not None
+        stop = () if tokenizer.end_of_text is None else (tokenizer.end_of_text,)
+        loaded = Loaded(model=self.model, tokenizer=tokenizer, config=self.model.config, stop_ids=stop)
+        sampling = SamplingConfig(temperature=settings.temperature, seed=self.recipe.seed)
+        text = loaded.generate(settings.prompt, max_new_tokens=settings.tokens, sampling=sampling)
+        return settings.prompt + str(text)
+
+    def _save(self) -> None:
+        """Save a checkpoint; a full disk is a warning, and remembered."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state()
+        files = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.model),
+            "random": random,
+        }
+        try:
+            self.run.store.save(self.step, files, {"validation": self.validation})
+            self.saved_step = self.step
+        except FileError as error:
+            self.unsaved = self.unsaved or str(error)
+            self.display.say(f"warning: {error}")
+
+    def _farewell(self, interrupts: Interrupts, seconds: float) -> None:
+        say, path, recipe = self.display.say, self.run.path, self.recipe
+        if interrupts.received is not None:
+            say(f"stopped by signal {interrupts.received} after step {self.step}; everything is saved in {path}")
+            say(f"go on with: qkv train {path / RECIPE} --resume")
+            return
+        if self.unsaved:
+            say(f"warning: not every checkpoint was saved; the first reason: {self.unsaved}")
+        held_out = "" if self.validation is None else f", held-out loss {self.validation:.4f}"
+        say(f"trained {recipe.steps} steps in {clock(seconds)}{held_out}")
+        if recipe.sample is not None:
+            say(f"\n{self.sample()}\n")
+        say(f"{path} holds recipe.yaml, metrics.jsonl, loss.png, samples.txt, tokenizer.json and checkpoints/")
+        if self.dataset.tokenizer is not None:
+            say(f'next: qkv generate {path} "Once"   ·   qkv eval {path} FILE   ·   qkv show {path}')

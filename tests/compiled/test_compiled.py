@@ -1,0 +1,135 @@
+"""Compiled models: no recompilation for ragged batches, no graph break in decoding, the same numbers.
+
+These run in a session of their own, in which signatures are not checked: the checks cannot be traced.
+"""
+
+import random
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model, token_ids
+from tolerances import FLOAT32
+from torch._dynamo.utils import counters
+from torch._dynamo.testing import CompileCounter
+
+from qkv.config import config
+from qkv.nn.blocks import PreNormConfig
+from qkv.nn.norms import RMSNormConfig
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
+from qkv.tokens import Tokens
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def ragged_batches(n, rows=2, width=16):
+    """Batches with other documents, and another number of them, every time."""
+    rng = random.Random(0)
+    for seed in range(n):
+        lengths = []
+        for _ in range(rows):
+            cuts = sorted(rng.sample(range(1, width), rng.randint(0, 6)))
+            sizes = [b - a for a, b in zip([0, *cuts], [*cuts, width], strict=True)]
+            lengths.append(sizes[: rng.randint(1, len(sizes))])
+        yield token_ids(rows, width, seed=seed), Tokens.packed(lengths, width)
+
+
+def gradients(model, ids, tokens):
+    model.zero_grad()
+    loss, aux = model.loss(ids, ids.roll(-1, 1), tokens)
+    (loss + sum(aux.losses.values()) if aux else loss).backward()
+    return loss.detach(), aux, [p.grad.clone() for p in model.parameters()]
+
+
+def test_twenty_ragged_batches_do_not_recompile():
+    model, plain = tiny_model(torch.float32).train(), tiny_model(torch.float32).train()
+    compiled = CompileCounter()
+    for block in model.blocks:
+        block.compile(backend=compiled, fullgraph=True)
+    for ids, tokens in ragged_batches(20):
+        loss, _, grads = gradients(model, ids, tokens)
+        want, _, want_grads = gradients(plain, ids, tokens)
+        torch.testing.assert_close(loss, want, rtol=0, atol=FLOAT32)
+        for a, b in zip(grads, want_grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=FLOAT32)
+    assert compiled.frame_count == 1, "both blocks and all batches share one graph"
+    assert not counters["recompiles"]
+
+
+@config
+class NoisyAuxConfig(SublayerConfig):
+    """A sublayer with a loss of its own, to follow it through the stack."""
+
+    name = "ffn"
+
+    def build(self, d_model):
+        return NoisyAux(self, d_model)
+
+
+class NoisyAux(Sublayer):
+    def __init__(self, config, d_model):
+        super().__init__(config)
+        self.proj = torch.nn.Linear(d_model, d_model)
+
+    def update(self, x, ctx):
+        y = self.proj(x)
+        return y, Aux({"size": y.square().mean()}, (y.detach().sum((0, 1)),))
+
+    def residual_weights(self):
+        return [self.proj.weight]
+
+    def flops(self, n_keys):
+        return 0
+
+
+@pytest.mark.parametrize("way", ["checkpointed", "compiled", "compiled and checkpointed"])
+def test_aux_and_gradients_are_the_same(way):
+    from dataclasses import replace
+
+    base = tiny_config(dropout=0.0)
+    block = PreNormConfig(norm=RMSNormConfig(), sublayers=(base.blocks.pattern.sublayers[0], NoisyAuxConfig()))
+    config = replace(base, blocks=replace(base.blocks, pattern=block, n=3))
+    plain, model = (tiny_model(torch.float32, config=config).train() for _ in range(2))
+    model.checkpoint_blocks = "checkpointed" in way
+    if "compiled" in way:
+        for part in model.blocks:
+            part.compile(fullgraph=True)
+    ids, tokens = next(ragged_batches(1))
+    want, got = gradients(plain, ids, tokens), gradients(model, ids, tokens)
+    torch.testing.assert_close(got[0], want[0], rtol=0, atol=FLOAT32)
+    torch.testing.assert_close(got[1].losses, want[1].losses, rtol=1e-5, atol=0)  # a sum of 3 terms of order 10
+    assert len(got[1].loads) == len(want[1].loads) == 3
+    for a, b in zip(got[2], want[2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=FLOAT32)
+
+
+def test_checkpointing_with_dropout_draws_the_same_numbers():
+    config = tiny_config(dropout=0.4, weight_dropout=0.2)
+    results = []
+    for checkpointed in (False, True):
+        model = tiny_model(config=config).train()
+        model.checkpoint_blocks = checkpointed
+        torch.manual_seed(3)
+        results.append(gradients(model, *next(ragged_batches(1)))[2])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_decode_step_compiles_without_graph_breaks():
+    model, ids = tiny_model(torch.float32), token_ids(2, 12)
+    step = torch.compile(lambda new, cache: model(new, cache=cache), fullgraph=True)
+    with torch.no_grad():
+        want, cache = model(ids), model.make_cache(2, 12)
+        got = [model(ids[:, :4], cache=cache)]
+        got += [step(ids[:, i : i + 1], cache) for i in range(4, 12)]
+    torch.testing.assert_close(torch.cat(got, 1), want, rtol=0, atol=FLOAT32)
+    # The first step, and one more in which dynamo learns that the length changes.
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_the_whole_model_compiles():
+    model, ids = tiny_model(torch.float32), token_ids(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(ids), model(ids), rtol=0, atol=FLOAT32)
