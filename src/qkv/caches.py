@@ -62,12 +62,16 @@ class Cache:
         """
         batch, n = new.shape
         if batch != len(self.length):
-            raise ConfigError(f"the cache has {len(self.length)} rows and the input has {batch}; make a cache for {batch}")
+            raise ConfigError(
+                f"the cache has {len(self.length)} rows and the input has {batch}; make a cache for {batch}"
+            )
         if self.bound + n > self.capacity:
             needs = f"{self.bound} tokens are held and {n} are to come"
             raise ConfigError(f"the cache has room for {self.capacity} tokens: {needs}; make it larger or give it less")
         if new.layout is not Layout.FULL and bool((new.segment > 1).any()):
-            raise ConfigError("a cache holds one document per row and the input is packed; give each document its own row")
+            raise ConfigError(
+                "a cache holds one document per row and the input is packed; give each document its own row"
+            )
         self._new = new
         self._place = None
         if not (self.even and new.layout is Layout.FULL):

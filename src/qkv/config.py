@@ -33,7 +33,9 @@ class Config:
         super().__init_subclass__(**kwargs)
         known = Config._registry.setdefault(cls.tag(), cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(f"{cls.__qualname__}: the tag {cls.tag()!r} already belongs to {known.__module__}; rename one")
+            raise TypeError(
+                f"{cls.__qualname__}: the tag {cls.tag()!r} already belongs to {known.__module__}; rename one"
+            )
         Config._registry[cls.tag()] = cls
 
     @classmethod

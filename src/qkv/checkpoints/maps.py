@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, final
 
 import torch
-from torch import Tensor
 
 from qkv.errors import ConfigError, FileError
+from qkv.shapes import Tensor
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 

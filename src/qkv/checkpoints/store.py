@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-from torch import Tensor
-
-from qkv.checkpoints.tensors import encode_tensors, file_size, is_plain_name, read_json, read_tensors
+from qkv.checkpoints.tensors import encode_tensors, file_size, is_plain_name, parse_json, read_json, read_tensors
 from qkv.errors import ConfigError, FileError, suggest
+from qkv.shapes import Tensor
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -119,18 +118,23 @@ class Store:
             state: Everything else: plain JSON data.
 
         Raises:
-            ConfigError: A negative step, or a file name that is a path.
+            ConfigError: A negative step, a file name that is a path, or a state too large to be read back.
             FileError: The disk is full or not writable. The checkpoints before are as they were.
         """
         final_path = self.folder / _folder_name(step)
         for name in files:
             if not is_plain_name(name):
                 raise ConfigError(f"{name!r} cannot name a file of a checkpoint; use letters, digits, _ and -")
+        text = json.dumps(state).encode()
+        try:
+            parse_json(text)
+        except ValueError as error:
+            raise ConfigError(f"the state to save: {error}; put what is large into tensors") from None
         partial = _temporary(final_path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            self._write_all(partial, step, files, state)
+            self._write_all(partial, step, files, text)
             self._put_in_place(partial, final_path)
         except OSError as error:
             reason = f"not saved ({error.strerror}); the ones before are intact"
@@ -158,16 +162,14 @@ class Store:
             raise FileError(f"{self.folder}: none of its {len(warnings)} checkpoints is whole ({warnings[0]})")
         return None
 
-    def _write_all(
-        self, partial: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, JSON]
-    ) -> None:
+    def _write_all(self, partial: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: bytes) -> None:
         partial.mkdir()
         self._at("folder made")
         listed = {
             f"{name}.safetensors": self._write(partial / f"{name}.safetensors", encode_tensors(tensors))
             for name, tensors in files.items()
         }
-        listed["state.json"] = self._write(partial / "state.json", [json.dumps(state).encode()])
+        listed["state.json"] = self._write(partial / "state.json", [state])
         manifest = {"format": 1, "step": step, "files": listed}
         self._write(partial / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
         _sync_folder(partial)
@@ -258,9 +260,8 @@ def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
             case {"bytes": int(size), "sha256": str(digest)} if is_plain_name(name):
                 listed[name] = size, digest
             case _:
-                raise FileError(
-                    f"{path}: entry {ascii(name)[:100]} is not a plain file name, size and SHA-256; use another"
-                )
+                reason = f"entry {ascii(name)[:100]} is not a plain file name with size and SHA-256"
+                raise FileError(f"{path}: {reason}; use another checkpoint")
     return step, listed
 
 

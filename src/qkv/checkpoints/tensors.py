@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +17,13 @@ from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from qkv.checkpoints.pickled import read_pickled
 from qkv.errors import FileError
+from qkv.shapes import Tensor
 
 MAX_JSON = 16 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
-MAX_CONTAINERS = 100_000  # objects and lists in one JSON text; a tensor takes three, and each costs time to read
+MAX_PARTS = 400_000  # values in one JSON text, more or less: they cost time; a tensor in a header takes about 13
 MAX_NAME = 500  # characters
 MAX_COUNT = 1 << 60  # items or bytes; beyond it torch's own arithmetic would wrap
 
@@ -45,6 +46,8 @@ DTYPES = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 100
 _AGAIN = "copy or download the file again"
 
 
@@ -156,11 +159,27 @@ def read_json(path: Path) -> Any:
     if size > MAX_JSON:
         raise FileError(f"{path}: has {size} bytes, more than the {MAX_JSON} of any such file; {_AGAIN}")
     try:
-        return _parse_json(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise FileError(f"{path}: {error}; {_AGAIN}") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
+
+
+def parse_json(text: bytes) -> Any:
+    """Plain data from JSON text that may be hostile.
+
+    Raises:
+        ValueError: Over `MAX_JSON` bytes or `MAX_PARTS` values, not JSON, or a key given twice.
+    """
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{len(text)} bytes of JSON, at most {MAX_JSON} are read")
+    if (parts := sum(text.count(mark) for mark in b"{[:,")) > MAX_PARTS:
+        raise ValueError(f"some {parts} values in its JSON, at most {MAX_PARTS} are read")
+    try:
+        return json.loads(text.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({_line(error)})") from None
 
 
 def file_size(path: Path) -> int:
@@ -196,9 +215,7 @@ def _read_shards(index: Path, suffix: str, read: Callable[[Path], dict[str, Tens
         found = read(index.parent / shard)
         for name in found:
             if shard_of.get(name) != shard:
-                raise FileError(
-                    f"{index.parent / shard}: holds {_quote(name)}, not listed so in {index.name}; {_AGAIN}"
-                )
+                raise FileError(f"{index.parent / shard}: holds {_quote(name)}, unlike {index.name} says; {_AGAIN}")
         tensors |= found
     for name, shard in shard_of.items():
         if name not in tensors:
@@ -224,7 +241,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_header(text: bytes, data_size: int) -> None:
-    header = _parse_json(text)
+    header = parse_json(text)
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -254,9 +271,9 @@ def _data_range(name: str, entry: object) -> tuple[int, int]:
     if not isinstance(code, str) or code not in DTYPES:
         raise ValueError(f"{where}: dtype {_quote(code)} is not one of {', '.join(DTYPES)}")
     # An empty tensor's other axes take no bytes, but torch multiplies them for its strides.
-    if not _are_counts(shape) or len(shape) > 64 or math.prod(max(size, 1) for size in shape) > MAX_COUNT:
+    if not _are_counts(shape, 64) or math.prod(max(size, 1) for size in shape) > MAX_COUNT:
         raise ValueError(f"{where}: shape {_quote(shape)} is not a list of possible sizes")
-    if not _are_counts(offsets) or len(offsets) != 2:
+    if not _are_counts(offsets, 2) or len(offsets) != 2:
         raise ValueError(f"{where}: data_offsets {_quote(offsets)} is not a pair of byte positions")
     begin, end = offsets
     if end - begin != (needed := math.prod(shape) * DTYPES[code].itemsize):
@@ -264,17 +281,10 @@ def _data_range(name: str, entry: object) -> tuple[int, int]:
     return begin, end
 
 
-def _are_counts(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_COUNT for value in values)
-
-
-def _parse_json(text: bytes) -> Any:
-    if text.count(b"{") + text.count(b"[") > MAX_CONTAINERS:
-        raise ValueError(f"more than {MAX_CONTAINERS} objects and lists in its JSON")
-    try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({_line(error)})") from None
+def _are_counts(values: object, at_most: int) -> TypeGuard[list[int]]:
+    if not isinstance(values, list) or len(values) > at_most:
+        return False
+    return all(type(value) is int and 0 <= value <= MAX_COUNT for value in values)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -287,9 +297,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _quote(value: object) -> str:
-    """A value from a hostile file as part of a message: one line, not long, printable."""
-    text = ascii(value if not isinstance(value, str) else value[:100])
-    return text if len(text) <= 200 else text[:200] + "…"
+    """A value from a hostile file as part of a message: short, and its unprintable characters escaped."""
+    return _SHORT.repr(value)
 
 
 def _line(error: BaseException) -> str:

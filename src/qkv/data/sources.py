@@ -16,6 +16,7 @@ TEXT_SUFFIXES: Final = (".jsonl", ".md", ".txt")
 """What is read of a folder. A single file may have any other suffix."""
 
 
+@config
 class SourceConfig(Config, ABC):
     """A corpus: documents in a fixed order, the same every time they are read."""
 
@@ -24,10 +25,11 @@ class SourceConfig(Config, ABC):
         """The documents, one after the other, read as they are asked for."""
 
 
+@config
 class TextSourceConfig(SourceConfig):
     """A corpus of texts.
 
-    Text is strict UTF-8. Line ends become "\\n" and a byte order mark is dropped; nothing else changes.
+    Text is strict UTF-8. Line ends become a single newline and a byte order mark is dropped; nothing else changes.
     """
 
     @abstractmethod
@@ -102,8 +104,8 @@ SHAKESPEARE: Final = PackageConfig(
 )
 """The plays and poems of Shakespeare in modern spelling: 42 documents, 5.0 million characters, public domain.
 
-The package has already removed Project Gutenberg's headers and licence. It holds Milton and the First Folio's spelling as
-well, which `files` leaves out.
+The package has already removed Project Gutenberg's headers and licence. It also holds Milton and the spelling of the
+First Folio, which `files` leaves out.
 """
 
 
@@ -112,7 +114,7 @@ well, which `files` leaves out.
 class VectorFilesConfig(SourceConfig):
     """The user's own sequences of real vectors: a .npy file, or all .npy files below a folder, sorted by path.
 
-    A file holds one sequence (T, features) or N of them (N, T, features), in any floating type; they are read as float32.
+    A file holds one sequence (T, features) or N of them (N, T, features), in any floating type; it is read as float32.
 
     Attributes:
         path: The file or folder.
@@ -124,8 +126,8 @@ class VectorFilesConfig(SourceConfig):
         """The sequences, each (T, features) in float32.
 
         Raises:
-            FileError: A file is missing, not such an array, of another width than the first, or has a value that float32
-                cannot hold.
+            FileError: A file is missing, not such an array, of another width than the first, or has a value that is not
+                finite in float32.
         """
         first: tuple[Path, int] | None = None
         for path in _files(Path(self.path), (".npy",)):
@@ -133,7 +135,7 @@ class VectorFilesConfig(SourceConfig):
             first = first or (path, array.shape[-1])
             if array.shape[-1] != first[1]:
                 raise FileError(
-                    f"{path}: {array.shape[-1]} features, but {first[0].name} has {first[1]}; give all files the same width"
+                    f"{path}: {array.shape[-1]} features, but {first[0].name} has {first[1]}; give all the same width"
                 )
             for i, sequence in enumerate(array if array.ndim == 3 else array[None]):
                 yield _finite(sequence, path, i)
@@ -198,10 +200,10 @@ def _json_text(line: bytes, field: str, where: str) -> str:
 def _open_vectors(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # numpy raises almost anything on crafted files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileError(f"{path}: not a readable .npy array ({reason}); write it with numpy.save") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f":
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
         raise FileError(f"{path}: needs floats (T, features) or (N, T, features), found {found}")
     return array

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Self, final
+from typing import Any, ClassVar, Final, Self, final
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -23,16 +23,20 @@ END_OF_TEXT: Final = "<|endoftext|>"
 MAX_FILE_BYTES: Final = 1 << 28
 MAX_VOCAB_SIZE: Final = 1 << 20
 
-# Every pre-tokenizer that splits words at white space also splits between a line end and a word.
-_PIECE = re.compile(r".{65536,}?\n(?=\w)|.+", re.DOTALL)
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+
+# Both always split before a line end that a word follows. After it would be wrong: in "\n\nword" they split between the
+# line ends, but at the end of a text they do not.
+_PIECE = re.compile(r".{65536,}?(?=\n\w)|.+", re.DOTALL)
 
 
 @final
 class Tokenizer:
     """Text to token ids and back.
 
-    `decode(encode(text)) == text` for the tokenizers made here. Text is only ever text: `<|endoftext|>` written in a document
-    is encoded letter by letter and never becomes the special token.
+    `decode(encode(text)) == text` for the tokenizers made here. Text is only ever text: a special token's name, such as
+    `<|endoftext|>`, is encoded like any other word when it stands in a document.
 
     Attributes:
         end_of_text: The id that separates documents, or None.
@@ -47,11 +51,12 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._cuttable = _is_cuttable(inner)
         self._vocabulary = inner.get_vocab()
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         self.end_of_text = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
-        if self.end_of_text is not None and not 0 <= self.end_of_text < self.vocab_size:
-            raise ConfigError(f"end_of_text={end_of_text} must be at least 0 and below the {self.vocab_size} of the tokenizer")
+        if self.end_of_text not in (None, *self._vocabulary.values()):
+            raise ConfigError(f"end_of_text={end_of_text} is not an id of this tokenizer, which has {self.vocab_size}")
 
     @classmethod
     def load(cls, path: Path, *, end_of_text: int | None = None) -> Self:
@@ -59,38 +64,39 @@ class Tokenizer:
 
         Args:
             path: The file, or a folder that has a `tokenizer.json`.
-            end_of_text: The id that separates documents, where it is not the one of `<|endoftext|>`.
+            end_of_text: The id that separates documents. Where not given, it is the `eos_token` that a
+                `tokenizer_config.json` in the same folder names, else `<|endoftext|>`, else None.
 
         Raises:
             FileError: The file is missing or damaged.
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
-        if path.is_dir():
-            path = path / "tokenizer.json"
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be read ({error.strerror}); give a tokenizer.json") from None
-        if len(data) > MAX_FILE_BYTES:
-            raise FileError(f"{path}: more than {MAX_FILE_BYTES} bytes, so not a tokenizer.json; give one")
+        path = path / "tokenizer.json" if path.is_dir() else path
+        data = _read(path)
         with _no_panic(f"{path}: not a tokenizer.json that can be read"):
             inner = tokenizers.Tokenizer.from_buffer(data)
             largest = max(inner.get_vocab().values(), default=-1)
         if not 0 <= largest < len(data):
             raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
-        return cls(inner, end_of_text=end_of_text)
+        return cls(inner, end_of_text=_end_of_text(path, inner) if end_of_text is None else end_of_text)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` into an existing folder, whole or not at all.
+        """Write `tokenizer.json`, and `tokenizer_config.json` for `end_of_text`, into an existing folder.
+
+        Each is written whole or not at all. transformers reads them, too.
 
         Raises:
-            FileError: It cannot be written.
+            FileError: They cannot be written.
         """
+        named = {} if self.end_of_text is None else {"eos_token": self._inner.id_to_token(self.end_of_text)}
+        settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
         try:
+            write_atomic(folder / "tokenizer_config.json", settings.encode("utf-8"))
             write_atomic(folder / "tokenizer.json", self.to_json().encode("utf-8"))
         except OSError as error:
-            raise FileError(f"{folder}/tokenizer.json: cannot be written ({error.strerror}); choose another folder") from None
+            raise FileError(
+                f"{folder}: the tokenizer cannot be written ({error.strerror}); choose another folder"
+            ) from None
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""
@@ -126,10 +132,7 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Parts whose ids, one after the other, are the ids of the text. They bound memory and share out the work."""
-        plain = isinstance(self._inner.pre_tokenizer, pre_tokenizers.ByteLevel | pre_tokenizers.Split)
-        if plain and self._inner.normalizer is None:
-            return (match[0] for match in _PIECE.finditer(text))
-        return iter([text])
+        return (match[0] for match in _PIECE.finditer(text)) if self._cuttable else iter([text])
 
     def _unknown(self, texts: Sequence[str]) -> ConfigError | None:
         for text in texts:
@@ -177,6 +180,7 @@ class TextStream:
         return new
 
 
+@config
 class TokenizerConfig(Config, ABC):
     """How to get a tokenizer.
 
@@ -210,7 +214,7 @@ class CharacterTokenizerConfig(TokenizerConfig):
         characters = sorted(set[str]().union(*documents))
         vocabulary = {token: i for i, token in enumerate([END_OF_TEXT, *characters])}
         inner = tokenizers.Tokenizer(models.WordLevel(vocabulary))
-        inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        inner.pre_tokenizer = _CHARACTERS
         inner.decoder = decoders.Fuse()
         inner.add_special_tokens([END_OF_TEXT])
         return Tokenizer(inner)
@@ -226,7 +230,7 @@ class BPETokenizerConfig(TokenizerConfig):
     """Byte-level byte-pair encoding, trained on the training split, words split as in GPT-2. It encodes any text.
 
     Attributes:
-        vocab_size: Number of tokens, of which 256 are the bytes and one separates documents; a small corpus may give fewer.
+        vocab_size: Number of tokens, of which 256 are the bytes and one separates documents. A small corpus gives less.
 
     Paper: Sennrich et al. 2016 (1508.07909); over bytes: Radford et al. 2019, section 2.2.
     """
@@ -243,7 +247,7 @@ class BPETokenizerConfig(TokenizerConfig):
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`."""
         inner = tokenizers.Tokenizer(models.BPE())
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.pre_tokenizer = _BYTES
         inner.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size,
@@ -280,6 +284,38 @@ class TokenizerFileConfig(TokenizerConfig):
         """See `TokenizerConfig.identity`."""
         tokenizer = self.train(())
         return json.dumps([tokenizer.end_of_text, tokenizer.to_json()])
+
+
+def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
+    """Whether the ids of a text are those of its pieces (`_PIECE`): it splits as our own tokenizers do."""
+    known = {str(_BYTES), str(_CHARACTERS)}
+    only_special = all(token.special for token in inner.get_added_tokens_decoder().values())
+    return str(inner.pre_tokenizer) in known and inner.normalizer is None and only_special
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); give a tokenizer.json") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise FileError(f"{path}: more than {MAX_FILE_BYTES} bytes, so not a tokenizer.json; give one")
+    return data
+
+
+def _end_of_text(path: Path, inner: tokenizers.Tokenizer) -> int | None:
+    """The id of the `eos_token` that the settings beside a tokenizer.json name."""
+    settings = path.with_name("tokenizer_config.json")
+    if not settings.is_file():
+        return None
+    try:
+        named: Any = json.loads(_read(settings))
+        token: Any = named.get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+    except (ValueError, RecursionError, AttributeError):
+        raise FileError(f"{settings}: not a JSON object; get the tokenizer again") from None
+    return inner.token_to_id(text) if isinstance(text, str) else None
 
 
 @contextlib.contextmanager

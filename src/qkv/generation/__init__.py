@@ -1,0 +1,7 @@
+"""Text from a model: sampling, and generation token by token with a cache."""
+
+from qkv.generation.generate import Finish, Step, generate
+from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
+from qkv.generation.stops import StopFilter
+
+__all__ = ["Finish", "SamplingConfig", "Step", "StopFilter", "generate", "next_ids", "row_generators"]

@@ -36,7 +36,9 @@ class InitConfig(Config):
         """
         embed_std = self.embed_std if self.embed_std is not None else (0.02 if self.std is None else self.std)
         residual = {id(weight) for part in sublayers for weight in part.residual_weights()}
-        tables = {id(p) for part in model.modules() if isinstance(part, Embedder) for p in part.parameters() if p.dim() == 2}
+        tables = {
+            id(p) for part in model.modules() if isinstance(part, Embedder) for p in part.parameters() if p.dim() == 2
+        }
         for weight in (p for p in model.parameters() if p.dim() > 1):
             std = 1 / math.sqrt(weight.shape[-1]) if self.std is None else self.std
             if id(weight) in tables:

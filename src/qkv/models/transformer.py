@@ -192,7 +192,9 @@ class Transformer(nn.Module):
         """
         longest = self.config.embed.max_length
         if longest is not None and capacity > longest:
-            raise ConfigError(f"a cache for {capacity} tokens is longer than the position table of {longest}; make it smaller")
+            raise ConfigError(
+                f"a cache for {capacity} tokens is longer than the position table of {longest}; make it smaller"
+            )
         for position, _ in self._rotations:
             if position.scaling is not None:
                 position.scaling.check_cache(capacity)
@@ -264,5 +266,3 @@ def _attention(block: Block) -> list[Attention]:
 def _block(module: nn.Module) -> Block:
     assert isinstance(module, Block)
     return module
-
-

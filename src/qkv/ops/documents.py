@@ -71,9 +71,7 @@ def attend_documents_backward(
     for row, place in runs(documents):
         g, a, b, c, o = (_cut(x, row, place) for x in (grad, q, k, v, out))
         part = lse[row : row + 1, :, place].contiguous()
-        for whole, piece in zip(
-            grads, _flash_backward(g, a, b, c, o, part, 0.0, causal, scale=scale), strict=True
-        ):
+        for whole, piece in zip(grads, _flash_backward(g, a, b, c, o, part, 0.0, causal, scale=scale), strict=True):
             _cut(whole, row, place).copy_(piece)
     return grads
 

@@ -44,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             grad = log_p.exp_()
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
-            grad *= (counted * scale)[:, None]
+            grad *= (counted.to(wide) * scale)[:, None]
             grad = grad.to(x.dtype)
             if grad_x is not None:
                 torch.mm(grad, weight, out=grad_x[start : start + size])

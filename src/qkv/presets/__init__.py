@@ -15,7 +15,15 @@ PRESETS: dict[str, Callable[[], TransformerConfig]] = {
     "gpt2-large": lambda: gpt2(d_model=1280, n_layers=36, n_heads=20),
     "gpt2-xl": lambda: gpt2(d_model=1600, n_layers=48, n_heads=25),
     "smollm2-135m": lambda: llama(
-        d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1536, vocab_size=49_152, theta=1e5, context=8192, tied=True
+        d_model=576,
+        n_layers=30,
+        n_heads=9,
+        n_kv_heads=3,
+        d_ff=1536,
+        vocab_size=49_152,
+        theta=1e5,
+        context=8192,
+        tied=True,
     ),
     "llama3-8b": lambda: llama(
         d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14_336, vocab_size=128_256, theta=5e5, context=8192

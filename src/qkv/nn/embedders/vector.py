@@ -45,7 +45,9 @@ class VectorEmbedder(Embedder):
             ConfigError: The vectors have another width.
         """
         if inputs.shape[-1] != self.proj.in_features:
-            raise ConfigError(f"the vectors have {inputs.shape[-1]} features and the model takes {self.proj.in_features}")
+            raise ConfigError(
+                f"the vectors have {inputs.shape[-1]} features and the model takes {self.proj.in_features}"
+            )
         return self.proj(inputs)
 
     @property

@@ -1,0 +1,262 @@
+"""A trained model from a folder, ready to write."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, final, overload
+
+import torch
+
+from qkv.checkpoints import Store, check_fit
+from qkv.checkpoints.huggingface import load_model, read_json
+from qkv.config import read_yaml
+from qkv.data import TextStream, Tokenizer
+from qkv.errors import ConfigError, FileError
+from qkv.generation import SamplingConfig, Step, StopFilter, generate
+from qkv.models.transformer import Repeat, Transformer, TransformerConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+
+_RECIPE = "recipe.yaml"
+_MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: None where the folder has none (a model of vectors).
+        config: What the model was built from.
+        stop_ids: Tokens that end a text.
+        begin_id: What an empty prompt begins with; None: the tokenizer's `end_of_text`.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer | None
+    config: TransformerConfig
+    stop_ids: tuple[int, ...] = ()
+    begin_id: int | None = None
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: str | Sequence[str] = (),
+        n: Literal[1] = 1,
+        sampling: SamplingConfig | None = None,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: str | Sequence[str] = (),
+        n: int,
+        sampling: SamplingConfig | None = None,
+    ) -> str | list[str]: ...
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        sampling: SamplingConfig | None = None,
+    ) -> str | list[str]:
+        """How the text goes on after the prompt.
+
+        Args:
+            prompt: The beginning; it is not repeated in the result.
+            max_new_tokens: Tokens to generate at most.
+            stop: Strings before which the text ends, wherever tokens begin and end.
+            n: How many samples to draw.
+            sampling: How tokens are drawn; None: `SamplingConfig()`.
+
+        Returns:
+            The text, or a list of `n` of them where `n` is above 1.
+
+        Raises:
+            ConfigError: There is no tokenizer, or the prompt does not fit the model.
+        """
+        steps, readers = self._start(prompt, max_new_tokens, stop, n, sampling)
+        texts = ["".join(row) for row in zip(*_read(steps, readers), strict=True)]
+        return texts if n > 1 else texts[0]
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: str | Sequence[str] = (),
+        sampling: SamplingConfig | None = None,
+    ) -> Iterator[str]:
+        """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
+        steps, readers = self._start(prompt, max_new_tokens, stop, 1, sampling)
+        return (piece for (piece,) in _read(steps, readers) if piece)
+
+    def _start(
+        self, prompt: str, max_new_tokens: int, stop: str | Sequence[str], n: int, sampling: SamplingConfig | None
+    ) -> "tuple[Iterator[Step], list[_Reader]]":
+        if self.tokenizer is None:
+            raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
+        if n < 1:
+            raise ConfigError(f"n={n} samples: must be at least 1")
+        begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
+        ids = self.tokenizer.encode(prompt) or ([] if begin is None else [begin])
+        if not ids:
+            raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
+        steps = generate(
+            self.model,
+            [ids] * n,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or SamplingConfig(),
+            stop_ids=self.stop_ids,
+        )
+        stops = (stop,) if isinstance(stop, str) else stop
+        return steps, [_Reader(self.tokenizer.stream(), StopFilter(stops)) for _ in range(n)]
+
+
+@dataclasses.dataclass
+class _Reader:
+    """The text of one row of tokens."""
+
+    text: TextStream
+    stops: StopFilter
+
+    def push(self, token: int | None) -> str:
+        return "" if token is None else self.stops.push(self.text.push(token))
+
+    def flush(self) -> str:
+        return self.stops.push(self.text.flush()) + self.stops.flush()
+
+
+def _read(steps: Iterator[Step], readers: list[_Reader]) -> Iterator[list[str]]:
+    """The new text of each row, step by step."""
+    for step in steps:
+        yield [reader.push(token) for reader, token in zip(readers, step.ids, strict=True)]
+        if all(end or reader.stops.stopped for reader, end in zip(readers, step.finish, strict=True)):
+            break
+    yield [reader.flush() for reader in readers]
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    allow_pickle: bool = False,
+) -> Loaded:
+    """A model from a folder: a run of `qkv train` (its newest whole checkpoint), or one in Hugging Face's layout.
+
+    Args:
+        path: The folder.
+        device: Where the weights go.
+        dtype: Type of the weights; None: that of the file.
+        allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
+
+    Raises:
+        FileError: The folder is neither, has no checkpoint yet, or does not fit together.
+    """
+    folder = Path(path).expanduser()
+    if (folder / _RECIPE).is_file():
+        loaded = _load_run(folder)
+    elif (folder / "config.json").is_file():
+        loaded = _load_hugging_face(folder, allow_pickle)
+    elif folder.is_dir():
+        raise FileError(
+            f"{folder}: has neither {_RECIPE} (a run) nor config.json (Hugging Face); give a folder with one"
+        )
+    else:
+        raise FileError(f"{folder}: there is no such folder; give a run or a folder in Hugging Face's layout")
+    _check_vocabulary(loaded, folder)
+    loaded.model.to(device=device, dtype=dtype)
+    return loaded
+
+
+def _load_run(folder: Path) -> Loaded:
+    config = _run_config(folder / _RECIPE)
+    checkpoint = Store(folder / "checkpoints").latest()
+    if checkpoint is None:
+        raise FileError(f"{folder}: the run has no checkpoint yet; go on with it, or wait for its first one")
+    for warning in checkpoint.warnings:
+        warnings.warn(warning, stacklevel=3)
+    state = checkpoint.tensors("model")
+    with torch.device("meta"):
+        model = _build(config, len(state), folder / _RECIPE)
+    check_fit(state, model.state_dict(), source=str(checkpoint.path))
+    model.load_state_dict(state, assign=True)
+    tokenizer = _tokenizer(folder)
+    stop = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
+    return Loaded(model.requires_grad_().eval(), tokenizer, config, stop)
+
+
+def _run_config(path: Path) -> TransformerConfig:
+    try:
+        data = read_yaml(path)
+        if not isinstance(data, dict) or "model" not in data:
+            raise ConfigError("it has no 'model'")
+        return TransformerConfig.from_dict(data["model"], path="model")
+    except ConfigError as error:
+        raise FileError(f"{path}: not the recipe of a run: {error}") from None
+
+
+def _build(config: TransformerConfig, n_tensors: int, source: Path) -> Transformer:
+    parts = config.blocks if isinstance(config.blocks, tuple) else (config.blocks,)
+    depth = sum(
+        part.n * (len(part.pattern) if isinstance(part.pattern, tuple) else 1) if isinstance(part, Repeat) else 1
+        for part in parts
+    )
+    if depth > max(n_tensors, _MAX_SHARED):  # before anything of that size is built
+        raise FileError(f"{source}: asks for {depth} blocks and there are {n_tensors} tensors of weights; mend 'model'")
+    try:
+        return config.build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{source}: the model cannot be built: {str(error).splitlines()[0]}") from None
+
+
+def _load_hugging_face(folder: Path, allow_pickle: bool) -> Loaded:
+    model = load_model(folder, allow_pickle=allow_pickle)
+    stop = _special_ids(folder, "eos_token_id")
+    begin = _special_ids(folder, "bos_token_id")
+    return Loaded(model, _tokenizer(folder), model.config, stop, begin[0] if begin else None)
+
+
+def _special_ids(folder: Path, key: str) -> tuple[int, ...]:
+    """Ids that the folder names: one, a list, or none. What is said about generation comes first."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = read_json(path).get(key) if path.is_file() else None
+        match value:
+            case None:
+                continue
+            case bool():
+                pass
+            case int():
+                return (value,)
+            case list() if all(type(item) is int for item in value):
+                return tuple(value)
+        raise FileError(f"{path}: {key!r} is {value!r} and must be an integer or a list of them; mend the file")
+    return ()
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _check_vocabulary(loaded: Loaded, folder: Path) -> None:
+    embed = loaded.config.embed
+    if loaded.tokenizer is None or not isinstance(embed, TokenEmbedderConfig) or embed.vocab_size is None:
+        return
+    if loaded.tokenizer.vocab_size > embed.vocab_size:
+        raise FileError(
+            f"{folder}: the tokenizer has {loaded.tokenizer.vocab_size} tokens and the model {embed.vocab_size}; "
+            "put the tokenizer there that belongs to the model"
+        )

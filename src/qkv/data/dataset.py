@@ -1,0 +1,311 @@
+"""Prepared corpora: two splits of token ids (or vectors) in memory-mapped files, made once and kept in the cache."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, final
+
+import numpy as np
+
+from qkv.config import Config, config
+from qkv.data.sources import SourceConfig, TextSourceConfig
+from qkv.data.tokenizers import Tokenizer, TokenizerConfig
+from qkv.errors import ConfigError, FileError
+from qkv.fetch import cache_dir, write_atomic
+
+MANY_DOCUMENTS: Final = 100
+"""From so many documents on, whole ones are held out."""
+
+_FORMAT: Final = 1
+_CHARACTERS_AT_ONCE: Final = 1 << 22
+_SPLITS: Final = ("train", "validation")
+
+
+@final
+@config
+class DataConfig(Config):
+    """What to train on.
+
+    Held out is `validation` of the corpus, always the same part. Of 100 documents or more: whole documents, those whose
+    number has the lowest hash. Of fewer: the end of every document, for text from the start of a line if one is near.
+
+    Attributes:
+        source: The corpus.
+        tokenizer: How text becomes ids; None for vectors.
+        validation: The share that is held out, above 0 and below 1.
+    """
+
+    source: SourceConfig
+    tokenizer: TokenizerConfig | None = None
+    validation: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
+        text, tag = isinstance(self.source, TextSourceConfig), self.source.tag()
+        if text and self.tokenizer is None:
+            raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
+        if not text and self.tokenizer is not None:
+            raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Documents, one after the other.
+
+    A document of text is its end-of-text token, its tokens, and the end-of-text token again: the first predicts how a
+    document begins, the last is predicted.
+
+    Attributes:
+        values: Token ids (n_tokens,), or vectors (n_tokens, features); often memory-mapped.
+        offsets: Where each document begins, and the end of the last; (n_documents + 1,).
+        n_bytes: UTF-8 bytes of the text, without the end-of-text tokens; None for vectors.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+    n_bytes: int | None
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return len(self.offsets) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, end-of-text tokens included; for vectors the number of steps."""
+        return len(self.values)
+
+    @classmethod
+    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str]) -> Self:
+        """A split in memory, for example to evaluate a trained model on any text.
+
+        Raises:
+            ConfigError: The tokenizer has no end-of-text token, or does not know a character.
+            FileError: There is no text.
+        """
+        encoded = list(_encode(tokenizer, documents))
+        if not encoded:
+            raise FileError("the documents hold no text; give files with text")
+        lengths = [len(ids) for ids, _ in encoded]
+        values = np.concatenate([ids for ids, _ in encoded])
+        return cls(values, np.cumsum([0, *lengths]), sum(n_bytes for _, n_bytes in encoded))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A prepared corpus.
+
+    Attributes:
+        train: What to train on.
+        validation: What was held out.
+        tokenizer: Text to ids; None for vectors.
+        n_features: Width of a vector; None for text.
+    """
+
+    train: Split
+    validation: Split
+    tokenizer: Tokenizer | None
+    n_features: int | None
+
+
+def prepare(config: DataConfig) -> Dataset:
+    """Read the corpus, train the tokenizer and encode, or take all that from the cache if nothing has changed.
+
+    The cache is `cache_dir()/tokens/<key>`, where the key is a hash of the documents, the tokenizer's config and
+    `validation`. BPE is trained on the training split only.
+
+    Raises:
+        ConfigError: The tokenizer has no end-of-text token.
+        FileError: The corpus is missing, damaged or too short, or the cache cannot be written.
+    """
+    digest, n_documents = _survey(config)
+    folder = cache_dir() / "tokens" / digest
+    if (known := _open(folder)) is not None:
+        return known
+    tokenizer = _train(config, n_documents)
+    try:
+        _publish(config, n_documents, tokenizer, folder)
+    except OSError as error:
+        raise FileError(f"cache {folder}: {error.strerror or error}; free space or point QKV_CACHE elsewhere") from None
+    made = _open(folder)
+    assert made is not None
+    return made
+
+
+def _survey(config: DataConfig) -> tuple[str, int]:
+    """The key of the cache, and the number of documents."""
+    identity = config.tokenizer.identity() if config.tokenizer else None
+    digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
+    n_documents = 0
+    for document in config.source.documents():
+        data = document.encode("utf-8") if isinstance(document, str) else document.tobytes()
+        digest.update(f"{len(data)} {np.shape(document)}".encode())
+        digest.update(data)
+        n_documents += 1
+    return digest.hexdigest(), n_documents
+
+
+# --- what is held out -------------------------------------------------------------------------------------------------
+
+
+def _divide(config: DataConfig, n: int) -> Iterator[tuple[Any, Any]]:
+    """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
+    held_out = _held_out(n, config.validation)
+    for i, document in enumerate(config.source.documents()):
+        whole = 0 if i in held_out else len(document)
+        place = whole if n >= MANY_DOCUMENTS else _cut(document, config.validation)
+        yield document[:place], document[place:]
+
+
+def _held_out(n: int, share: float) -> set[int]:
+    """The numbers of the documents to hold out: those with the lowest hash (splitmix64)."""
+    x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    count = min(max(round(n * share), 1), n - 1)
+    return set(np.argsort(x ^ (x >> np.uint64(31)), kind="stable")[:count].tolist())
+
+
+def _cut(document: str | np.ndarray, share: float) -> int:
+    held_out = math.ceil(len(document) * share)
+    place = len(document) - held_out
+    if isinstance(document, str):  # a line end far away would hold out too much
+        return document.rfind("\n", max(place - held_out, 0), place) + 1 or place
+    return place
+
+
+def _train(config: DataConfig, n: int) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return None
+    both = config.tokenizer.reads_validation
+    texts = (training + held_out if both else training for training, held_out in _divide(config, n))
+    return config.tokenizer.train(texts)
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+    """Of each document that holds text: its ids between end-of-text tokens, and its UTF-8 bytes."""
+    if tokenizer.end_of_text is None:
+        raise ConfigError(
+            "the tokenizer has no end-of-text token to put between documents; name it with end_of_text=ID"
+        )
+    end = [tokenizer.end_of_text]
+    for texts in _groups(documents):
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            yield np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8"))
+
+
+def _groups(documents: Iterable[str]) -> Iterator[Sequence[str]]:
+    """Documents in groups that are large enough to keep all cores busy."""
+    group: list[str] = []
+    size = 0
+    for text in filter(None, documents):
+        group.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+
+
+def _encoded(config: DataConfig, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[tuple[np.ndarray, int]]:
+    documents = (parts[part] for parts in _divide(config, n))
+    if tokenizer is not None:
+        return _encode(tokenizer, documents)
+    # One vector has nothing to predict.
+    return ((vectors, 0) for vectors in documents if len(vectors) > 1)
+
+
+# --- files: <split>.values and <split>.offsets are raw arrays, dataset.json says of what ------------------------------
+
+
+def _publish(config: DataConfig, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Write the dataset beside its place, then move it there, so that it is whole or not there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    try:
+        facts = {
+            name: _write(temporary, name, _encoded(config, n, tokenizer, part)) for part, name in enumerate(_SPLITS)
+        }
+        _check_lengths(config, n, facts)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+        sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+        write_atomic(temporary / "dataset.json", json.dumps({"sizes": sizes, **facts}).encode())
+        _move(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: Path, name: str, documents: Iterator[tuple[np.ndarray, int]]) -> dict[str, Any]:
+    offsets, n_bytes = [0], 0
+    facts: dict[str, Any] = {"dtype": "uint16", "features": None}
+    with (folder / f"{name}.values").open("wb") as file:
+        for values, size in documents:
+            facts = {"dtype": values.dtype.name, "features": values.shape[1] if values.ndim == 2 else None}
+            file.write(values.tobytes())
+            offsets.append(offsets[-1] + len(values))
+            n_bytes += size
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomic(folder / f"{name}.offsets", np.array(offsets, dtype=np.int64).tobytes())
+    return facts | {
+        "n_bytes": None if facts["features"] else n_bytes,
+        "n_documents": len(offsets) - 1,
+        "n_tokens": offsets[-1],
+    }
+
+
+def _check_lengths(config: DataConfig, n: int, facts: dict[str, dict[str, Any]]) -> None:
+    train, held_out = (
+        f"{facts[name]['n_documents']} documents with {facts[name]['n_tokens']} tokens" for name in _SPLITS
+    )
+    if not all(facts[name]["n_documents"] for name in _SPLITS):
+        raise FileError(
+            f"the corpus of {n} documents is too short to hold out {config.validation:g} of it: {train} to train on, "
+            f"{held_out} held out; give more data or another `validation`"
+        )
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if _open(folder) is None:  # damaged: the other case is that another process was faster
+            shutil.rmtree(folder)
+            temporary.rename(folder)
+
+
+def _open(folder: Path) -> Dataset | None:
+    """The dataset in a folder, or None where there is none or a file has not the size that was written."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / "dataset.json").read_bytes())
+        if any((folder / name).stat().st_size != size for name, size in facts["sizes"].items()):
+            return None
+    except (OSError, ValueError):
+        return None
+    tokenizer = Tokenizer.load(folder) if "tokenizer.json" in facts["sizes"] else None
+    train, validation = (_map(folder, name, facts[name]) for name in _SPLITS)
+    return Dataset(train, validation, tokenizer, facts["train"]["features"])
+
+
+def _map(folder: Path, name: str, facts: dict[str, Any]) -> Split:
+    shape = (facts["n_tokens"],) if facts["features"] is None else (facts["n_tokens"], facts["features"])
+    values = np.memmap(folder / f"{name}.values", dtype=facts["dtype"], mode="r", shape=shape)
+    return Split(values, np.fromfile(folder / f"{name}.offsets", dtype=np.int64), facts["n_bytes"])

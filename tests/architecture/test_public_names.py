@@ -1,0 +1,111 @@
+"""What `import qkv` offers, and what holds for every config."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qkv
+from qkv.config import Config, dump_yaml, parse_yaml
+
+for module in pkgutil.walk_packages(qkv.__path__, "qkv."):
+    importlib.import_module(module.name)
+
+STUB = ast.parse(Path(qkv.__file__).with_suffix(".pyi").read_text())
+NAMES = [alias.name for node in STUB.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+
+
+def subclasses(cls):
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+CONFIGS = {cls for cls in subclasses(Config) if cls.__module__.startswith("qkv.")}  # tests may define some of their own
+CONCRETE = sorted((cls for cls in CONFIGS if not inspect.isabstract(cls)), key=lambda cls: cls.__name__)
+
+
+def test_every_name_is_there():
+    assert len(NAMES) == len(set(NAMES))
+    for name in NAMES:
+        assert getattr(qkv, name).__name__ == name
+    assert qkv.__version__
+    assert set(NAMES) <= set(dir(qkv))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'qkv' has no attribute 'atend'"):
+        _ = qkv.atend
+
+
+def test_import_does_not_import_torch():
+    code = "import sys, qkv, qkv.errors; assert 'torch' not in sys.modules; qkv.attend; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_config_is_a_public_name():
+    missing = [cls.__name__ for cls in CONCRETE if cls.__name__ not in NAMES]
+    assert not missing, f"add to src/qkv/__init__.pyi: {missing}"
+    assert all(getattr(qkv, cls.__name__) is cls for cls in CONCRETE)
+
+
+def test_no_two_configs_have_one_name():
+    assert len({cls.tag() for cls in CONFIGS}) == len(CONFIGS) > 20
+
+
+# What configs without defaults for all of their fields are made of here.
+NEEDED = {
+    "And": lambda: {"a": qkv.Causal(), "b": qkv.Window(size=4)},
+    "Or": lambda: {"a": qkv.Causal(), "b": ~qkv.Chunked(size=3)},
+    "Not": lambda: {"a": qkv.Causal()},
+    "Window": lambda: {"size": 4},
+    "Chunked": lambda: {"size": 4},
+    "AttentionConfig": lambda: {"n_heads": 4, "mask": qkv.Causal() & qkv.Window(size=8), "position": yarn()},
+    "Repeat": lambda: {"n": 3, "pattern": (block(), block())},
+    "TransformerConfig": lambda: {"d_model": 8, "embed": qkv.TokenEmbedderConfig(vocab_size=5), "blocks": (block(),)},
+    "LearnedPositionsConfig": lambda: {"length": 16},
+    "LinearScalingConfig": lambda: {"factor": 2.0},
+    "NTKScalingConfig": lambda: {"factor": 2.0},
+    "BPETokenizerConfig": lambda: {"vocab_size": 300},
+    "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
+    "FilesConfig": lambda: {"path": "corpus.txt"},
+    "VectorFilesConfig": lambda: {"path": "vectors.npy"},
+    "DataConfig": lambda: {"source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig()},
+    "RecipeConfig": lambda: {"model": qkv.preset("gpt2"), "data": example(qkv.DataConfig), "steps": 10},
+} | {
+    name: lambda: {"factor": 2.0, "original_length": 64}
+    for name in ("DynamicNTKScalingConfig", "YaRNScalingConfig", "Llama3ScalingConfig")
+} | {
+    name: lambda: {"norm": qkv.RMSNormConfig(), "sublayers": (qkv.GLUConfig(), qkv.FFNConfig(bias=True))}
+    for name in ("PreNormConfig", "PostNormConfig", "OutputNormConfig", "SandwichConfig", "ParallelConfig")
+}  # fmt: skip
+
+
+def yarn():
+    return qkv.RoPEConfig(theta=5e5, scaling=example(qkv.YaRNScalingConfig))
+
+
+def block():
+    return example(qkv.PreNormConfig)
+
+
+def example(cls):
+    return cls(**NEEDED.get(cls.__name__, dict)())
+
+
+@pytest.mark.parametrize("cls", CONCRETE, ids=lambda cls: cls.__name__)
+def test_every_config_is_frozen_and_makes_the_round_trip(cls):
+    made = example(cls)
+    field = dataclasses.fields(cls)[0].name if dataclasses.fields(cls) else "anything"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, field, None)
+    data = made.to_dict()
+    assert cls.from_dict(data) == made
+    assert Config.from_dict(parse_yaml(dump_yaml(data))) == made
+    assert hash(made) == hash(dataclasses.replace(made))

@@ -1,0 +1,193 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkv.data import (
+    END_OF_TEXT,
+    BPETokenizerConfig,
+    CharacterTokenizerConfig,
+    Tokenizer,
+    TokenizerFileConfig,
+)
+from qkv.errors import ConfigError, FileError
+
+CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
+BPE = BPETokenizerConfig(vocab_size=300).train(CORPUS)
+CHARACTERS = CharacterTokenizerConfig().train(CORPUS)
+ALPHABET = sorted(set("".join(CORPUS)))
+
+
+def test_characters() -> None:
+    tokenizer = CharacterTokenizerConfig().train(["ba", "c"])
+    assert tokenizer.encode("abc") == [1, 2, 3]
+    assert tokenizer.decode([3, 0, 1]) == "ca"
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (4, 0)
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from(ALPHABET)))
+def test_round_trip_of_characters(text: str) -> None:
+    assert CHARACTERS.decode(CHARACTERS.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(st.text() | st.text(st.sampled_from("the cat\n\r\t  😀\ufffd\x00<|endoftext|>")))
+def test_round_trip_of_bytes(text: str) -> None:
+    assert BPE.decode(BPE.encode(text)) == text
+
+
+def test_bpe_learns_and_keeps_to_its_size() -> None:
+    assert BPE.vocab_size == 300
+    assert len(BPE.encode(CORPUS[0])) < len(CORPUS[0]) / 1.5
+    assert BPETokenizerConfig(vocab_size=1000).train(["ab"]).vocab_size == 258
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
+def test_the_name_of_a_special_token_is_only_text(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(END_OF_TEXT)
+    assert len(ids) > 1
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode([0, *ids, 0]) == END_OF_TEXT
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
+def test_long_text_is_cut_where_no_token_is(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(CORPUS) * 20
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr("qkv.data.tokenizers._PIECE", re.compile(r".{5,}?(?=\n\w)|.+", re.DOTALL))
+    assert len(list(tokenizer._pieces(text))) > 20
+    assert tokenizer.encode(text) == whole
+    assert tokenizer.encode_batch([text, "", "a"]) == [whole, [], tokenizer.encode("a")]
+
+
+def test_an_unknown_character() -> None:
+    with pytest.raises(ConfigError, match=r"the character 'Ж' is not in the corpus.*train with a BPE"):
+        CHARACTERS.encode("cat Ж")
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
+def test_half_a_surrogate_pair(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="is half a surrogate pair"):
+        tokenizer.encode("a\ud83d")
+
+
+def test_vocab_size_has_bounds() -> None:
+    for size in (256, 1 << 40):
+        with pytest.raises(ConfigError, match=f"vocab_size={size} must be at least 257"):
+            BPETokenizerConfig(vocab_size=size)
+
+
+def test_training_is_deterministic_in_another_process_too() -> None:
+    corpus = [f"{word} {word[::-1]} {i}\n" for i, word in enumerate(["one", "two", "three", "four", "five"] * 9)]
+    configs = [BPETokenizerConfig(vocab_size=400), CharacterTokenizerConfig()]
+    code = f"from qkv.data import *; print(*[c.train({corpus!r}).to_json() for c in {configs!r}])"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert other == " ".join(config.train(corpus).to_json() for config in configs) + "\n"
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 299)))
+def test_a_stream_shows_what_decode_shows(ids: list[int]) -> None:
+    stream = BPE.stream()
+    parts = [stream.push(token) for token in ids]
+    assert "".join([*parts, stream.flush()]) == BPE.decode(ids)
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_a_stream_never_shows_half_a_character(text: str) -> None:
+    stream, shown = BPE.stream(), ""
+    for token in BPE.encode(text):
+        shown += stream.push(token)
+        assert text.startswith(shown)
+    assert shown + stream.flush() == text
+
+
+def test_a_stream_waits_for_the_last_byte() -> None:
+    tokenizer = BPETokenizerConfig(vocab_size=257).train([])
+    stream = tokenizer.stream()
+    assert [stream.push(token) for token in tokenizer.encode("é😀a")] == ["", "é", "", "", "", "😀", "a"]
+    assert stream.push(tokenizer.encode("é")[0]) == ""
+    assert stream.flush() == "\ufffd"
+    assert stream.flush() == ""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
+def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = Tokenizer.load(path)
+        assert loaded.to_json() == tokenizer.to_json()
+        assert (loaded.vocab_size, loaded.end_of_text) == (tokenizer.vocab_size, 0)
+        assert loaded.encode(CORPUS[1]) == tokenizer.encode(CORPUS[1])
+
+
+def test_somebody_elses_end_of_text(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(BPE.to_json().replace(END_OF_TEXT, "</s>"))
+    assert Tokenizer.load(tmp_path).end_of_text is None
+    assert Tokenizer.load(tmp_path, end_of_text=7).end_of_text == 7
+    with pytest.raises(ConfigError, match="end_of_text=300 is not an id of this tokenizer, which has 300"):
+        Tokenizer.load(tmp_path, end_of_text=300)
+    for token in ("</s>", {"content": "</s>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        assert Tokenizer.load(tmp_path).end_of_text == 0
+    (tmp_path / "copy").mkdir()
+    TokenizerFileConfig(path=str(tmp_path), end_of_text=7).train([]).save(tmp_path / "copy")
+    assert Tokenizer.load(tmp_path / "copy").end_of_text == 7
+
+
+def test_truncation_and_padding_of_a_file_are_ignored(tmp_path: Path) -> None:
+    data = json.loads(BPE.to_json())
+    data["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert Tokenizer.load(tmp_path).encode(CORPUS[0]) == BPE.encode(CORPUS[0])
+
+
+def crafted(**model: object) -> str:
+    data = json.loads(BPE.to_json())
+    data["model"] |= model
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[" * 100_000,
+        BPE.to_json()[:1000],
+        crafted(vocab={}),
+        crafted(vocab={"a": 4_000_000_000}, merges=[]),
+        crafted(continuing_subword_prefix="x" * 50),  # the library panics
+    ],
+)
+def test_crafted_files(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(FileError, match=r"tokenizer\.json: .*get"):
+        Tokenizer.load(tmp_path)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileError, match=r"cannot be read \(No such file or directory\); give a tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+    with pytest.raises(FileError, match="the tokenizer cannot be written"):
+        BPE.save(tmp_path / "nowhere")
+    BPE.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(FileError, match=r"tokenizer_config\.json: not a JSON object"):
+        Tokenizer.load(tmp_path)
+    monkeypatch.setattr("qkv.data.tokenizers.MAX_FILE_BYTES", 100)
+    with pytest.raises(FileError, match=r"more than 100 bytes, so not a tokenizer\.json"):
+        Tokenizer.load(tmp_path)

@@ -1,0 +1,277 @@
+"""Norms, FFNs, blocks, heads and initialisation against small answers by hand and PyTorch's own parts."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import NORM, tiny_config, tiny_model, token_ids
+from tolerances import FLOAT64
+from torch import nn
+
+from qkv.errors import ConfigError
+from qkv.masks import Causal
+from qkv.models.init import InitConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import OutputNormConfig, ParallelConfig, PostNormConfig, PreNormConfig, SandwichConfig
+from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.nn.ffn import FFNConfig, GLUConfig
+from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
+from qkv.nn.norms import LayerNormConfig, RMSNormConfig
+from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPositionsConfig
+from qkv.nn.sublayer import Aux, merge
+from qkv.presets import preset
+from qkv.tokens import Tokens
+
+
+def close(got, want, atol=FLOAT64):
+    torch.testing.assert_close(got, want, rtol=0, atol=atol)
+
+
+# --- norms (law 10) -------------------------------------------------------------------------------------------------
+
+
+def test_norms_by_hand():
+    """ε stands inside the root: large enough here to tell it from outside."""
+    x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    rms = RMSNormConfig(eps=3.5).build(2).double()
+    close(rms(x), x / 4.0)  # mean square 12.5, plus 3.5, root 4
+    layer = LayerNormConfig(eps=0.75).build(2).double()
+    close(layer(x), torch.tensor([[-0.5, 0.5]], dtype=torch.float64))  # variance 0.25, plus 0.75, root 1
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.3])
+def test_norms_equal_torch(eps):
+    x, weight = torch.randn(3, 5, 8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    ours, theirs = RMSNormConfig(eps=eps).build(8).double(), nn.RMSNorm(8, eps=eps).double()
+    ours.weight.data, theirs.weight.data = weight, weight
+    close(ours(x), theirs(x))
+    ours, theirs = LayerNormConfig(eps=eps, bias=False).build(8).double(), nn.LayerNorm(8, eps=eps, bias=False).double()
+    ours.weight.data, theirs.weight.data = weight, weight
+    close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("norm", [RMSNormConfig(), LayerNormConfig()])
+def test_norms_of_bfloat16_are_computed_in_float32(norm):
+    x = (torch.randn(4, 512) * 3 + 50).bfloat16()
+    got, exact = norm.build(512).bfloat16()(x).double(), norm.build(512).double()(x.double())
+    assert got.dtype == torch.float64
+    # One rounding of the result to bfloat16, half a unit in the 8th bit, and nothing more.
+    assert ((got - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+
+
+# --- feed-forward ---------------------------------------------------------------------------------------------------
+
+
+def test_ffn_is_its_formula():
+    ffn, x = FFNConfig(d_ff=7, activation="relu", bias=True).build(4), torch.randn(2, 3, 4)
+    want = F.linear(F.relu(F.linear(x, ffn.up_proj.weight, ffn.up_proj.bias)), ffn.down_proj.weight, ffn.down_proj.bias)
+    close(ffn(x)[0], want, 1e-6)  # the same products in the same order, in float32
+
+
+@pytest.mark.parametrize(
+    ("name", "gate"),
+    [("sigmoid", torch.sigmoid), ("silu", F.silu), ("gelu", F.gelu), ("gelu_tanh", nn.GELU(approximate="tanh"))],
+)
+def test_glu_is_its_formula(name, gate):
+    glu, x = GLUConfig(d_ff=5, activation=name).build(4), torch.randn(2, 3, 4)
+    first, second = glu.gate_up_proj.weight.split(5)
+    close(glu(x)[0], (gate(x @ first.T) * (x @ second.T)) @ glu.down_proj.weight.T, 1e-6)  # as above
+
+
+@pytest.mark.parametrize(
+    ("d_model", "multiple", "width"), [(768, 1, 2048), (512, 1, 1365), (512, 64, 1344), (512, 256, 1280), (4096, 256, 11008)]
+)
+def test_the_width_of_a_glu(d_model, multiple, width):
+    config = GLUConfig(multiple_of=multiple)
+    assert config.width(d_model) == width
+    if d_model < 1000:
+        glu, ffn = config.build(d_model), FFNConfig().build(d_model)
+        n, m = (sum(p.numel() for p in part.parameters()) for part in (glu, ffn))
+        assert abs(n - m) <= 3 * d_model * multiple / 2  # to the nearest multiple
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+EQUATIONS = {
+    PreNormConfig: lambda x, f, n, m: x + f(n(x)),
+    PostNormConfig: lambda x, f, n, m: n(x + f(x)),
+    OutputNormConfig: lambda x, f, n, m: x + n(f(x)),
+    SandwichConfig: lambda x, f, n, m: x + m(f(n(x))),
+}
+
+
+@pytest.mark.parametrize("kind", EQUATIONS)
+def test_a_block_is_its_equation(kind):
+    model = tiny_model(block=kind, layers=1)
+    block, x = model.blocks[0], torch.randn(2, 5, 16, dtype=torch.float64)
+    want = x
+    for name, f in block.sublayers.items():
+        out = block.out_norms[name] if kind is SandwichConfig else None
+        want = EQUATIONS[kind](want, lambda h, f=f: f(h)[0], block.norms[name], out)
+    ctx = model._context(x, Tokens.full(2, 5), None, None)
+    close(block(x, ctx)[0], want)
+
+
+def test_a_parallel_block_is_its_equation():
+    model = tiny_model(block=ParallelConfig, layers=1)
+    block, x = model.blocks[0], torch.randn(2, 5, 16, dtype=torch.float64)
+    h = block.norm(x)
+    want = x + sum(f(h)[0] for f in block.sublayers.values())
+    close(block(x, model._context(x, Tokens.full(2, 5), None, None))[0], want)
+
+
+def test_equal_sublayers_get_names_of_their_own():
+    block = PreNormConfig(norm=NORM, sublayers=(FFNConfig(), FFNConfig(), GLUConfig())).build(8)
+    assert list(block.sublayers) == list(block.norms) == ["ffn", "ffn_2", "ffn_3"]
+
+
+def test_reports_are_summed():
+    one, two = Aux({"a": torch.tensor(1.0)}, (torch.ones(2),)), Aux({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
+    both = merge(merge(None, one), two)
+    assert {name: loss.item() for name, loss in both.losses.items()} == {"a": 3.0, "b": 5.0}
+    assert len(both.loads) == 1
+    assert merge(None, None) is None
+
+
+def test_self_attention_is_four_products():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Products(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    layer = AttentionConfig(n_heads=4, n_kv_heads=2, mask=Causal(), position=RoPEConfig()).build(16)
+    with torch.no_grad(), Products() as seen:
+        layer(torch.randn(1, 6, 16))
+    products = [name for name in seen.names if name in ("mm", "addmm", "bmm", "linear", "matmul")]
+    kernels = [name for name in seen.names if "attention" in name]
+    assert len(products) == 2  # qkv and output; the other two are inside the kernel
+    assert len(kernels) == 1
+
+
+# --- embedders and heads --------------------------------------------------------------------------------------------
+
+
+def test_sinusoidal_positions_are_those_of_the_paper():
+    table = SinusoidalPositionsConfig().build(6)
+    got = table(torch.tensor([[0, 3]]), torch.float64)[0, 1]
+    want = [f(3 / 10_000 ** (2 * i / 6)) for i in range(3) for f in (math.sin, math.cos)]
+    close(got, torch.tensor(want, dtype=torch.float64))
+
+
+def test_vectors_are_projected_and_checked():
+    embedder = VectorEmbedderConfig(n_features=3).build(4)
+    x = torch.randn(2, 5, 3)
+    close(embedder(x, Tokens.full(2, 5)), x @ embedder.proj.weight.T + embedder.proj.bias, 1e-6)
+    with pytest.raises(ConfigError, match="4 features and the model takes 3"):
+        embedder(torch.randn(2, 5, 4), Tokens.full(2, 5))
+
+
+def test_the_loss_of_vectors_counts_tokens_only():
+    model, tokens = tiny_model(vectors=True), Tokens.padded([3, 2])
+    x, y = torch.randn(2, 2, 3, 5, dtype=torch.float64)
+    error = (model(x, tokens) - y).square().mean(-1)
+    close(model.loss(x, y, tokens)[0], error[tokens.valid].mean())
+
+
+def test_the_loss_of_tokens_is_torch_cross_entropy():
+    model, ids = tiny_model(), token_ids(2, 6)
+    targets = token_ids(2, 6, seed=4)
+    targets[0, 2:4] = -100
+    tokens = Tokens.padded([6, 4])
+    logits = model(ids, tokens)
+    want = F.cross_entropy(logits.flatten(0, 1), targets.where(tokens.valid, -100).flatten())
+    close(model.loss(ids, targets, tokens)[0], want)
+
+
+def test_initialisation_is_what_the_config_says():
+    import dataclasses
+
+    config = dataclasses.replace(preset("small"), d_model=256)
+    config = dataclasses.replace(
+        config, embed=TokenEmbedderConfig(vocab_size=3000), init=InitConfig(std=0.05, embed_std=0.01)
+    )
+    torch.manual_seed(0)
+    parts = dict(config.build().named_parameters())
+    for name, std in {
+        "embed.weight": 0.01,
+        "blocks.1.sublayers.attention.qkv_proj.weight": 0.05,
+        "blocks.1.sublayers.attention.o_proj.weight": 0.05 / math.sqrt(8),
+        "blocks.3.sublayers.ffn.down_proj.weight": 0.05 / math.sqrt(8),
+    }.items():
+        # 65,536 draws or more: the standard deviation is known to 0.3 %; ten times that.
+        assert parts[name].std().item() == pytest.approx(std, rel=0.03), name
+    assert (parts["final_norm.weight"] == 1).all()
+    by_width = InitConfig(std=None)
+    model = dataclasses.replace(config, init=by_width).build()
+    assert model.blocks[0].sublayers["attention"].qkv_proj.weight.std().item() == pytest.approx(1 / 16, rel=0.03)
+
+
+def test_biases_begin_at_zero():
+    model = preset("gpt2")
+    import dataclasses
+
+    small = dataclasses.replace(model, d_model=24, blocks=dataclasses.replace(model.blocks, n=1))
+    small = dataclasses.replace(small, embed=TokenEmbedderConfig(vocab_size=9, position=LearnedPositionsConfig(length=4)))
+    assert all((p == 0).all() for name, p in small.build().named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AttentionConfig(n_heads=10, mask=Causal()).build(768), "d_model=768 must be a multiple of n_heads=10"),
+        (lambda: AttentionConfig(n_heads=6, n_kv_heads=4, mask=Causal()), "n_heads=6 .* multiple of n_kv_heads=4"),
+        (lambda: AttentionConfig(n_heads=6), "AttentionConfig needs 'mask'"),
+        (lambda: AttentionConfig(n_heads=2, mask=Causal(), position=RoPEConfig()).build(6), "head_dim=3 is odd"),
+        (lambda: AttentionConfig(n_heads=2, mask=Causal(), thta=3), "AttentionConfig has no 'thta'"),
+        (lambda: RoPEConfig(theta=0.5), "theta=0.5 must be above 1"),
+        (lambda: FFNConfig(dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
+        (lambda: FFNConfig(d_ff=0), "d_ff=0 must be at least 1"),
+        (lambda: GLUConfig(activation="swiglu"), "GLUConfig.activation = 'swiglu'"),
+        (lambda: LMHeadConfig().build(8, VectorEmbedderConfig(n_features=2)), "LMHead needs a TokenEmbedder"),
+        (lambda: VectorHeadConfig().build(8, TokenEmbedderConfig(vocab_size=5)), "set n_out"),
+        (lambda: TokenEmbedderConfig().build(8), "vocab_size=None; set it"),
+        (lambda: SinusoidalPositionsConfig().build(7), "d_model=7; make it even"),
+        (lambda: PreNormConfig(norm=NORM, sublayers=()), "has no sublayers"),
+        (lambda: preset("gtp2"), "no preset 'gtp2'; did you mean 'gpt2'"),
+        (lambda: Tokens.padded([5], 3), "row 0 has 5 tokens and the batch has length 3"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_inputs_that_are_too_long_are_refused():
+    model = tiny_model(position=None, table=LearnedPositionsConfig(length=6))
+    with pytest.raises(ConfigError, match="input has 7 tokens and the position table 6"):
+        model(token_ids(1, 7))
+    with pytest.raises(ConfigError, match="cache for 9 tokens is longer than the position table of 6"):
+        model.make_cache(1, 9)
+    model(token_ids(1, 10), Tokens.packed([[5, 5]]))  # two documents that fit
+    rope = tiny_model()
+    cache = rope.make_cache(2, 4)
+    with pytest.raises(ConfigError, match="room for 4 tokens: 0 tokens are held and 5 are to come"):
+        rope(token_ids(2, 5), cache=cache)
+    with pytest.raises(ConfigError, match="cache has 2 rows and the input has 1"):
+        rope(token_ids(1, 2), cache=cache)
+    with pytest.raises(ConfigError, match="one document per row"):
+        rope(token_ids(2, 4), Tokens.packed([[2, 2], [4]]), cache=cache)
+    with pytest.raises(ConfigError, match=r"tokens are \(1, 3\) and inputs \(2, 4\)"):
+        rope(token_ids(2, 4), Tokens.full(1, 3))
+
+
+def test_dynamic_ntk_refuses_a_cache_that_would_go_stale():
+    from qkv.nn.positions import DynamicNTKScalingConfig
+
+    position = RoPEConfig(scaling=DynamicNTKScalingConfig(factor=2.0, original_length=8))
+    model = tiny_model(config=tiny_config(position=position))
+    model.make_cache(1, 8)
+    with pytest.raises(ConfigError, match="cache for 9 would go stale"):
+        model.make_cache(1, 9)

@@ -1,0 +1,88 @@
+"""The head's loss in chunks: torch's cross-entropy, with less memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import FLOAT64
+
+import qkv.ops.loss as module
+from qkv.ops.loss import linear_cross_entropy
+
+
+def plain(x, weight, targets):
+    return F.cross_entropy((x @ weight.T).to(torch.promote_types(x.dtype, torch.float32)), targets, reduction="sum")
+
+
+def draw(n, width, vocab, dtype, scale=1.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, width, generator=g, dtype=torch.float64) * scale
+    weight = torch.randn(vocab, width, generator=g, dtype=torch.float64) / width**0.5
+    targets = torch.randint(0, vocab, (n,), generator=g)
+    return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_it_is_cross_entropy_in_any_chunks(monkeypatch, chunk):
+    x, weight, targets = draw(7, 5, 11, torch.float64)
+    targets[[1, 4]] = -100
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * 11 * chunk)
+    got = torch.autograd.grad(loss := linear_cross_entropy(x, weight, targets, scale=0.2), (x, weight))
+    want = torch.autograd.grad(truth := 0.2 * plain(x, weight, targets), (x, weight))
+    for a, b in zip((loss, *got), (truth, *want), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
+    assert (got[0][[1, 4]] == 0).all()
+
+
+def test_the_gradient_is_scaled_by_what_comes_down():
+    x, weight, targets = draw(7, 5, 11, torch.float64)
+    once, thrice = (torch.autograd.grad(k * linear_cross_entropy(x, weight, targets), (x, weight)) for k in (1, 3))
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3 * a, b, rtol=0, atol=FLOAT64)
+
+
+def test_gradcheck():
+    x, weight, targets = draw(4, 3, 6, torch.float64)
+    assert torch.autograd.gradcheck(lambda a, b: linear_cross_entropy(a, b, targets, scale=0.5), (x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_error_is_at_most_twice_that_of_the_plain_formula(dtype, monkeypatch):
+    """Law 31, at a large vocabulary and confident logits, in several chunks; every element, forward and backward."""
+    vocab = 50_000
+    x, weight, targets = draw(96, 64, vocab, dtype, scale=4.0)
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * vocab * 24)  # four chunks
+
+    def run(function, dtype):
+        a, b = (z.detach().to(dtype).requires_grad_() for z in (x, weight))
+        loss = function(a, b, targets) / 96
+        return [loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, (a, b)))]
+
+    exact = run(plain, torch.float64)
+    for truth, ours, theirs in zip(exact, run(linear_cross_entropy, dtype), run(plain, dtype), strict=True):
+        assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 1e-9
+
+
+def test_the_logits_never_exist_at_once():
+    """Counts the bytes of the largest tensor that is made: a chunk of logits, far below all of them."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+            return out
+
+    x, weight, targets = draw(4096, 8, 32_000, torch.float32)
+    with Largest() as seen:
+        linear_cross_entropy(x, weight, targets).backward()
+    assert seen.bytes <= module._CHUNK_BYTES < 4096 * 32_000 * 4 / 3
+
+
+def test_evaluation_keeps_no_gradients():
+    x, weight, targets = draw(7, 5, 11, torch.float32)
+    with torch.no_grad():
+        assert linear_cross_entropy(x, weight, targets).grad_fn is None
