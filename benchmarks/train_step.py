@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py --shape gpt2 smollm2 --dtype float32 bfloat16 --mode eager compiled --json out.json
 
-For every shape and dtype all contestants are built side by side and take turns, one step each, in an order shuffled anew
-every round: whatever else the machine does hits all of them alike. A step is forward, backward, fused AdamW and
+For every shape and dtype all contestants are built side by side and take turns, one step each, in an order shuffled
+anew every round: whatever else the machine does hits all of them alike. A step is forward, backward, fused AdamW and
 `zero_grad`, on the same random tokens; "bfloat16" means weights, gradients and optimiser states in bfloat16 for
 everybody, and a loss in float32. Peak memory is measured for each contestant alone, in a process of its own.
 """

@@ -2,22 +2,23 @@
 
     python benchmarks/wall_time.py --json wall_time.json --plot wall_time.png
 
-The recipe runs as it is. The peer then gets as many seconds as that took, once for each `--lr`, and its best run counts.
-Each has the whole machine, one after the other; seconds are those of training, without evaluation. The peer is a GPT-2
-with as many parameters, trained as nanoGPT does: random crops of one long stream of tokens, AdamW, 2 % warm-up, a cosine
-down to a tenth, no dropout. Its schedule follows the clock, so that it ends with its time. It chooses its precision as
-qkv does, by timing, and both are evaluated in float32, on the same pieces of held-out text.
+The recipe runs as it is. The peer then gets as many seconds as that took, once for each `--lr`, and its best run
+counts. Each has the whole machine, one after the other; seconds are those of training, without evaluation. The peer is
+a GPT-2 with as many parameters, trained as nanoGPT does: random crops of one long stream of tokens, AdamW, 2 % warm-up,
+a cosine down to a tenth, no dropout. Its schedule follows the clock, so that it ends with its time. It chooses its
+precision as qkv does, by timing, and both are evaluated in float32, on the same pieces of held-out text.
 """
 
 import argparse
 import json
 import math
+import sys
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import final
 
 import numpy as np
 import torch
@@ -26,116 +27,123 @@ from torch import Tensor, nn
 from peers.nano import GPT
 from peers.shapes import Shape
 from qkv.data import Batches, Dataset, prepare
+from qkv.models.transformer import Transformer
 from qkv.training import RecipeConfig, read_recipe
 from qkv.training.memory import keep_pages
 from qkv.training.precision import fastest, products_in
 from qkv.training.trainer import Trainer
 
-CPU = torch.device("cpu")
 Pieces = list[tuple[Tensor, Tensor]]
 
 
-class Contestant(Protocol):
-    """What the clock needs to know."""
+class Contestant(ABC):
+    """A model in training, with the seconds and tokens that went into it so far."""
 
-    name: str
-    model: nn.Module
-    precision: str
-    tokens: int
+    seconds = 0.0
+    tokens = 0
 
-    def update(self, seconds: float) -> None:
-        """One step of training, `seconds` after the start."""
-        ...
+    def __init__(self, name: str, model: nn.Module, precision: str) -> None:
+        self.name, self.model, self.precision = name, model, precision
 
-    def progress(self, seconds: float) -> float:
-        """The share that is done; training ends at 1."""
-        ...
+    @abstractmethod
+    def update(self) -> int:
+        """One step of training; returns its tokens."""
 
+    @property
+    @abstractmethod
+    def progress(self) -> float:
+        """The share of the training that is done."""
+
+    @abstractmethod
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss on full rows."""
-        ...
+        """The mean loss on rows without padding."""
 
 
-class Ours:
+@final
+class Ours(Contestant):
     """The recipe, in qkv's own trainer."""
 
-    def __init__(self, recipe: RecipeConfig, dataset: Dataset) -> None:
-        self.name = "qkv"
-        self.trainer = Trainer(recipe, dataset)
-        self.trainer.choose_precision()
-        self.model = self.trainer.model
-        self.precision = self.trainer.recipe.precision
-        self.tokens = 0
+    def __init__(self, trainer: Trainer) -> None:
+        trainer.choose_precision()
+        super().__init__("qkv", trainer.model, trainer.recipe.precision)
+        self.trainer = trainer
 
-    def update(self, seconds: float) -> None:
-        _, _, _, count = self.trainer._update()
-        self.tokens += count
+    def update(self) -> int:
+        """One step of the recipe."""
+        _, _, _, tokens = self.trainer._update()
+        return tokens
 
-    def progress(self, seconds: float) -> float:
+    @property
+    def progress(self) -> float:
+        """The share of the recipe's steps."""
         return self.trainer.step / self.trainer.recipe.steps
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss."""
         return self.trainer.model.loss(inputs, targets)[0]
 
 
-class Nano:
-    """nanoGPT's loop, for `budget` seconds."""
+@final
+class Nano(Contestant):
+    """The loop of nanoGPT, for `budget` seconds."""
 
-    def __init__(self, shape: Shape, recipe: RecipeConfig, dataset: Dataset, lr: float, budget: float) -> None:
-        self.name = f"nano, lr {lr:g}"
-        self.lr, self.budget, self.tokens = lr, budget, 0
-        self.size = (recipe.batch_size, recipe.context)
-        self.stream = dataset.train.values
-        self.random = np.random.default_rng(recipe.seed)
+    def __init__(self, shape: Shape, recipe: RecipeConfig, stream: np.ndarray, lr: float, budget: float) -> None:
         torch.manual_seed(recipe.seed)
-        self.model = GPT(shape)
+        super().__init__(f"nano, lr {lr:g}", GPT(shape), "float32")
+        self.lr, self.budget, self.stream = lr, budget, stream
+        self.rows, self.length = recipe.batch_size, recipe.context
+        self.random = np.random.default_rng(recipe.seed)
         decayed = [p for p in self.model.parameters() if p.dim() >= 2]
         others = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
         self.precision, _ = fastest(self._gradients)
         self.optimizer.zero_grad()
 
     def _gradients(self, precision: str) -> None:
-        rows, length = self.size
-        starts = self.random.integers(0, len(self.stream) - length, rows)
-        crops = torch.from_numpy(np.stack([self.stream[i : i + length + 1] for i in starts]).astype(np.int64))
-        with autocast(precision):
+        starts = self.random.integers(0, len(self.stream) - self.length, self.rows)
+        crops = torch.from_numpy(np.stack([self.stream[i : i + self.length + 1] for i in starts]).astype(np.int64))
+        with products_in(precision, torch.device("cpu")):
             loss = self.model(crops[:, :-1], crops[:, 1:])
         loss.backward()
 
-    def update(self, seconds: float) -> None:
-        done = self.progress(seconds)
-        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2
+    def update(self) -> int:
+        """One step; the learning rate follows the clock."""
+        cosine = 0.1 + 0.9 * (1 + math.cos(math.pi * self.progress)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(cosine, (done + 1e-3) / 0.02)
+            group["lr"] = self.lr * min(cosine, (self.progress + 1e-3) / 0.02)
         self._gradients(self.precision)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.tokens += math.prod(self.size)
+        return self.rows * self.length
 
-    def progress(self, seconds: float) -> float:
-        return seconds / self.budget
+    @property
+    def progress(self) -> float:
+        """The share of the time."""
+        return self.seconds / self.budget
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss."""
         return self.model(inputs, targets)
 
 
-def autocast(precision: str) -> AbstractContextManager[object]:
-    return products_in(precision, CPU)
-
-
-def matching_shape(recipe: RecipeConfig, model: nn.Module, n_layers: int) -> Shape:
-    """The GPT-2 of the same depth and vocabulary whose number of parameters is nearest."""
-    wanted = sum(p.numel() for p in model.parameters())
-    vocab_size = recipe.model.embed.vocab_size
+def matching_shape(model: Transformer, vocab_size: int, context: int) -> Shape:
+    """The GPT-2 of the same depth whose number of parameters is nearest; within 2 %."""
+    wanted, n_layers = count(model), len(model.blocks)
 
     def shape(d: int) -> Shape:
-        n = (vocab_size + recipe.context) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-        return Shape("gpt2", d, n_layers, d // 64, d // 64, 4 * d, vocab_size, recipe.context, n)
+        n = (vocab_size + context) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
+        return Shape("gpt2", d, n_layers, d // 64, d // 64, 4 * d, vocab_size, context, n)
 
-    return min(map(shape, range(64, 4096, 64)), key=lambda s: abs(s.n_parameters - wanted))
+    nearest = min(map(shape, range(64, 4096, 64)), key=lambda s: abs(s.n_parameters - wanted))
+    if abs(nearest.n_parameters / wanted - 1) > 0.02:
+        sys.exit(f"no GPT-2 of {n_layers} layers has {wanted:,} parameters within 2 %; choose another recipe")
+    return nearest
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 # --- training against the clock ---------------------------------------------------------------------------------------
@@ -156,22 +164,22 @@ class Result:
 
 
 def run(contestant: Contestant, held_out: Pieces, n_bytes: int, points: int) -> Result:
-    seconds, curve = 0.0, []
+    curve = []
     for i in range(1, points + 1):
-        while contestant.progress(seconds) < i / points:
+        while contestant.progress < i / points:
             start = time.perf_counter()
-            contestant.update(seconds)
-            seconds += time.perf_counter() - start
-        curve.append((seconds, evaluate(contestant, held_out[:4])))
+            contestant.tokens += contestant.update()
+            contestant.seconds += time.perf_counter() - start
+        curve.append((contestant.seconds, evaluate(contestant, held_out[:4])))
         print(f"{contestant.name}: {curve[-1][0]:7.1f} s   loss {curve[-1][1]:.4f}", flush=True)
     loss = evaluate(contestant, held_out)
     n_targets = sum(targets.numel() for _, targets in held_out)
     return Result(
         name=contestant.name,
-        n_parameters=sum(p.numel() for p in contestant.model.parameters()),
+        n_parameters=count(contestant.model),
         precision=contestant.precision,
         tokens=contestant.tokens,
-        seconds=seconds,
+        seconds=contestant.seconds,
         loss=loss,
         bits_per_byte=loss * n_targets / math.log(2) / n_bytes,
         curve=curve,
@@ -245,15 +253,15 @@ def main() -> None:
     keep_pages()
     recipe = read_recipe(options.recipe, options.set)
     dataset = prepare(recipe.data)
-    recipe = recipe.resolved(dataset)
-    held_out, n_bytes = pieces(dataset, recipe.context), dataset.validation.n_bytes
-    ours = Ours(recipe, dataset)
-    shape = matching_shape(recipe, ours.model, len(ours.model.blocks))
-    results = [run(ours, held_out, n_bytes, options.points)]
-    if abs(shape.n_parameters / results[0].n_parameters - 1) > 0.02:
-        raise SystemExit(f"no GPT-2 has {results[0].n_parameters:,} parameters within 2 %; choose another recipe")
+    n_bytes = dataset.validation.n_bytes
+    if dataset.tokenizer is None or n_bytes is None:
+        sys.exit(f"{options.recipe}: its data are vectors; choose a recipe for text")
+    held_out = pieces(dataset, recipe.context)
+    trainer = Trainer(recipe.resolved(dataset), dataset)
+    shape = matching_shape(trainer.model, dataset.tokenizer.vocab_size, recipe.context)
+    results = [run(Ours(trainer), held_out, n_bytes, options.points)]
     for lr in options.lr:
-        peer = Nano(shape, recipe, dataset, lr, budget=results[0].seconds)
+        peer = Nano(shape, recipe, dataset.train.values, lr, budget=results[0].seconds)
         results.append(run(peer, held_out, n_bytes, options.points))
     print(f"\n{table(results)}")
     if options.json:

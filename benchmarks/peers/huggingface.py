@@ -1,5 +1,7 @@
 """Hugging Face transformers: GPT2LMHeadModel or LlamaForCausalLM on SDPA, with the library's own loss."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -15,12 +17,17 @@ class HuggingFace(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy."""
         logits = self.model(input_ids=inputs, use_cache=False).logits
         return ForCausalLMLoss(logits, None, logits.shape[-1], shift_labels=targets)
 
 
 def build(shape: Shape) -> nn.Module:
-    common = {"vocab_size": shape.vocab_size, "attn_implementation": "sdpa", "tie_word_embeddings": True}
+    common: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "attn_implementation": "sdpa",
+        "tie_word_embeddings": True,
+    }
     if shape.family == "gpt2":
         config = GPT2Config(
             **common,

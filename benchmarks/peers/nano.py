@@ -1,4 +1,4 @@
-"""A GPT in the style of nanoGPT: one short file, everything explicit. With `family="llama"` the same in Llama's parts."""
+"""A GPT in the style of nanoGPT: one short file, everything explicit. For a Llama shape the same in Llama's parts."""
 
 import math
 
@@ -21,6 +21,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(shape.d_model, shape.d_model, bias=shape.family == "gpt2")
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, D) to (B, T, D); `turn` holds the cosines and sines of the rotary positions."""
         n, groups = self.shape.n_heads, self.shape.n_kv_heads
         heads = self.c_attn(x).unflatten(-1, (n + 2 * groups, self.head_dim)).transpose(1, 2)
         q, k, v = heads.split((n, groups, groups), dim=1)
@@ -44,6 +45,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(shape.d_ff, shape.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -57,6 +59,7 @@ class SwiGLU(nn.Module):
         self.c_proj = nn.Linear(shape.d_ff, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to (B, T, D)."""
         return self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
 
 
@@ -70,6 +73,7 @@ class Block(nn.Module):
         self.mlp = MLP(shape) if shape.family == "gpt2" else SwiGLU(shape)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(B, T, D) to (B, T, D); `turn` holds the cosines and sines of the rotary positions."""
         x = x + self.attn(self.ln_1(x), turn)
         return x + self.mlp(self.ln_2(x))
 
@@ -80,6 +84,9 @@ def norm(shape: Shape) -> nn.Module:
 
 class GPT(nn.Module):
     """Maps ids and targets (B, T) to the mean cross-entropy."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -94,7 +101,7 @@ class GPT(nn.Module):
         self.reset(shape.n_layers)
 
     def reset(self, n_layers: int) -> None:
-        """nanoGPT's initialisation."""
+        """Weights as nanoGPT draws them."""
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * n_layers) if "c_proj" in name else 0.02)
@@ -102,6 +109,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(weight)
 
     def logits(self, inputs: Tensor) -> Tensor:
+        """(B, T) to (B, T, V)."""
         n = inputs.shape[1]
         if self.wpe is None:
             x, turn = self.wte(inputs), (self.cos[:n], self.sin[:n])
@@ -112,6 +120,7 @@ class GPT(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy."""
         return F.cross_entropy(self.logits(inputs).float().flatten(0, 1), targets.flatten())
 
 

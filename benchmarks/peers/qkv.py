@@ -1,5 +1,7 @@
 """qkv, as a user writes it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 import qkv.models.transformer
@@ -16,12 +18,14 @@ class Qkv(nn.Module):
         self.model = config.build()
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy."""
         loss, _ = self.model.loss(inputs, targets)
         return loss
 
-    def compile(self) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Each block for itself: they share what is compiled."""
         for block in self.model.blocks:
-            block.compile()
+            block.compile(*args, **kwargs)
 
 
 def build(shape: Shape) -> nn.Module:

@@ -4,6 +4,8 @@ It has no biases on q, k and v and no option for them, and in the Llama shape it
 Its wrapper for training transposes the logits; the plain cross-entropy used here instead is faster.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from x_transformers import Decoder, TransformerWrapper
@@ -19,11 +21,12 @@ class XTransformers(nn.Module):
         self.model = model
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy."""
         return F.cross_entropy(self.model(inputs).float().flatten(0, 1), targets.flatten())
 
 
 def build(shape: Shape) -> nn.Module:
-    common = {
+    common: dict[str, Any] = {
         "dim": shape.d_model,
         "depth": shape.n_layers,
         "heads": shape.n_heads,

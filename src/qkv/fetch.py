@@ -32,20 +32,26 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-# Python imports a module of this name first of all, so no code of the package can come before it.
+# Python imports a module called sitecustomize before anything else, so no code of the package can come first. An error
+# in it would not stop Python; hence the exits.
 _STUB = """
 import json, os, pathlib, sys
-if sys.orig_argv[1:3] != ["-m", "pip"]:
-    hook, folder = sys.orig_argv[-2:]
-    if hook != "prepare_metadata_for_build_wheel":
-        os._exit(1)
+
+def answer(hook, folder):
+    assert hook == "prepare_metadata_for_build_wheel"
     kwargs = json.loads(pathlib.Path(folder, "input.json").read_text())["kwargs"]
     name, version = os.environ["QKV_PACKAGE"].split("==")
     info = pathlib.Path(kwargs["metadata_directory"], f"{name.replace('-', '_')}-{version}.dist-info")
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
     pathlib.Path(folder, "output.json").write_text(json.dumps({"return_val": info.name}))
-    os._exit(0)
+
+if sys.orig_argv[1:3] != ["-m", "pip"]:
+    try:
+        answer(*sys.orig_argv[-2:])
+        os._exit(0)
+    finally:
+        os._exit(1)
 """
 
 

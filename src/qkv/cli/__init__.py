@@ -1,0 +1,65 @@
+"""The command line: one file per verb, which is imported when the verb is used."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+from cyclopts import App, CycloptsError, Parameter
+
+import qkv
+from qkv.errors import QkvError
+
+_USAGE, _FILE, _INTERRUPTED, _BROKEN_PIPE = 2, 3, 130, 141  # exit codes
+
+app = App(
+    name="qkv",
+    help="Attention and Transformers: train a model, measure it, let it write, look at what it is made of.",
+    version=lambda: qkv.__version__,
+    help_format="plaintext",  # Markdown would cost 50 ms of imports
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+)
+app.command("qkv.cli.train:train", name="train", help="Train a model as a recipe says.")
+app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model on a text.")
+app.command("qkv.cli.generate:generate", name="generate", help="Let a trained model go on with a text.")
+app.command("qkv.cli.show:show", name="show", help="Draw a model, and count what it costs.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code.
+
+    0: done. 2: a wrong option, argument or config. 3: a file. 130: interrupted. Each mistake is one line on stderr.
+    """
+    warnings.showwarning = _note
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a character that the terminal does not know is no reason to fail
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return code or 0
+    except CycloptsError as error:
+        return _fail(str(error), _USAGE)
+    except QkvError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough. Python would complain when it closes stdout, so that goes nowhere now.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", _FILE)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"qkv: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _note(message: Warning | str, *_: object) -> None:
+    print(f"qkv: warning: {message}", file=sys.stderr)

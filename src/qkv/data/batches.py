@@ -2,17 +2,17 @@
 
 import bisect
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
 import numpy as np
 import torch
 
 from qkv.data.dataset import Split
 from qkv.errors import ConfigError
+from qkv.ops.loss import IGNORE
 from qkv.shapes import Float, Int, Tensor
 
-IGNORE: Final = -100
-"""The target where there is nothing to predict."""
+__all__ = ["IGNORE", "Batch", "Batches"]
 
 
 @final
@@ -83,6 +83,7 @@ class Batches:
         self._begins, self._lengths = split.offsets[:-1][lengths > 0], lengths[lengths > 0]
         if not len(self._lengths):
             raise ConfigError(f"the split of {split.n_documents} documents has nothing to predict; use a longer one")
+        # The plan of validation; in training it fixes the number of batches, which must not change between epochs.
         self._plain = _plan(self._begins, self._lengths, np.zeros_like(self._lengths), context, None, 1)
         self._latest = (-1, self._plain)
 

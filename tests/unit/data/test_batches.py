@@ -93,7 +93,7 @@ def test_batches_of_training_are_full_and_repeat_nothing(
         assert max(Counter(pair for batch in found for pair in pairs(batch)).values()) == 1
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(documents, st.integers(1, 16), st.integers(0, 9))
 def test_a_batch_depends_on_nothing_but_seed_epoch_and_index(lengths: list[int], context: int, seed: int) -> None:
     def fresh() -> Batches:
@@ -117,6 +117,15 @@ def test_epochs_and_seeds_differ() -> None:
 
     assert len({str(first(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
     assert first(1, 2) == first(1, 2)
+
+
+def test_every_epoch_has_another_order_and_other_neighbours() -> None:
+    batches = Batches(split([9] * 20 + [5] * 20), context=8, batch_size=1, seed=0, shuffle=True)
+    first_rows = [tuple(batches.batch(epoch, 0).inputs.tolist()[0]) for epoch in range(20)]
+    assert len({len(batches.batch(epoch, 0).lengths[0]) for epoch in range(20)}) == 2
+    assert len(set(first_rows)) > 10
+    short = {frozenset(map(tuple, pieces(batches.batch(epoch, i)))) for epoch in range(20) for i in range(30)}
+    assert len([row for row in short if len(row) == 2]) > 50  # of 190 pairs; 10 if neighbours were always the same
 
 
 def test_documents_are_cut_at_many_places_but_short_ones_never() -> None:

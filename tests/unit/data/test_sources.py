@@ -1,5 +1,6 @@
 import hashlib
 import io
+import pickle
 import re
 import tarfile
 from pathlib import Path
@@ -168,6 +169,17 @@ PICKLE = io.BytesIO()
 np.save(PICKLE, np.array([[{}]], dtype=object), allow_pickle=True)
 ARCHIVE = io.BytesIO()
 np.savez(ARCHIVE, a=np.ones((2, 2)))
+
+
+def test_a_pickle_does_not_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    (tmp_path / "a.npy").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(FileError, match=r"a\.npy: not a readable"):
+        vectors(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from qkv.data import (
     Tokenizer,
     TokenizerFileConfig,
 )
+from qkv.data import tokenizers as module
 from qkv.errors import ConfigError, FileError
 
 CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
@@ -58,9 +59,9 @@ def test_the_name_of_a_special_token_is_only_text(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("tokenizer", [BPE, CHARACTERS])
 def test_long_text_is_cut_where_no_token_is(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "".join(CORPUS) * 20
+    text = "".join(CORPUS) * 20 + "t\r\nh\n\ne\n\n\n  n\n" * 20
     whole = tokenizer.encode(text)
-    monkeypatch.setattr("qkv.data.tokenizers._PIECE", re.compile(r".{5,}?(?=\n\w)|.+", re.DOTALL))
+    monkeypatch.setattr(module, "_PIECE", re.compile(module._PIECE.pattern.replace("65536", "5"), re.DOTALL))
     assert len(list(tokenizer._pieces(text))) > 20
     assert tokenizer.encode(text) == whole
     assert tokenizer.encode_batch([text, "", "a"]) == [whole, [], tokenizer.encode("a")]
@@ -188,6 +189,6 @@ def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(FileError, match=r"tokenizer_config\.json: not a JSON object"):
         Tokenizer.load(tmp_path)
-    monkeypatch.setattr("qkv.data.tokenizers.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 100)
     with pytest.raises(FileError, match=r"more than 100 bytes, so not a tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -1,0 +1,265 @@
+# ruff: noqa: RUF001 - multiplication signs are meant
+"""A model drawn for the terminal, and the table of what its parts cost."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qkv.config import Config
+from qkv.cost import Cost, PartCost
+from qkv.masks import And, Chunked, Mask, Not, Or, Window
+from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import (
+    BlockConfig,
+    OutputNormConfig,
+    ParallelConfig,
+    PostNormConfig,
+    PreNormConfig,
+    SandwichConfig,
+)
+from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.nn.ffn import FFNConfig, GLUConfig
+from qkv.nn.heads import HeadConfig, LMHeadConfig, VectorHeadConfig
+from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPositionsConfig
+
+_WIDTH = 78
+_STREAM_AT = 5  # column of the stream
+_NOTES_AT = 42  # column of what is said about a sublayer
+
+_WIRE, _FRAME, _NAME, _FORMULA, _QUIET = "cyan", "dim", "bold", "italic magenta", "dim"
+
+
+class _Wiring(NamedTuple):
+    """A block's equation, and where its norms stand: on the way through each sublayer, or on the stream behind it."""
+
+    equation: str
+    before: bool = False
+    after: bool = False
+    on_stream: bool = False
+
+
+WIRINGS: dict[type[BlockConfig], _Wiring] = {
+    PreNormConfig: _Wiring("x = x + f(norm(x))", before=True),
+    PostNormConfig: _Wiring("x = norm(x + f(x))", on_stream=True),
+    OutputNormConfig: _Wiring("x = x + norm(f(x))", after=True),
+    SandwichConfig: _Wiring("x = x + norm₂(f(norm₁(x)))", before=True, after=True),
+    ParallelConfig: _Wiring("x = x + Σ f(norm(x))", before=True),
+}
+
+
+def draw(name: str, config: TransformerConfig, cost: Cost) -> Group:
+    """The stack, from the input down to the output, 78 columns wide; a repeated block is drawn once."""
+    parts = iter(cost.parts)
+    context = f" · made for {config.context:,} tokens" if config.context else ""
+    lines = [Text.assemble(" ", (name, _NAME), f" · {cost.parameters:,} parameters{context}\n")]
+    lines += [_wire(_input(config.embed)), *_box("embed", next(parts), _embedder(config.embed, config.d_model))]
+    lines.append(_wire(f"x  (T, {config.d_model:,})"))
+    for run in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
+        lines += _run(run if isinstance(run, Repeat) else Repeat(n=1, pattern=run), parts, config.d_model)
+    if config.final_norm is not None:
+        lines += [*_box(f"final norm: {config.final_norm.tag()}", next(parts), []), _wire()]
+    if config.head is not None:
+        lines += [*_box(f"head: {config.head.tag()}", next(parts), [_head(config)]), _wire(_output(config.head))]
+    return Group(*lines)
+
+
+def _run(run: Repeat, parts: Iterator[PartCost], d_model: int) -> Iterator[Text]:
+    pattern = run.pattern if isinstance(run.pattern, tuple) else (run.pattern,)
+    if len(pattern) > 1:
+        yield _wire(f"{run.n} × the next {len(pattern)} in turn")
+    for block in pattern:
+        part = next(parts)
+        title = block.tag() if len(pattern) > 1 or run.n == 1 else f"{run.n} × {block.tag()}"
+        title += ", one set of weights" if run.shared else ""
+        yield from _box(title, part, _block(block, part, d_model))
+        yield _wire()
+
+
+# --- boxes and wires ------------------------------------------------------------------------------------------------
+
+
+def _wire(note: str = "") -> Text:
+    """The stream between two boxes."""
+    return Text.assemble(" " * _STREAM_AT, ("│", _WIRE), (f"  {note}" if note else "", _QUIET))
+
+
+def _box(title: str, part: PartCost, rows: Iterable[Text]) -> Iterator[Text]:
+    size = part.open or (f"{part.parameters:,} parameters" if part.parameters else "")
+    left, right = "─" * (_STREAM_AT - 1), f" {size} ─" if size else ""
+    fill = "─" * (_WIDTH - _STREAM_AT - len(title) - len(right) - 6)
+    yield Text.assemble(
+        (f"╭{left}", _FRAME), ("┴", _WIRE), ("─ ", _FRAME), (title, _NAME), (f" {fill}─{right}╮", _FRAME)
+    )
+    for row in rows:
+        row.truncate(_WIDTH - 2, overflow="ellipsis", pad=True)
+        yield Text.assemble(("│", _FRAME), row, ("│", _FRAME))
+    yield Text.assemble((f"╰{left}", _FRAME), ("┬", _WIRE), ("─" * (_WIDTH - _STREAM_AT - 2) + "╯", _FRAME))
+
+
+def _row(picture: str, note: str = "") -> Text:
+    """A line inside a box: wires, with the names of parts on them, and a note beside them."""
+    drawn = Text(picture, _WIRE)
+    drawn.highlight_regex(r"\w+", _NAME)
+    return Text.assemble(" " * (_STREAM_AT - 1), drawn, " " * max(2, _NOTES_AT - _STREAM_AT - len(picture)), note)
+
+
+# --- what is in the boxes -------------------------------------------------------------------------------------------
+
+
+def _block(config: BlockConfig, part: PartCost, d_model: int) -> Iterator[Text]:
+    wiring = WIRINGS[type(config)]
+    equation = Text.assemble((wiring.equation, _FORMULA), (f"    norm: {config.norm.tag()}", _QUIET))
+    yield Text.assemble(" " * (_STREAM_AT - 1), ("│  ", _WIRE), equation)
+    sublayers = [(each.name, describe(each.config, d_model)) for each in part.parts[1:]]
+    if isinstance(config, ParallelConfig):
+        yield from _parallel(sublayers)
+        return
+    for name, notes in sublayers:
+        way = "├─▸ " + " ─▸ ".join(["norm"] * wiring.before + [name] + ["norm"] * wiring.after) + " ─╮"
+        pictures = [way, "⊕◂" + "─" * (len(way) - 3) + "╯"] + ["norm"] * wiring.on_stream
+        yield _row("│")
+        for picture, note in zip_longest(pictures, notes):
+            yield _row(picture or "│", note or "")
+
+
+def _parallel(sublayers: list[tuple[str, list[str]]]) -> Iterator[Text]:
+    width = max(len(name) for name, _ in sublayers)
+    yield _row("│")
+    for i, (name, notes) in enumerate(sublayers):
+        first, last = i == 0, i == len(sublayers) - 1
+        start = "├─▸ norm ─┬─▸ " if first else "│         ├─▸ " if not last else "│         ╰─▸ "
+        yield _row(f"{start}{name} {'─' * (width - len(name))}─{'╮' if first else '┤'}", notes[0])
+        inner = " " if last else "│"
+        for note in notes[1:]:
+            yield _row(f"│         {inner}   {' ' * width}  │", note)
+    yield _row(f"⊕◂{'─' * (width + 14)}╯")
+
+
+def describe(config: Config, d_model: int) -> list[str]:
+    """What there is to know about a sublayer, in a few short lines."""
+    match config:
+        case AttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width, position=rope, qk_norm=qk_norm):
+            lines = [f"{n} heads of {width or d_model // n}" + (f", {kv} kv heads" if kv not in (None, n) else "")]
+            lines.append(f"{_mask(config.mask)} mask")
+            return lines + ([_rope(rope)] if rope else []) + (["queries and keys normed"] if qk_norm else [])
+        case FFNConfig(d_ff=width, activation=activation):
+            return [f"{d_model:,} → {width or 4 * d_model:,} → {d_model:,}, {activation}"]
+        case GLUConfig(activation=activation):
+            return [f"{d_model:,} → 2 × {config.width(d_model):,} → {d_model:,}", f"gated by {activation}"]
+    return [config.tag()]
+
+
+def _mask(mask: Mask) -> str:
+    match mask:
+        case And(a=a, b=b):
+            return f"{_mask(a)} & {_mask(b)}"
+        case Or(a=a, b=b):
+            return f"({_mask(a)} | {_mask(b)})"
+        case Not(a=a):
+            return f"~{_mask(a)}"
+        case Window(size=size) | Chunked(size=size):
+            return f"{mask.tag().lower()} {size:,}"
+    return mask.tag().lower()
+
+
+def _rope(rope: RoPEConfig) -> str:
+    scaling = f" ({rope.scaling.tag().removesuffix('Scaling')})" if rope.scaling else ""
+    return f"rotary θ={rope.theta:,.0f}{scaling}"
+
+
+def _input(embed: EmbedderConfig) -> str:
+    return "vectors  (T, features)" if isinstance(embed, VectorEmbedderConfig) else "token ids  (T)"
+
+
+def _embedder(embed: EmbedderConfig, d_model: int) -> Iterator[Text]:
+    match embed:
+        case TokenEmbedderConfig(vocab_size=n):
+            yield Text(f" a vector for each of {_size(n)} tokens, {d_model:,} wide")
+        case VectorEmbedderConfig(n_features=n):
+            yield Text(f" {_size(n)} features → {d_model:,}")
+    match embed.position:
+        case LearnedPositionsConfig(length=length):
+            yield Text(f" + a vector for each of {length:,} positions")
+        case SinusoidalPositionsConfig():
+            yield Text(" + sines and cosines of the position")
+
+
+def _head(config: TransformerConfig) -> Text:
+    match config.head:
+        case LMHeadConfig(tied=tied):
+            vocab = config.embed.vocab_size if isinstance(config.embed, TokenEmbedderConfig) else None
+            own = "with the embedder's table" if tied else "with a table of its own"
+            return Text(f" {config.d_model:,} → {_size(vocab)} logits, {own}")
+        case VectorHeadConfig(n_out=n):
+            return Text(f" {config.d_model:,} → {_size(n)} numbers")
+    return Text()
+
+
+def _output(head: HeadConfig) -> str:
+    return "logits  (T, vocabulary)" if isinstance(head, LMHeadConfig) else "vectors  (T, out)"
+
+
+def _size(n: int | None) -> str:
+    return "…" if n is None else f"{n:,}"
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def table(cost: Cost) -> Group:
+    """Parameters, bytes and FLOPs of each part, and what the sums mean."""
+    dtype = str(cost.dtype).removeprefix("torch.")
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", show_footer=True, footer_style="bold", pad_edge=False)
+    made.add_column("part", "total")
+    made.add_column("parameters", f"{cost.parameters:,}", justify="right")
+    made.add_column("share", justify="right")
+    made.add_column(dtype, _bytes(cost.weight_bytes), justify="right")
+    made.add_column("FLOPs/token", _si(cost.flops_per_token), justify="right")
+    made.add_column("cache/token", _bytes(cost.cache_bytes_per_token), justify="right")
+    for part in cost.parts:
+        times = f"{part.copies} × " if part.copies != 1 else ""
+        _add(made, cost, part, times + part.config.tag() if part.parts else part.name, "")
+        for inner in part.parts:
+            _add(made, cost, inner, f"  {inner.name}", _QUIET)
+    context, cache = f"{cost.context:,}", _bytes(cost.cache_bytes_per_token * cost.context)
+    lines = [
+        f"FLOPs: matrix products of the forward pass, mean over a text of {context} tokens.",
+        f"Training takes three times as many: {_si(cost.training_flops_per_token)} per token.",
+        f"The cache of one text of {context} tokens: {cache} in {dtype}.",
+    ]
+    if left_open := {part.open for part in cost.parts if part.open}:
+        lines.append(f"… is not counted: it is {' or '.join(sorted(left_open))}.")
+    return Group(made, *(Text(line, _QUIET) for line in lines))
+
+
+def _add(made: Table, cost: Cost, part: PartCost, name: str, style: str) -> None:
+    if part.open and not part.parameters:
+        made.add_row(name, "…", style=style)
+        return
+    share = f"{100 * part.parameters / cost.parameters:.1f} %" if cost.parameters else ""
+    size, cache = part.parameters * cost.dtype.itemsize, part.cached * cost.dtype.itemsize
+    flops, cached = _si(part.flops) if part.flops else "", _bytes(cache) if cache else ""
+    made.add_row(name, f"{part.parameters:,}", share, _bytes(size), flops, cached, style=style)
+
+
+def _si(n: float) -> str:
+    """Three digits and a letter: 12_345_678 is 12.3 M."""
+    return _scaled(n, 1000, ("", " k", " M", " G", " T", " P", " E"))
+
+
+def _bytes(n: float) -> str:
+    """Three digits and a unit: 12_345_678 is 11.8 MiB."""
+    return _scaled(n, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"))
+
+
+def _scaled(n: float, step: int, units: Sequence[str]) -> str:
+    power = 0
+    while n >= step and power < len(units) - 1:
+        n, power = n / step, power + 1
+    return (f"{n:.3g}" if n < 100 else f"{n:.0f}") + units[power]

@@ -1,0 +1,66 @@
+"""`qkv show`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qkv.models.transformer import TransformerConfig
+
+DType = Literal["float64", "float32", "bfloat16", "float16"]
+
+
+def show(model: str, /, *, context: int | None = None, dtype: DType = "float32") -> None:
+    """Draw a model, and count what it costs.
+
+    Args:
+        model: A preset's name, a run folder, a Hugging Face folder, or a YAML file with a model's config or a recipe.
+        context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
+        dtype: Type of the weights and of the cache.
+    """
+    import torch
+    from rich.console import Console
+
+    from qkv.cli.drawing import draw, table
+    from qkv.cost import summary
+
+    config = find_config(model)
+    cost = summary(config, context=context, dtype=getattr(torch, dtype))
+    console = Console(highlight=False)
+    console.print(draw(Path(model).name, config, cost))
+    console.print(table(cost))
+
+
+def find_config(model: str) -> "TransformerConfig":
+    """The config that a name or path stands for.
+
+    Raises:
+        ConfigError: It is neither a path nor a preset, or the file holds no model.
+        FileError: The path cannot be read.
+    """
+    from qkv.api import load
+    from qkv.presets import preset
+
+    path = Path(model).expanduser()
+    if path.is_dir():
+        recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
+        return _read(recipe) if recipe.is_file() else load(path).config
+    if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
+        return _read(path)
+    return preset(model)
+
+
+def _read(path: Path) -> "TransformerConfig":
+    from qkv.config import read_yaml
+    from qkv.errors import ConfigError
+    from qkv.models.transformer import TransformerConfig
+    from qkv.training.recipe import expand_preset
+
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
+    recipe = data if "model" in data else {"model": data}
+    try:
+        expand_preset(recipe)
+        return TransformerConfig.from_dict(recipe["model"], path="model" if "model" in data else "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,87 @@
+"""`qkv generate` and `qkv eval` on a run."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import qkv
+from qkv.checkpoints import Store
+from qkv.cli import main
+from qkv.config import dump_yaml
+from qkv.data import CharacterTokenizerConfig
+from qkv.generation import SamplingConfig
+from qkv.presets.llama import llama
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    tokenizer = CharacterTokenizerConfig().train(["abcdefgh é\n"])
+    sizes = {"d_model": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 8, "theta": 100.0, "context": 64}
+    config = llama(vocab_size=tokenizer.vocab_size, **sizes)
+    tokenizer.save(folder)
+    (folder / "recipe.yaml").write_text(dump_yaml({"model": config.to_dict()}))
+    Store(folder / "checkpoints").save(1, {"model": config.build().state_dict()}, {})
+    return folder
+
+
+def test_the_text_alone_goes_to_stdout(run, capsys):
+    sampling = SamplingConfig(temperature=0.8, seed=2)
+    want = qkv.load(run).generate("abc", max_new_tokens=12, sampling=sampling)
+    assert main(["generate", str(run), "abc", "--seed", "2", "--max-new-tokens", "12"]) == 0
+    assert capsys.readouterr() == (f"abc{want}\n", "")
+
+
+def test_every_option_reaches_the_sampling(run, capsys):
+    options = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 7}
+    want = qkv.load(run).generate("a", max_new_tokens=30, sampling=SamplingConfig(**options), stop=["ef", "hg"])
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["generate", str(run), "a", "--max-new-tokens", "30", "--stop", "ef", "--stop", "hg", *flags]) == 0
+    assert capsys.readouterr().out == f"a{want}\n"
+
+
+def test_several_samples_one_after_the_other(run, capsys):
+    want = qkv.load(run).generate("ab", n=3, max_new_tokens=9, sampling=SamplingConfig(temperature=0.8, seed=1))
+    assert main(["generate", str(run), "ab", "--samples", "3", "--seed", "1", "--max-new-tokens", "9"]) == 0
+    lines = capsys.readouterr().out
+    assert lines == ("\n" + "─" * 40 + "\n").join("ab" + text for text in want) + "\n"
+
+
+def test_a_note_where_the_context_is_too_short(run, capsys):
+    assert main(["generate", str(run), "--max-new-tokens", "90", "--seed", "0"]) == 0
+    assert "note: the text can have 64 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["abZ"], "the character 'Z' is not in the corpus"),
+        (["a" * 70], "prompt 0 has 70 tokens and the context 64; cut it to 63 or fewer"),
+        (["a", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
+        (["a", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),
+        (["a", "--samples", "0"], "n=0 samples: must be at least 1"),
+        (["a", "--stop", ""], "a stop string is empty"),
+    ],
+)
+def test_mistakes(run, arguments, message, capsys):
+    assert main(["generate", str(run), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("qkv: error: ")
+    assert message in err
+
+
+def test_eval_as_a_table_and_for_machines(run, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("abc def gh é\n" * 9)
+    assert main(["eval", str(run), str(tmp_path / "text.txt"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bytes"] == 9 * 14
+    assert math.isclose(result["perplexity"], math.exp(result["loss"]))
+    assert main(["eval", str(run), str(tmp_path / "text.txt")]) == 0
+    table = capsys.readouterr().out
+    assert f"loss                  {result['loss']:.4f}  nats per token\n" in table
+    assert f"bytes                    {result['bytes']}\n" in table
