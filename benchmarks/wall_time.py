@@ -129,17 +129,14 @@ class Nano(Contestant):
 
 
 def matching_shape(model: Transformer, vocab_size: int, context: int) -> Shape:
-    """The GPT-2 of the same depth whose number of parameters is nearest; within 2 %."""
-    wanted, n_layers = count(model), len(model.blocks)
-
-    def shape(d: int) -> Shape:
-        n = (vocab_size + context) * d + n_layers * (12 * d * d + 13 * d) + 2 * d
-        return Shape("gpt2", d, n_layers, d // 64, d // 64, 4 * d, vocab_size, context, n)
-
-    nearest = min(map(shape, range(64, 4096, 64)), key=lambda s: abs(s.n_parameters - wanted))
-    if abs(nearest.n_parameters / wanted - 1) > 0.02:
-        sys.exit(f"no GPT-2 of {n_layers} layers has {wanted:,} parameters within 2 %; choose another recipe")
-    return nearest
+    """The GPT-2 of the same depth and width, its MLP a little off nanoGPT's 4 d_model to have as many parameters."""
+    d, n_layers = model.config.d_model, len(model.blocks)
+    rest = (vocab_size + context) * d + n_layers * (4 * d * d + 9 * d) + 2 * d
+    d_ff = 32 * round((count(model) - rest) / (n_layers * (2 * d + 1)) / 32)
+    n_parameters = rest + n_layers * (2 * d + 1) * d_ff
+    if abs(n_parameters / count(model) - 1) > 0.02:
+        sys.exit(f"no GPT-2 of this width has {count(model):,} parameters within 2 %; choose another recipe")
+    return Shape("gpt2", d, n_layers, d // 64, d // 64, d_ff, vocab_size, context, n_parameters)
 
 
 def count(model: nn.Module) -> int:

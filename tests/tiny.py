@@ -13,11 +13,19 @@ from qkv.nn.norms import RMSNormConfig
 from qkv.nn.positions import RoPEConfig
 
 VOCAB, FEATURES = 41, 5
-NORM = RMSNormConfig()
+NORM, ROPE = RMSNormConfig(), RoPEConfig()
 
 
 def tiny_config(
-    *, block=PreNormConfig, mask=None, position=RoPEConfig(), table=None, vectors=False, layers=2, tied=True, **attention
+    *,
+    block=PreNormConfig,
+    mask=None,
+    position=ROPE,
+    table=None,
+    vectors=False,
+    layers=2,
+    tied=True,
+    **attention,
 ):
     """A decoder of width 16 with 4 heads over 2 kv heads."""
     settings = {"n_heads": 4, "n_kv_heads": 2, "mask": mask or Causal(), "position": position} | attention

@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """Configs: frozen plain data that builds its owner.
 
 A config is keyword-only and strict, and it makes the round trip through JSON and YAML. In those it is a mapping whose
@@ -56,9 +57,9 @@ class Config:
             path: Where `data` stands in the file; the beginning of every error message.
 
         Raises:
-            ConfigError: An unknown key or type (with the nearest known name), a missing key, or a value of a wrong type.
+            ConfigError: An unknown key or type (with the nearest known name), a missing key, a value of a wrong type.
         """
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - files hold anything
             raise ConfigError(f"{path or cls.tag()}: needs a mapping of keys to values, found {data!r}")
         return typing.cast(T, _decode(dict(data), cls, path))
 
@@ -75,12 +76,13 @@ def config(cls: type[T]) -> type[T]:
     validated_init: Callable[..., None] = made.__init__
 
     def __init__(self: Any, **values: Any) -> None:  # noqa: N807
-        for name in values.keys() - {f.name for f in _fields(type(self))}:
-            raise ConfigError(f"{type(self).__name__} has no {name!r}; {suggest(name, _names(type(self)))}")
+        names = _names(made)
+        for name in values.keys() - set(names):
+            raise ConfigError(f"{made.__name__} has no {name!r}; {suggest(name, names)}")
         try:
             validated_init(self, **values)
         except pydantic.ValidationError as error:
-            raise ConfigError(_one_line(type(self).__name__, error)) from None
+            raise ConfigError(_one_line(made.__name__, error)) from None
 
     made.__init__ = __init__
     return typing.cast("type[T]", made)
@@ -189,7 +191,7 @@ def parse_yaml(text: str, *, source: str = "the text") -> Any:
         ConfigError: The text is not YAML, or gives a key twice; the message names `source` and the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -5,7 +5,7 @@ Padding, documents and prefixes are not masks: they are data in `Tokens`, and ho
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 
@@ -15,7 +15,8 @@ from qkv.shapes import Bool, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where query or key tokens stand, shaped so that queries and keys broadcast to (B, 1, T, S)."""
 
     index: Tensor
@@ -63,7 +64,7 @@ class Causal(Mask):
 @final
 @config
 class Window(Mask):
-    """A token sees those less than `size` tokens away, on both sides. A sliding window is `Causal() & Window(size=n)`."""
+    """A token sees those less than `size` tokens away, on both sides. `Causal() & Window(size=n)` slides."""
 
     size: int
 

@@ -41,7 +41,7 @@ class Tokens:
     def full(
         batch: int, length: int, *, start: int | Int[Tensor, " B"] = 0, device: torch.device | None = None
     ) -> "Tokens":
-        """One sequence of `length` tokens per row. `start`: the index of the first, the same for all rows or one each."""
+        """One sequence of `length` tokens per row; `start` is the index of the first, for all rows or one each."""
         if isinstance(start, Tensor):
             index = torch.arange(length, device=device) + start[:, None]
         else:
@@ -93,7 +93,7 @@ class Tokens:
 
     @staticmethod
     def from_padding(valid: Bool[Tensor, "B T"]) -> "Tokens":
-        """From the `attention_mask` of other libraries: True (or 1) is a token, False is padding, anywhere in the row."""
+        """From the `attention_mask` of other libraries: True (or 1) is a token, False padding, anywhere in the row."""
         real = valid.bool()
         index = (real.cumsum(1) - 1).clamp(min=0) * real
         runs = (real[:, :1].long() + (real[:, 1:] & ~real[:, :-1]).sum(1, keepdim=True)).max()

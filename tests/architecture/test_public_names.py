@@ -76,6 +76,7 @@ NEEDED = {
     "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
     "FilesConfig": lambda: {"path": "corpus.txt"},
     "VectorFilesConfig": lambda: {"path": "vectors.npy"},
+    "PackageConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "files": "*.txt"},
     "DataConfig": lambda: {"source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig()},
     "RecipeConfig": lambda: {"model": qkv.preset("gpt2"), "data": example(qkv.DataConfig), "steps": 10},
 } | {

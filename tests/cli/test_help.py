@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from qkv.cli import app, main
+from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
 VERBS = ["eval", "generate", "show", "train"]
@@ -83,17 +83,16 @@ def test_a_mistake_is_one_line_on_stderr(arguments, code, message, capsys):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """A verb that fails as the test says."""
+    """Runs a verb that raises what the test says."""
 
-    def install(error):
-        def fail():
+    def run(error):
+        def fail(_):
             raise error
 
-        monkeypatch.setitem(app._commands, "fail", None)
-        app.command(fail)
-        return main(["fail"])
+        monkeypatch.setattr("qkv.cli.show.find_config", fail)
+        return main(["show", "gpt2"])
 
-    return install
+    return run
 
 
 @pytest.mark.parametrize(
@@ -117,8 +116,8 @@ def test_a_bug_keeps_its_traceback(failing):
 
 
 def test_a_reader_who_has_enough_is_no_error():
-    code = "import sys; from qkv.cli import app, main; app.command(lambda: print('x' * 10**6), name='talk'); {}"
-    command = [sys.executable, "-c", code.format("sys.exit(main(['talk']))")]
+    code = "import sys; from qkv.cli import app, main; app.command(lambda: print('x' * 10**6), name='talk'); "
+    command = [sys.executable, "-c", f"{code} sys.exit(main(['talk']))"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -69,7 +69,7 @@ ODD_DRAWN = """\
      │  vectors  (T, features)
 │ 6 features → 48                                                            │
 │ + sines and cosines of the position                                        │
-╭────┴─ 4 × PostNorm, one set of weights ──────────────── 18,624 parameters ─╮
+╭────┴─ 4 × PostNorm, one set of weights ──────────────── 18,528 parameters ─╮
 │    │  x = norm(x + f(x))    norm: LayerNorm                                │
 │    ├─▸ ffn ─╮                           48 → 192 → 48, gelu                │
 │    ⊕◂───────╯                                                              │
@@ -85,7 +85,6 @@ ODD_DRAWN = """\
 │    │         │              │           gated by silu                      │
 │    │         ╰─▸ ffn_2 ─────┤           48 → 192 → 48, gelu                │
 │    ⊕◂───────────────────────╯                                              │
-
 │    ├─▸ ffn ─▸ norm ─╮                   48 → 5 → 48, gelu                  │
 │ 48 → 3 numbers                                                             │
      │  vectors  (T, out)

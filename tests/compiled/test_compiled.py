@@ -7,16 +7,16 @@ import random
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model, token_ids
-from tolerances import FLOAT32
-from torch._dynamo.utils import counters
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from qkv.config import config
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
 from qkv.tokens import Tokens
+from tiny import tiny_config, tiny_model, token_ids
+from tolerances import FLOAT32
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import FLOAT64
 
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Chunked, Full, LoweredMask, Window, lower
 from qkv.ops import attend, attention_weights, kernels_used
 from qkv.tokens import Tokens
+from tolerances import FLOAT64
 
-MASKS = [Full(), Causal(), Window(size=3), Causal() & Window(size=2), Chunked(size=3), ~Causal(), Causal() | Chunked(size=2)]
+MASKS = [
+    Full(),
+    Causal(),
+    Window(size=3),
+    Causal() & Window(size=2),
+    Chunked(size=3),
+    ~Causal(),
+    Causal() | Chunked(size=2),
+]
 
 
 def draw(batch=2, heads=4, groups=2, queries=5, keys=None, width=8, values=None, seed=0, dtype=torch.float64):
@@ -83,7 +91,12 @@ def test_order_makes_a_prefix():
     from qkv.tokens import Layout
 
     tokens = replace(Tokens.full(1, 4), order=torch.tensor([[0, 0, 1, 2]]), layout=Layout.GENERAL)
-    assert dense(Causal(), tokens, tokens)[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert dense(Causal(), tokens, tokens)[0, 0].int().tolist() == [
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+    ]
     assert lower(Causal(), tokens, tokens).allow is not None
 
 
@@ -105,7 +118,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_finite_gradients(backend):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_padding_is_never_read(backend, side, causal):
-    """Laws 2 and 3: poison the padding; every real output is bitwise the same, padding gives 0, gradients are finite."""
+    """Laws 2 and 3: poison the padding; real outputs are bitwise the same, padding gives 0, gradients are finite."""
     tokens = Tokens.padded([5, 3], side=side)
     mask = lower(Causal() if causal else Full(), tokens, tokens)
     clean = draw()
@@ -205,6 +218,10 @@ def test_the_oracle_bounds_the_error_of_float32():
         out.pow(2).sum().backward()
         return [out.double(), *(x.grad.double() for x in qkv)]
 
-    exact, plain, fast = run(torch.float64, "reference"), run(torch.float32, "reference"), run(torch.float32, "documents")
+    exact, plain, fast = (
+        run(torch.float64, "reference"),
+        run(torch.float32, "reference"),
+        run(torch.float32, "documents"),
+    )
     for truth, a, b in zip(exact, plain, fast, strict=True):
         assert (b - truth).abs().max() <= 2 * (a - truth).abs().max()

@@ -8,10 +8,10 @@ import json
 import pytest
 import torch
 import transformers
-from tolerances import FLOAT64, HF_FLOAT32_INSIDE
 
 from qkv.checkpoints.huggingface import load_model
 from qkv.tokens import Tokens
+from tolerances import FLOAT64, HF_FLOAT32_INSIDE
 
 LENGTH, VOCAB = 23, 61
 
@@ -40,7 +40,11 @@ def compare(model, folder, tolerance, length=LENGTH):
 GPT2_CASES = {
     "plain": {},
     "untied, wide inner": {"tie_word_embeddings": False, "n_inner": 37},
-    "erf gelu, no scale, other eps": {"activation_function": "gelu", "scale_attn_weights": False, "layer_norm_epsilon": 1e-2},
+    "erf gelu, no scale, other eps": {
+        "activation_function": "gelu",
+        "scale_attn_weights": False,
+        "layer_norm_epsilon": 1e-2,
+    },
 }
 
 
@@ -55,14 +59,19 @@ LLAMA_CASES = {
     "multi-head, tied": {"num_key_value_heads": 6, "tie_word_embeddings": True},
     "grouped, untied": {"num_key_value_heads": 2},
     "multi-query, biases": {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
-    "wide heads, gelu, other eps": {"num_key_value_heads": 3, "head_dim": 14, "hidden_act": "gelu", "rms_norm_eps": 1e-2},
+    "wide heads, gelu, other eps": {
+        "num_key_value_heads": 3,
+        "head_dim": 14,
+        "hidden_act": "gelu",
+        "rms_norm_eps": 1e-2,
+    },
 }
 
 
 def llama(**case):
     settings = {
-        "vocab_size": VOCAB, "hidden_size": 36, "intermediate_size": 41, "num_hidden_layers": 3, "num_attention_heads": 6,
-        "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "vocab_size": VOCAB, "hidden_size": 36, "intermediate_size": 41, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
     }  # fmt: skip
     config = transformers.LlamaConfig(**settings | case, attn_implementation="eager")
     return transformers.LlamaForCausalLM(config).double().eval()

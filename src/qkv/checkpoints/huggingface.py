@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
-    """The model of a Hugging Face folder, on the CPU, in the types of its file; weights are memory-mapped where possible.
+    """The model of a Hugging Face folder, on the CPU, in the types of its file, memory-mapped where possible.
 
     Args:
         folder: With `config.json` and the weights.

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - multiplication signs are meant
 """A model drawn for the terminal, and the table of what its parts cost."""
 
 from collections.abc import Iterable, Iterator, Sequence

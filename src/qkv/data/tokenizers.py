@@ -276,7 +276,7 @@ class TokenizerFileConfig(TokenizerConfig):
     path: str
     end_of_text: int | None = None
 
-    def train(self, documents: Iterable[str]) -> Tokenizer:  # noqa: ARG002 - it is trained already
+    def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`; reads the file and no document."""
         return Tokenizer.load(Path(self.path).expanduser(), end_of_text=self.end_of_text)
 

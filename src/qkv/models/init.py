@@ -5,7 +5,7 @@ from typing import final
 
 from torch import nn
 
-from qkv.config import config, Config
+from qkv.config import Config, config
 from qkv.nn.embedders import Embedder
 from qkv.nn.sublayer import Sublayer
 

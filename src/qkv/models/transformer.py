@@ -19,7 +19,7 @@ from qkv.nn.embedders import EmbedderConfig
 from qkv.nn.heads import HeadConfig
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import Aux, Sublayer, merge
+from qkv.nn.sublayer import Aux, merge
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Layout, Tokens

@@ -20,4 +20,4 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "identity": lambda x: x,
 }
-"""`gelu` is x Φ(x); `gelu_tanh` is the approximation of Hendrycks and Gimpel 2016, which GPT-2 uses; `silu` is Swish."""
+"""`gelu` is x Φ(x), `gelu_tanh` its approximation in Hendrycks and Gimpel 2016 (GPT-2 uses it), `silu` is Swish."""

@@ -38,8 +38,8 @@ class Seat(NamedTuple):
 class AttentionConfig(SublayerConfig):
     """Self-attention with any number of query heads per kv head.
 
-    Source: Vaswani et al. 2017, section 3.2.2; one kv head for all (multi-query) is Shazeer 2019, one per group of query
-    heads Ainslie et al. 2023; the norm of queries and keys Dehghani et al. 2023, section 2.
+    Source: Vaswani et al. 2017, section 3.2.2; one kv head for all (multi-query) is Shazeer 2019, one per group of
+    query heads Ainslie et al. 2023; the norm of queries and keys Dehghani et al. 2023, section 2.
 
     Attributes:
         n_heads: Query heads.
@@ -86,8 +86,8 @@ class AttentionConfig(SublayerConfig):
 class Attention(Sublayer):
     """See `AttentionConfig`.
 
-    `qkv_proj.weight` holds, for each kv head: the rows of its group's query heads, its key rows, its value rows. A share
-    of the kv heads is so a run of rows, which can be put on another device.
+    `qkv_proj.weight` holds, for each kv head: the rows of its group's query heads, its key rows, its value rows. So a
+    share of the kv heads is a run of rows, which can be put on another device.
     """
 
     def __init__(self, config: AttentionConfig, d_model: int) -> None:
@@ -151,7 +151,7 @@ class Attention(Sublayer):
         """What a cache keeps of one token."""
         return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim)
 
-    def residual_weights(self) -> list[nn.Parameter]:
+    def residual_weights(self) -> list[Tensor]:
         """The output projection."""
         return [self.o_proj.weight]
 

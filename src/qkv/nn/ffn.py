@@ -53,7 +53,7 @@ class FFN(Sublayer):
         """Each token on its own."""
         return self.down_proj(self.activation(self.up_proj(x))), None
 
-    def residual_weights(self) -> list[nn.Parameter]:
+    def residual_weights(self) -> list[Tensor]:
         """The projection back to the stream."""
         return [self.down_proj.weight]
 
@@ -71,8 +71,8 @@ class GLUConfig(SublayerConfig):
     bilinear one.
 
     Attributes:
-        d_ff: Inner width. None: 8/3 d_model rounded to a multiple of `multiple_of`; three matrices of this width have as
-            many weights as the two of an FFN of 4 d_model.
+        d_ff: Inner width. None: 8/3 d_model rounded to a multiple of `multiple_of`; three matrices of this width have
+            as many weights as the two of an FFN of 4 d_model.
         activation: Name of the gate's nonlinearity.
         bias: Whether the projections have biases.
         multiple_of: What a computed `d_ff` is rounded to (to the nearest; upwards from the middle).
@@ -119,7 +119,7 @@ class GLU(Sublayer):
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(self.activation(gate) * up), None
 
-    def residual_weights(self) -> list[nn.Parameter]:
+    def residual_weights(self) -> list[Tensor]:
         """The projection back to the stream."""
         return [self.down_proj.weight]
 

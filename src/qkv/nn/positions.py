@@ -166,8 +166,8 @@ class DynamicNTKScalingConfig(RoPEScalingConfig):
         """Refuse a cache in which keys could go stale."""
         if capacity > self.original_length:
             raise ConfigError(
-                f"dynamic NTK scaling rotates anew beyond {self.original_length} tokens and a cache for {capacity} would "
-                f"go stale; use a cache of at most {self.original_length} tokens, or NTKScaling"
+                f"dynamic NTK scaling rotates anew beyond {self.original_length} tokens and a cache for {capacity} "
+                f"would go stale; use a cache of at most {self.original_length} tokens, or NTKScaling"
             )
 
 

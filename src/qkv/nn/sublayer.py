@@ -57,7 +57,7 @@ class Sublayer(nn.Module, ABC):
         """The update without dropout. `ctx` is None outside a stack."""
 
     @abstractmethod
-    def residual_weights(self) -> list[nn.Parameter]:
+    def residual_weights(self) -> list[Tensor]:
         """The weights that write to the stream; initialisation may scale them down with depth."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """One signature for attention, and the choice of what runs behind it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -21,8 +21,8 @@ _log: list[str] | None = None
 
 
 @contextmanager
-def kernels_used() -> Iterator[list[str]]:
-    """Collects, call by call, which kernel `attend` ran: `with kernels_used() as names: model(ids)`.
+def kernels_used() -> Generator[list[str]]:
+    """Collects which kernel each call of `attend` ran, for `with kernels_used() as names: model(ids)`.
 
     For SDPA the name says what PyTorch chose behind it: `sdpa:flash`, `sdpa:efficient` or `sdpa:math` (quadratic).
     """

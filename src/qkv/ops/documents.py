@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """Attention inside documents that lie side by side in a row: each document is a problem of its own, none is masked.
 
 A custom op, so that a compiled model sees one node whose shapes do not depend on how many documents there are. The cost
@@ -5,6 +6,7 @@ is the sum of the squares of the documents' lengths; padding is neither read nor
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,17 +98,17 @@ def _(
     return _like(q), _like(k), _like(v)
 
 
-def _setup(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, documents, ctx.causal, ctx.scale = inputs  # type: ignore[attr-defined]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, documents, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output, documents)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad: Tensor | None, _: Tensor | None):  # noqa: ANN001, ANN202
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
     q, k, v, out, lse, documents = ctx.saved_tensors
     return *attend_documents_backward(grad, q, k, v, out, lse, documents, ctx.causal, ctx.scale), None, None, None
 
 
-torch.library.register_autograd("qkv::attend_documents", _backward, setup_context=_setup)
+torch.library.register_autograd("qkv::attend_documents", _backward, setup_context=_setup)  # pyright: ignore

@@ -1,5 +1,7 @@
 """The head and its cross-entropy as one function, so that the logits of all tokens never exist at once."""
 
+from typing import Any
+
 import torch
 
 from qkv.shapes import Float, Int, Tensor
@@ -27,7 +29,7 @@ def linear_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:  # pyright: ignore
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(x.dtype, torch.float32)
         size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
@@ -54,8 +56,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (total * scale).to(wide)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # noqa: ANN001, ANN205
-        grads = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        grads: tuple[Tensor | None, ...] = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1.0:  # reading the number would stop a GPU
             grads = tuple(None if g is None else g * grad.to(g.dtype) for g in grads)
-        return *grads, None, None
+        return (*grads, None, None)

@@ -1,11 +1,13 @@
 """What a person sees while a model learns: a live panel on a terminal, a plain line every few seconds elsewhere."""
 
+import itertools
+import math
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -14,6 +16,7 @@ from rich.text import Text
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0
+_WIDTH = 68  # columns inside the panel
 
 
 @dataclass
@@ -91,17 +94,21 @@ class LiveDisplay(Display):
     """A panel that is redrawn in place."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self._title = title
-        self._live = Live(Text("…"), console=console, refresh_per_second=4)
+        self._title, self._width = title, max(1, min(_WIDTH, console.width - 4))
+        self._progress: Progress | None = None
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
         self._live.start()
 
+    def _draw(self) -> RenderableType:
+        return Text("…") if self._progress is None else _panel(self._progress, self._title, self._width)
+
     def update(self, progress: Progress) -> None:
-        """Redraw."""
-        self._live.update(_panel(progress, self._title))
+        """Drawn at the next refresh: a step may take less than a millisecond."""
+        self._progress = progress
 
     def say(self, message: str) -> None:
-        """Print it above the panel."""
-        self._live.console.print(message, highlight=False, markup=False)
+        """Print it above the panel, as it is: no wrapped paths, no emoji made of a model's text."""
+        self._live.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last picture where it is."""
@@ -129,7 +136,7 @@ def _line(p: Progress) -> str:
     )
 
 
-def _panel(p: Progress, title: str) -> Panel:
+def _panel(p: Progress, title: str, width: int) -> Panel:
     table = Table.grid(padding=(0, 3))
     held_out = "-" if p.validation is None else f"{p.validation:.4f}"
     names = ("step", "loss", "held out", "tokens/s", "of matmul peak", "left")
@@ -139,17 +146,21 @@ def _panel(p: Progress, title: str) -> Panel:
     )  # fmt: skip
     table.add_row(*(Text(name, style="dim") for name in names))
     table.add_row(*(Text(value, style="bold") for value in values))
-    bar = ProgressBar(total=p.steps, completed=p.step, width=68)
-    return Panel(Group(table, bar, Text(sparkline(p.history, 68), style="cyan")), title=title, expand=False)
+    bar = ProgressBar(total=p.steps, completed=p.step, width=width)
+    return Panel(Group(table, bar, Text(sparkline(p.history, width), style="cyan")), title=title, expand=False)
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """The values as a row of bars, averaged into at most `width` columns; the lowest is the lowest bar."""
+    """The values as a row of bars, averaged into at most `width` columns; the lowest is the lowest bar.
+
+    A column with a value that is not finite is a `!`.
+    """
     if not values:
         return ""
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
-    low, high = min(means), max(means)
-    spread = (high - low) or 1.0
-    return "".join(_BARS[min(7, int((mean - low) / spread * 8))] if mean == mean else "!" for mean in means)
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = 8 / (high - low) if high > low else 0.0
+    return "".join(_BARS[min(7, int((mean - low) * scale))] if math.isfinite(mean) else "!" for mean in means)

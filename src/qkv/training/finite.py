@@ -8,10 +8,13 @@ from torch import nn
 
 
 def first_non_finite(model: nn.Module, compute: Callable[[], object]) -> str:
-    """The first module, in the order of computation, whose output is not finite while `compute` runs the model.
+    """Where numbers stop being finite while `compute` runs the model: a weight, or the innermost module.
 
-    Returns its name with the kind of module, "the backward pass" if every output is finite.
+    Random numbers are left as they were.
     """
+    for name, p in model.named_parameters():
+        if not bool(p.isfinite().all()):
+            return f"the weight {name}"
     found: list[str] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -22,13 +25,10 @@ def first_non_finite(model: nn.Module, compute: Callable[[], object]) -> str:
 
         return hook
 
-    leaves = [(name, part) for name, part in model.named_modules() if not list(part.children())]
-    bad = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
-    if bad:
-        return f"the weight {bad[0]}"
-    handles = [part.register_forward_hook(watch(name)) for name, part in leaves]
+    handles = [part.register_forward_hook(watch(name)) for name, part in model.named_modules()]
     try:
-        with torch.no_grad():
+        # Compiled code would not call the hooks.
+        with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             compute()
     finally:
         for handle in handles:

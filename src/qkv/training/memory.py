@@ -19,4 +19,5 @@ def keep_pages() -> bool:
         return False
     keep = 2**31 - 1
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, keep), (_M_TOP_PAD, 256 * 2**20))
-    return all([bool(mallopt(option, value)) for option, value in settings])
+    taken = [mallopt(option, value) for option, value in settings]
+    return all(taken)

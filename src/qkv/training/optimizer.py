@@ -34,7 +34,4 @@ def load_optimizer(optimizer: torch.optim.AdamW, model: nn.Module, tensors: dict
     """Put saved state back. The tensors are copied: what is memory-mapped belongs to a file that will be pruned."""
     for name, p in model.named_parameters():
         if f"step.{name}" in tensors:
-            optimizer.state[p] = {
-                moment: tensors[f"{moment}.{name}"].to(p.device if moment != "step" else "cpu", copy=True)
-                for moment in _MOMENTS
-            }
+            optimizer.state[p] = {moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}

@@ -27,7 +27,7 @@ def fastest(step: Callable[[Precision], object], rounds: int = 3) -> tuple[Preci
             start = time.perf_counter()
             step(name)
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    medians: dict[Precision, float] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return min(names, key=medians.__getitem__), medians
 
 
@@ -35,7 +35,8 @@ def matmul_peak(precision: str, device: torch.device) -> float:
     """Floating-point operations per second of a large matrix product, the best of a few: what this machine can do."""
     n = 1536 if device.type == "cpu" else 8192
     dtype = cast(torch.dtype, getattr(torch, precision))
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    numbers = torch.Generator(device).manual_seed(0)  # of its own: dropout must not depend on this
+    a, b = (torch.randn(n, n, device=device, generator=numbers).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from qkv.config import Config, assign, config, read_yaml
-from qkv.data import DataConfig, Dataset
-from qkv.errors import ConfigError
+from qkv.data import DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
+from qkv.errors import ConfigError, FileError, suggest
+from qkv.generation import SamplingConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.presets import preset
 
 
@@ -33,10 +35,12 @@ class AdamWConfig(Config):
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"lr={self.lr} must be above 0")
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr={self.lr} must be above 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={list(self.betas)} must be at least 0 and below 1")
+        if not (self.eps > 0 and 0 <= self.weight_decay < math.inf):
+            raise ConfigError(f"eps={self.eps} must be above 0 and weight_decay={self.weight_decay} at least 0")
 
 
 @config
@@ -114,6 +118,15 @@ class SampleConfig(Config):
     tokens: int = 120
     temperature: float = 0.8
 
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"sample.tokens={self.tokens} must be at least 1; to write no sample, set sample to null")
+        self.sampling(seed=0)
+
+    def sampling(self, seed: int) -> SamplingConfig:
+        """How its tokens are drawn."""
+        return SamplingConfig(temperature=self.temperature, seed=seed)
+
 
 @final
 @config
@@ -167,45 +180,103 @@ class RecipeConfig(Config):
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.evaluate_batches is not None and self.evaluate_batches < 1:
+            raise ConfigError(f"evaluate_batches={self.evaluate_batches} must be at least 1; null takes all")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"clip={self.clip} must be above 0; null does not clip")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be at least 0 and below 2**63")
         if self.sample is not None and self.data.tokenizer is None:
             raise ConfigError("sample writes text and the data are vectors; set sample to null")
         longest = self.model.embed.max_length
         if longest is not None and self.context > longest:
-            raise ConfigError(f"context={self.context} is longer than the model's position table of {longest}; lower it")
+            raise ConfigError(
+                f"context={self.context} is longer than the model's position table of {longest}; lower it"
+            )
 
     def resolved(self, dataset: Dataset) -> "RecipeConfig":
-        """The same recipe with the sizes that only the data know.
+        """The same recipe with the sizes that only the data know, and with absolute paths.
 
         Raises:
-            ConfigError: The model takes other input than the data give, or has too small a vocabulary.
+            ConfigError: The model takes other input than the data give or has too small a vocabulary, or the corpus or
+                the sample's prompt do not fit the context.
         """
-        embed = self.model.embed
+        if dataset.train.n_tokens <= self.context:
+            raise ConfigError(
+                f"context={self.context} and the corpus has only {dataset.train.n_tokens} tokens to train on; "
+                "lower context, or give more data"
+            )
         if dataset.tokenizer is not None:
-            n = dataset.tokenizer.vocab_size
-            if not isinstance(embed, TokenEmbedderConfig):
-                raise ConfigError(f"the data are text and the model's embedder is {embed.tag()}; use TokenEmbedder")
-            if embed.vocab_size is not None and embed.vocab_size < n:
-                raise ConfigError(
-                    f"the tokenizer has {n} tokens and model.embed.vocab_size is {embed.vocab_size}; leave it out, or set "
-                    f"it to {n} or more"
-                )
-            embed = dataclasses.replace(embed, vocab_size=embed.vocab_size or n)
+            model = _for_text(self.model, dataset.tokenizer.vocab_size)
         else:
-            if not isinstance(embed, VectorEmbedderConfig):
-                raise ConfigError(f"the data are vectors and the model's embedder is {embed.tag()}; use VectorEmbedder")
-            if embed.n_features not in (None, dataset.n_features):
-                raise ConfigError(
-                    f"the vectors have {dataset.n_features} features and model.embed.n_features is {embed.n_features}"
-                )
-            embed = dataclasses.replace(embed, n_features=dataset.n_features)
-        context = self.model.context or self.context
-        return dataclasses.replace(self, model=dataclasses.replace(self.model, embed=embed, context=context))
+            assert dataset.n_features is not None
+            model = _for_vectors(self.model, dataset.n_features)
+        model = dataclasses.replace(model, context=model.context or self.context)
+        if self.sample is not None and dataset.tokenizer is not None:
+            assert model.context is not None
+            _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
+        return dataclasses.replace(self, model=model, data=_absolute(self.data))
 
 
-def built_in(name: str) -> Path | None:
-    """The file of a recipe that comes with qkv, or None."""
-    path = Path(__file__).parent.parent / "recipes" / f"{name}.yaml"
-    return path if path.is_file() and path.stem == name else None
+def _for_text(model: TransformerConfig, n: int) -> TransformerConfig:
+    """The model for a vocabulary of `n` tokens."""
+    embed = model.embed
+    if not isinstance(embed, TokenEmbedderConfig):
+        raise ConfigError(f"the data are text and model.embed is {embed.tag()}; use TokenEmbedder")
+    if model.head is not None and not isinstance(model.head, LMHeadConfig):
+        raise ConfigError(f"the data are text and model.head is {model.head.tag()}; use LMHead")
+    if embed.vocab_size is not None and embed.vocab_size < n:
+        raise ConfigError(
+            f"the tokenizer has {n} tokens and model.embed.vocab_size is {embed.vocab_size}; leave it out, or set it "
+            f"to {n} or more"
+        )
+    return dataclasses.replace(model, embed=dataclasses.replace(embed, vocab_size=embed.vocab_size or n))
+
+
+def _for_vectors(model: TransformerConfig, n: int) -> TransformerConfig:
+    """The model for vectors of `n` numbers."""
+    embed, head = model.embed, model.head
+    if not isinstance(embed, VectorEmbedderConfig):
+        raise ConfigError(f"the data are vectors and model.embed is {embed.tag()}; use VectorEmbedder")
+    if embed.n_features not in (None, n):
+        raise ConfigError(
+            f"the vectors have {n} features and model.embed.n_features is {embed.n_features}; leave it out, or set "
+            f"it to {n}"
+        )
+    if isinstance(head, VectorHeadConfig) and head.n_out not in (None, n):
+        raise ConfigError(
+            f"the vectors have {n} features and model.head.n_out is {head.n_out}; the model predicts the next vector, "
+            "so leave it out"
+        )
+    return dataclasses.replace(model, embed=dataclasses.replace(embed, n_features=n))
+
+
+def _check_prompt(n: int, context: int) -> None:
+    if n >= context:
+        raise ConfigError(f"sample.prompt has {n} tokens and the context is {context}; make the prompt shorter")
+
+
+def _absolute(data: DataConfig) -> DataConfig:
+    """The same corpus, whatever the working directory is."""
+    source, tokenizer = data.source, data.tokenizer
+    if isinstance(source, FilesConfig | VectorFilesConfig):
+        source = dataclasses.replace(source, path=str(Path(source.path).expanduser().absolute()))
+    if isinstance(tokenizer, TokenizerFileConfig):
+        tokenizer = dataclasses.replace(tokenizer, path=str(Path(tokenizer.path).expanduser().absolute()))
+    return dataclasses.replace(data, source=source, tokenizer=tokenizer)
+
+
+_BUILT_IN = Path(__file__).parent.parent / "recipes"
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or that of a recipe that comes with qkv."""
+    known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
+    if not path.exists() and str(path) in known:
+        return _BUILT_IN / f"{path}.yaml"
+    if not path.exists():
+        raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
+    return path
 
 
 def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
@@ -217,8 +288,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
         FileError: The file cannot be read.
         ConfigError: It is not a recipe; the message names the key.
     """
-    file = path if path.exists() else built_in(str(path)) or path
-    data = read_yaml(file)
+    data = read_yaml(_find(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
     expand_preset(data)

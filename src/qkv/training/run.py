@@ -1,17 +1,19 @@
 """The run folder: everything a run leaves behind."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, final
+from typing import Any, final
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml, read_yaml
 from qkv.data import Tokenizer
 from qkv.errors import ConfigError, FileError
+from qkv.fetch import write_atomic
 from qkv.training.recipe import RecipeConfig
 
-RECIPE, METRICS, CHECKPOINTS = "recipe.yaml", "metrics.jsonl", "checkpoints"
+RECIPE, METRICS, CHECKPOINTS, PLOT = "recipe.yaml", "metrics.jsonl", "checkpoints", "loss.png"
 
 
 @final
@@ -25,7 +27,6 @@ class Run:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         self.store = Store(path / CHECKPOINTS, keep=keep)
-        self._metrics: TextIO | None = None
 
     @staticmethod
     def create(path: Path, recipe: RecipeConfig, tokenizer: Tokenizer | None) -> "Run":
@@ -35,18 +36,16 @@ class Run:
             ConfigError: The folder has something in it.
             FileError: It cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists and is not empty; add --resume to go on with it, or choose another --out")
+        require_free(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            if tokenizer is not None:
-                tokenizer.save(path)
-            partial = path / f"{RECIPE}.partial"  # the recipe comes last, and whole: it makes the folder a run
-            partial.write_text(dump_yaml(recipe.to_dict()), encoding="utf-8")
-            partial.rename(path / RECIPE)
+            (path / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
             raise FileError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
-        return Run(path, recipe.keep)
+        if tokenizer is not None:
+            tokenizer.save(path)
+        run = Run(path, recipe.keep)
+        run.save_recipe(recipe)  # last, and whole: it makes the folder a run
+        return run
 
     @staticmethod
     def saved_recipe(path: Path) -> RecipeConfig:
@@ -55,63 +54,80 @@ class Run:
         Raises:
             FileError: The folder is no run.
         """
-        if not (path / RECIPE).is_file():
-            raise FileError(f"{path} is no run: it has no {RECIPE}; give the --out of an earlier `qkv train`")
+        for name in (RECIPE, CHECKPOINTS):
+            if not (path / name).exists():
+                raise FileError(f"{path} is no run: it has no {name}; give --out with the run to go on with")
         try:
             return RecipeConfig.from_dict(read_yaml(path / RECIPE))
         except ConfigError as error:
             raise FileError(f"{path / RECIPE}: {error}") from None
 
+    def save_recipe(self, recipe: RecipeConfig) -> None:
+        """Write `recipe.yaml`.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+        self._replace(RECIPE, dump_yaml(recipe.to_dict()))
+
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a resumed run computes again, and a half-written last line."""
-        path = self.path / METRICS
-        if not path.exists():
-            return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        partial = path.with_name(f"{METRICS}.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        """Drop the metrics of steps after `step`, which a resumed run computes again.
+
+        Raises:
+            FileError: They cannot be written.
+        """
+        kept = [entry for entry in self.metrics() if entry["step"] <= step]
+        self._replace(METRICS, "".join(_json_line(entry) for entry in kept))
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
-        if self._metrics is None:
-            self._metrics = (self.path / METRICS).open("a", encoding="utf-8", buffering=1)
-        self._metrics.write(json.dumps(entry) + "\n")
+        """Add a line to `metrics.jsonl`; a number that is not finite becomes null, for JSON has none."""
+        # Opened each time: a line that did not fit on a full disk must not wait in a buffer and come later.
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(_json_line(entry))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of `metrics.jsonl`."""
+        """All lines of `metrics.jsonl` that are whole; a crash or a full disk may have cut one."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [entry for entry in map(_parse, lines) if entry is not None]
+
+    def _replace(self, name: str, text: str) -> None:
+        try:
+            write_atomic(self.path / name, text.encode("utf-8"))
+        except OSError as error:
+            raise FileError(f"{self.path / name}: cannot be written ({error.strerror}); free some space") from None
 
     def add_sample(self, step: int, text: str) -> None:
         """Add a text to `samples.txt`."""
         with (self.path / "samples.txt").open("a", encoding="utf-8") as file:
             file.write(f"--- after step {step} ---\n{text}\n\n")
 
-    def plot(self) -> bool:
-        """Draw `loss.png`; returns whether there is a library to draw with."""
+    def plot(self) -> None:
+        """Draw `loss.png`, if matplotlib is installed."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
-            return False
+            return
         entries = self.metrics()
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for key, label, style in (("loss", "training", "-"), ("validation_loss", "held out", "o-")):
-            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=3)
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=self.path.name)
+            points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+            axes.plot([step for step, _ in points], [loss for _, loss in points], style, label=label, markersize=3)
+        axes.set(xlabel="step", ylabel="loss per token", title=self.path.name)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.path / "loss.png", dpi=120)
-        return True
+        figure.savefig(self.path / PLOT, dpi=120)
 
-    def close(self) -> None:
-        """Close `metrics.jsonl`."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+
+def require_free(path: Path) -> None:
+    """Check that a new run can be put there.
+
+    Raises:
+        ConfigError: There is a file, or a folder with something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is not empty; add --resume to go on with it, or choose another --out")
 
 
 def default_out(recipe: Path) -> Path:
@@ -123,8 +139,14 @@ def default_out(recipe: Path) -> Path:
     return out
 
 
-def _step_of(line: str) -> float:
+def _json_line(entry: Mapping[str, Any]) -> str:
+    values = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in entry.items()}
+    return json.dumps(values) + "\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None

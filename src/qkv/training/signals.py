@@ -1,11 +1,13 @@
 """Signals: the first asks for an orderly end, the second ends at once."""
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import final
 
 _WATCHED = (signal.SIGTERM, signal.SIGINT)
+_SHOW_CURSOR = b"\x1b[?25h"  # the live display hides it
 
 
 @final
@@ -26,9 +28,14 @@ class Interrupts:
         return 0 if self.received is None else 128 + self.received
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        # What Python prints may be in the middle of a line, and its locks held: straight to the descriptors.
         if self.received is not None:
+            if os.isatty(1):
+                os.write(1, _SHOW_CURSOR)
             os._exit(128 + number)  # the last good checkpoint is on the disk
         self.received = number
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nqkv: stopping after this step; a second signal leaves at once\n")
 
     def __enter__(self) -> "Interrupts":
         self._before = {number: signal.signal(number, self._note) for number in _WATCHED}

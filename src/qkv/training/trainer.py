@@ -1,23 +1,26 @@
 """The trainer: from a recipe to a run folder, resumable bit for bit."""
 
 import dataclasses
+import hashlib
 import math
+import shlex
+import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+import numpy as np
 import torch
 
 from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint
 from qkv.cost import training_flops_per_token
-from qkv.data import Batch, Batches, Dataset, prepare
-from qkv.errors import ConfigError, FileError, TrainingError
-from qkv.generation import SamplingConfig
+from qkv.data import Batch, Batches, Dataset, Split, prepare
+from qkv.errors import ConfigError, FileError, QkvError, TrainingError
 from qkv.models.transformer import Transformer
-from qkv.nn.sublayer import Aux, merge
+from qkv.shapes import Tensor
 from qkv.training.display import Display, Progress, clock, make_display
 from qkv.training.evaluate import Evaluation, evaluate, tokens_of
 from qkv.training.finite import first_non_finite
@@ -25,7 +28,7 @@ from qkv.training.memory import keep_pages
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from qkv.training.precision import fastest, matmul_peak, products_in
 from qkv.training.recipe import RecipeConfig, read_recipe
-from qkv.training.run import RECIPE, Run, default_out
+from qkv.training.run import PLOT, RECIPE, Run, default_out, require_free
 from qkv.training.signals import Interrupts
 
 RESUMABLE = frozenset({"steps", "evaluate_every", "evaluate_batches", "save_every", "keep", "sample", "non_finite"})
@@ -49,11 +52,13 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
         FileError: The corpus, or the run to resume, cannot be read.
         TrainingError: The loss is not finite. The weights before that step are saved.
     """
-    keep_pages()
     config = read_recipe(recipe, sets)
+    keep_pages()
     if resume:
         trainer = _resume(config, recipe, out)
     else:
+        if out is not None:
+            require_free(out)  # before minutes of work on the corpus
         dataset = prepare(config.data)
         trainer = Trainer(config.resolved(dataset), dataset)
         trainer.choose_precision()
@@ -70,11 +75,11 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> "Trainer":
     config = config.resolved(dataset)
     if config.precision == "auto":  # it was chosen when the run began
         config = dataclasses.replace(config, precision=saved.precision)
-    for field in dataclasses.fields(config):
-        if field.name not in RESUMABLE and getattr(config, field.name) != getattr(saved, field.name):
+    for key, new in config.to_dict().items():
+        if key not in RESUMABLE and (found := difference(saved.to_dict()[key], new, key)):
             raise ConfigError(
-                f"the recipe's {field.name!r} differs from that in {path / RECIPE}; a run goes on with the recipe it began "
-                "with: give that one, or begin a new run"
+                f"{path / RECIPE} says {found}; a run goes on with the recipe it began with: give that one, or begin a "
+                "new run"
             )
     trainer = Trainer(config, dataset)
     run = Run(path, config.keep)
@@ -82,11 +87,27 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> "Trainer":
     if checkpoint is not None:
         trainer.restore(checkpoint)
     run.forget_after(trainer.step)
+    run.save_recipe(config)
     trainer.open(run)
     for warning in checkpoint.warnings if checkpoint else ():
         trainer.display.say(f"warning: {warning}")
     trainer.display.say(f"resumed {path} after step {trainer.step}")
+    if trainer.step >= config.steps:
+        trainer.display.say(f"all {config.steps} steps are done; to train on, add --set steps=MORE")
     return trainer
+
+
+def difference(old: Any, new: Any, path: str) -> str | None:
+    """The first place where two pieces of plain data differ, as `a.b is 1, not 2`; None: they are equal."""
+    if old == new:
+        return None
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        return next(filter(None, (difference(old[key], new[key], f"{path}.{key}") for key in old)))
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return next(
+            filter(None, (difference(*pair, f"{path}.{i}") for i, pair in enumerate(zip(old, new, strict=True))))
+        )
+    return f"{path} is {old!r}, not {new!r}"
 
 
 @final
@@ -97,7 +118,10 @@ class Trainer:
         self.recipe, self.dataset = recipe, dataset
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
-        self.model: Transformer = recipe.model.build().to(self.device)
+        try:
+            self.model: Transformer = recipe.model.build().to(self.device)
+        except RuntimeError as error:  # torch has not the memory
+            raise ConfigError(f"the model cannot be built ({str(error).splitlines()[0]}); make it smaller") from None
         if self.model.head is None:
             raise ConfigError("the recipe's model has no head and so no loss; set model.head, for example LMHead")
         self.model.checkpoint_blocks = recipe.checkpoint_blocks
@@ -109,10 +133,12 @@ class Trainer:
         self.batches = Batches(dataset.train, shuffle=True, **sizes)
         self.held_out = Batches(dataset.validation, shuffle=False, **sizes)
         torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
+        self.fingerprint = fingerprint(dataset.train)
         self.step = 0
         self.validation: float | None = None
         self.saved_step = 0
-        self.unsaved = ""
+        self.skipped = 0
+        self.failures: list[str] = []
         self.precision_note = ""
 
     # --- beginning -------------------------------------------------------------------------------------------------
@@ -121,28 +147,33 @@ class Trainer:
         """Put the faster of float32 and bfloat16 into the recipe, if it says auto."""
         if self.recipe.precision != "auto":
             return
-        state = torch.get_rng_state()
+        random = random_state(self.device)
         batches = self._micro_batches(0)[:1]
         name, seconds = fastest(lambda precision: self._gradients(batches, precision))
         self.model.zero_grad(set_to_none=True)
-        torch.set_rng_state(state)
+        set_random_state(self.device, random)
         self.recipe = dataclasses.replace(self.recipe, precision=name)
         times = ", ".join(f"{key} {value * 1e3:.0f} ms" for key, value in seconds.items())
         self.precision_note = f"precision: {name}, the faster here ({times} for a forward and backward pass)"
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint: weights, optimiser, random numbers, place in the data."""
+        if checkpoint.state.get("data") != self.fingerprint:
+            raise FileError(
+                f"{checkpoint.path}: was trained on other data than the recipe's source gives now; put the corpus back "
+                "as it was, or begin a new run"
+            )
         try:
             self.model.load_state_dict(checkpoint.tensors("model"))
             load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+            set_random_state(self.device, checkpoint.tensors("random"))
+            self.validation = checkpoint.state["validation"]
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise FileError(f"{checkpoint.path}: does not fit the recipe ({reason}); resume with its own recipe") from None
-        torch.set_rng_state(checkpoint.tensors("random")["cpu"].clone())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.tensors("random")["cuda"].clone())
+            raise FileError(
+                f"{checkpoint.path}: does not fit the recipe ({reason}); resume with its own recipe"
+            ) from None
         self.step = self.saved_step = checkpoint.step
-        self.validation = checkpoint.state["validation"]
 
     def open(self, run: Run) -> None:
         """Take a run folder to write to, and begin to show what happens."""
@@ -157,43 +188,47 @@ class Trainer:
         numbers = (divmod(first + i, len(self.batches)) for i in range(self.recipe.accumulation))
         return [self.batches.batch(epoch, index) for epoch, index in numbers]
 
-    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int, Aux | None]:
-        """Add the gradients of the mean loss over all tokens of `batches`; returns loss, tokens and the reports."""
+    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int]:
+        """Add the gradients of the mean loss over all tokens of `batches`; returns the loss and how many tokens."""
         head = self.model.head
         assert head is not None
         placed = [(batch, tokens_of(batch, self.device), batch.targets.to(self.device)) for batch in batches]
         count = sum(head.count(targets, tokens.valid) for _, tokens, targets in placed)
-        total, report = torch.zeros((), dtype=torch.float64), None
+        total = torch.zeros((), dtype=torch.float64)
         for batch, tokens, targets in placed:
             with products_in(precision, self.device):
                 loss, aux = self.model.loss(batch.inputs.to(self.device), targets, tokens, scale=1 / max(1, count))
             extra = sum(aux.losses.values()) / len(batches) if aux is not None and aux.losses else 0.0
             (loss + extra).backward()
             total += loss.detach().cpu()
-            report = merge(report, aux)
-        return total.item(), count, report
+        return total.item(), count
 
-    def _update(self) -> tuple[float, float, float, int]:
-        """One step; returns loss, norm of the gradient, learning rate and tokens. Raises before the weights change."""
+    def _update(self) -> dict[str, Any]:
+        """One step; returns its line of the metrics. Raises before the weights change."""
         recipe = self.recipe
+        random = random_state(self.device)
         batches = self._micro_batches(self.step)
-        loss, count, _ = self._gradients(batches, recipe.precision)
+        loss, count = self._gradients(batches, recipe.precision)
         limit = math.inf if recipe.clip is None else recipe.clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         lr = recipe.optimizer.lr * recipe.schedule.factor(self.step, recipe.steps)
-        if math.isfinite(loss) and math.isfinite(norm):
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         elif recipe.non_finite == "stop":
+            set_random_state(self.device, random)  # the same dropout again; and the step leaves no trace
             where = first_non_finite(self.model, lambda: self._losses(batches))
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; it began in {where}. The weights "
-                "are as they were; lower optimizer.lr, or set non_finite=skip"
+                f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; it began in {where}. The "
+                "weights are as they were; lower optimizer.lr, or set non_finite=skip"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss, norm, lr, count
+        self.skipped += not finite
+        entry = {"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens": count}
+        return entry if finite else entry | {"skipped": True}
 
     def _losses(self, batches: list[Batch]) -> None:
         for batch in batches:
@@ -211,14 +246,13 @@ class Trainer:
         with Interrupts() as interrupts:
             try:
                 self._loop(interrupts)
-            except TrainingError:
+            except QkvError:
                 self._save()
                 raise
             finally:
-                self.run.close()
                 self.display.close()
         self._farewell(interrupts, time.monotonic() - began)
-        return interrupts.exit_code or (1 if self.unsaved else 0)
+        return interrupts.exit_code or (1 if self.failures else 0)
 
     def _loop(self, interrupts: Interrupts) -> None:
         recipe = self.recipe
@@ -227,11 +261,11 @@ class Trainer:
         started, history, speeds = (time.monotonic(), self.step), [], []
         while self.step < recipe.steps and interrupts.received is None:
             before = time.perf_counter()
-            loss, norm, lr, count = self._update()
+            entry = self._update()
             seconds = time.perf_counter() - before
-            self.run.log({"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens": count})
-            history.append(loss)
-            speeds = [*speeds[-19:], count / seconds]
+            self._write(lambda entry=entry: self.run.log(entry))
+            history.append(entry["loss"])
+            speeds = [*speeds[-19:], entry["tokens"] / seconds]
             speed = statistics.median(speeds)
             last = self.step == recipe.steps
             if last or self.step % recipe.evaluate_every == 0:
@@ -240,7 +274,7 @@ class Trainer:
                 self._save()
             share = speed * flops / peak
             self.display.update(
-                Progress(self.step, recipe.steps, loss, self.validation, speed, share, history, started)
+                Progress(self.step, recipe.steps, entry["loss"], self.validation, speed, share, history, started)
             )
         if self.saved_step != self.step:  # the signal came after the last look at it
             self._save()
@@ -251,11 +285,11 @@ class Trainer:
         entry: dict[str, float] = {"step": self.step, "validation_loss": result.loss}
         if limit is None and self.dataset.validation.n_bytes:
             entry["bits_per_byte"] = result.total / math.log(2) / self.dataset.validation.n_bytes
-        self.run.log(entry)
+        self._write(lambda: self.run.log(entry))
         if self.recipe.sample is not None:
-            self.run.add_sample(self.step, self.sample())
-        if not self.run.plot() and self.step == self.recipe.steps:
-            self.display.say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
+            text = self.sample()
+            self._write(lambda: self.run.add_sample(self.step, text))
+        self._write(self.run.plot)
 
     def sample(self) -> str:
         """A text from the model as it is now."""
@@ -264,39 +298,72 @@ class Trainer:
         assert tokenizer is not None
         stop = () if tokenizer.end_of_text is None else (tokenizer.end_of_text,)
         loaded = Loaded(model=self.model, tokenizer=tokenizer, config=self.model.config, stop_ids=stop)
-        sampling = SamplingConfig(temperature=settings.temperature, seed=self.recipe.seed)
+        sampling = settings.sampling(self.recipe.seed)
         text = loaded.generate(settings.prompt, max_new_tokens=settings.tokens, sampling=sampling)
         return settings.prompt + str(text)
 
     def _save(self) -> None:
-        """Save a checkpoint; a full disk is a warning, and remembered."""
-        random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state()
         files = {
             "model": self.model.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer, self.model),
-            "random": random,
+            "random": random_state(self.device),
         }
-        try:
-            self.run.store.save(self.step, files, {"validation": self.validation})
+        state = {"validation": self.validation, "data": self.fingerprint}
+        if self._write(lambda: self.run.store.save(self.step, files, state)):
             self.saved_step = self.step
+
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Write to the run folder; returns whether that worked. A full disk is a warning, and training goes on."""
+        try:
+            write()
+            return True
+        except OSError as error:
+            failure = f"{self.run.path}: not everything is written ({error.strerror}); free some space"
         except FileError as error:
-            self.unsaved = self.unsaved or str(error)
-            self.display.say(f"warning: {error}")
+            failure = str(error)
+        if failure not in self.failures:
+            self.failures.append(failure)
+            self.display.say(f"warning: {failure}")
+        return False
 
     def _farewell(self, interrupts: Interrupts, seconds: float) -> None:
         say, path, recipe = self.display.say, self.run.path, self.recipe
         if interrupts.received is not None:
-            say(f"stopped by signal {interrupts.received} after step {self.step}; everything is saved in {path}")
-            say(f"go on with: qkv train {path / RECIPE} --resume")
+            name = signal.Signals(interrupts.received).name
+            say(f"stopped by {name} after step {self.step}; saved up to step {self.saved_step} in {path}")
+            say(f"go on with: qkv train {shlex.quote(str(path / RECIPE))} --resume")
             return
-        if self.unsaved:
-            say(f"warning: not every checkpoint was saved; the first reason: {self.unsaved}")
+        if self.failures:
+            say(f"warning: not all was written; the first reason: {self.failures[0]}")
+        if self.skipped:
+            say(f"warning: skipped {self.skipped} of the steps, where the loss or the gradient was not finite")
         held_out = "" if self.validation is None else f", held-out loss {self.validation:.4f}"
-        say(f"trained {recipe.steps} steps in {clock(seconds)}{held_out}")
+        say(f"trained {self.step} steps in {clock(seconds)}{held_out}")
         if recipe.sample is not None:
             say(f"\n{self.sample()}\n")
-        say(f"{path} holds recipe.yaml, metrics.jsonl, loss.png, samples.txt, tokenizer.json and checkpoints/")
+        say(f"{path} holds {', '.join(sorted(file.name for file in path.iterdir()))}")
+        if not (path / PLOT).exists():
+            say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
         if self.dataset.tokenizer is not None:
-            say(f'next: qkv generate {path} "Once"   ·   qkv eval {path} FILE   ·   qkv show {path}')
+            folder = shlex.quote(str(path))
+            say(f'next: qkv generate {folder} "Once"   ·   qkv eval {folder} FILE   ·   qkv show {folder}')
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Where the random numbers of this process stand."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else state
+
+
+def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Go back to what `random_state` returned."""
+    torch.set_rng_state(state["cpu"].clone())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].clone())
+
+
+def fingerprint(split: Split) -> str:
+    """A hash of the tokens and where documents begin: the order of the data means nothing for another corpus."""
+    digest = hashlib.sha256(split.offsets.tobytes())
+    digest.update(np.ascontiguousarray(split.values).data)
+    return digest.hexdigest()

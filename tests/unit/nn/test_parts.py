@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NORM, tiny_config, tiny_model, token_ids
-from tolerances import FLOAT64
 from torch import nn
 
 from qkv.errors import ConfigError
@@ -22,6 +20,8 @@ from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPosit
 from qkv.nn.sublayer import Aux, merge
 from qkv.presets import preset
 from qkv.tokens import Tokens
+from tiny import NORM, tiny_config, tiny_model, token_ids
+from tolerances import FLOAT64
 
 
 def close(got, want, atol=FLOAT64):
@@ -80,7 +80,8 @@ def test_glu_is_its_formula(name, gate):
 
 
 @pytest.mark.parametrize(
-    ("d_model", "multiple", "width"), [(768, 1, 2048), (512, 1, 1365), (512, 64, 1344), (512, 256, 1280), (4096, 256, 11008)]
+    ("d_model", "multiple", "width"),
+    [(768, 1, 2048), (512, 1, 1365), (512, 64, 1344), (512, 256, 1280), (4096, 256, 11008)],
 )
 def test_the_width_of_a_glu(d_model, multiple, width):
     config = GLUConfig(multiple_of=multiple)
@@ -218,7 +219,9 @@ def test_biases_begin_at_zero():
     import dataclasses
 
     small = dataclasses.replace(model, d_model=24, blocks=dataclasses.replace(model.blocks, n=1))
-    small = dataclasses.replace(small, embed=TokenEmbedderConfig(vocab_size=9, position=LearnedPositionsConfig(length=4)))
+    small = dataclasses.replace(
+        small, embed=TokenEmbedderConfig(vocab_size=9, position=LearnedPositionsConfig(length=4))
+    )
     assert all((p == 0).all() for name, p in small.build().named_parameters() if name.endswith("bias"))
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import FLOAT64
 
 import qkv.ops.loss as module
 from qkv.ops.loss import linear_cross_entropy
+from tolerances import FLOAT64
 
 
 def plain(x, weight, targets):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from tolerances import FLOAT64
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as rotate_pairs
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_halves
 
 from qkv.nn.positions import RoPEConfig
 from qkv.ops.rotary import rotate
 from qkv.tokens import Tokens
+from tolerances import FLOAT64
 
 
 def angles(length, width, theta=10_000.0):

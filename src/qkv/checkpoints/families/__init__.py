@@ -1,4 +1,4 @@
-"""Families of models in the layout of Hugging Face: one file each, with a reader of its config and a map of its keys."""
+"""Families of models as Hugging Face lays them out: one file each, a reader of the config and a map of the keys."""
 
 from qkv.checkpoints.families.family import Family
 from qkv.checkpoints.families.gpt2 import GPT2

@@ -26,10 +26,10 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 """Hugging Face's names and ours."""
 
 BOOKKEEPING = (
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "torch_dtype",
-    "transformers.js_config", "transformers_version", "use_cache",
+    "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "id2label", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "task_specific_params",
+    "torch_dtype", "transformers.js_config", "transformers_version", "use_cache",
 )  # fmt: skip
 """Keys that do not change what a decoder computes."""
 
