@@ -94,8 +94,8 @@ def match(shape_name: str, dtype_name: str, options: argparse.Namespace) -> list
     """All contestants on one shape and dtype."""
     shape, dtype = SHAPES[shape_name], getattr(torch, dtype_name)
     entries = list(itertools.product(options.peers, options.mode))
-    memory = {entry: memory_alone(entry, shape_name, dtype_name, options) for entry in entries}
     check_room(len(entries), shape, dtype)
+    memory = {entry: memory_alone(entry, shape_name, dtype_name, options) for entry in entries}
     contestants = [Contestant(*entry, shape, dtype) for entry in entries]
     data = batches(shape, options)
     losses = {c: warm_up(c, shape, next(batches(shape, options))) for c in contestants}
@@ -175,7 +175,7 @@ def alone(options: argparse.Namespace) -> None:
     warm_up(contestant, shape, next(data))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # restart VmHWM from what is resident now
-    for _ in range(3):
+    for _ in range(2):
         contestant.step(*next(data))
     print(resident("VmHWM") - imports)
 

@@ -43,7 +43,7 @@ MUTANTS = [
     Mutant("documents are not causal", "ops/documents.py",
            "_cut(v, row, place), 0.0, causal, scale=scale)", "_cut(v, row, place), 0.0, False, scale=scale)", ATTEND),
     Mutant("documents run on into the next row", "ops/documents.py",
-           "start = 0 if last < start else start  # a new row", "pass", ATTEND),
+           "start = last + 1 if last + 1 < ids.shape[1] else 0", "start = last + 1", ATTEND),
     Mutant("dropout lives in evaluation", "nn/attention.py",
            "self.weight_dropout if self.training else 0.0", "self.weight_dropout", LAWS),
     Mutant("no norm of keys", "nn/attention.py", "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)", PARTS),

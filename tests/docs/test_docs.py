@@ -119,12 +119,13 @@ class Session:
 
 
 def shrunk(recipe: recipes.RecipeConfig) -> recipes.RecipeConfig:
-    """The same kind of run in a second; a recipe that is small already stays as it is."""
+    """The same kind of run in a second; a recipe that is small already stays as it is, so that runs can be resumed."""
 
     def fewer(n: int) -> int:
         return n if n <= 50 else max(2, n // 200)
 
-    counts = {name: fewer(getattr(recipe, name)) for name in ("steps", "evaluate_every", "save_every")}
+    counts = {name: fewer(getattr(recipe, name)) for name in ("steps", "save_every")}
+    counts["evaluate_every"] = counts["steps"]  # each evaluation draws a plot
     sizes = {"context": min(recipe.context, 32), "batch_size": min(recipe.batch_size, 2)}
     stack = dataclasses.replace(recipe.model.blocks, n=1)
     model = dataclasses.replace(recipe.model, d_model=min(recipe.model.d_model, 48), blocks=stack)

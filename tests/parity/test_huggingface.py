@@ -71,7 +71,8 @@ LLAMA_CASES = {
 def llama(**case):
     settings = {
         "vocab_size": VOCAB, "hidden_size": 36, "intermediate_size": 41, "num_hidden_layers": 3,
-        "num_attention_heads": 6, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        "num_attention_heads": 6, "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
     }  # fmt: skip
     config = transformers.LlamaConfig(**settings | case, attn_implementation="eager")
     return transformers.LlamaForCausalLM(config).double().eval()

@@ -112,7 +112,7 @@ class _Row:
         """Add a token, if the row still goes on; returns it unless it ends the row."""
         if self.finish is not None:
             return None  # it was only computed along with the others
-        if False:
+        if token in self.stop_ids:
             self.finish = Finish.STOP
             return None
         self.text.append(token)

@@ -22,7 +22,7 @@ _log: list[str] | None = None
 
 @contextmanager
 def kernels_used() -> Generator[list[str]]:
-    """Collects which kernel each call of `attend` ran, for `with kernels_used() as names: model(ids)`.
+    """Collects which kernel each call of `attend` ran, while a `with` statement lasts.
 
     For SDPA the name says what PyTorch chose behind it: `sdpa:flash`, `sdpa:efficient` or `sdpa:math` (quadratic).
     """

@@ -23,7 +23,6 @@ def runs(documents: Tensor) -> Iterator[tuple[int, slice]]:
     ends = F.pad(ids[:, 1:] != ids[:, :-1], (0, 1), value=True)
     start = 0
     for row, last in ends.nonzero().tolist():
-        start = 0 if last < start else start  # a new row
         if ids[row, last] > 0:
             yield row, slice(start, last + 1)
         start = last + 1 if last + 1 < ids.shape[1] else 0

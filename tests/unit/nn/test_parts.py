@@ -18,6 +18,7 @@ from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.norms import LayerNormConfig, RMSNormConfig
 from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPositionsConfig
 from qkv.nn.sublayer import Aux, merge
+from qkv.ops import attend, rotate
 from qkv.presets import preset
 from qkv.tokens import Tokens
 from tiny import NORM, tiny_config, tiny_model, token_ids
@@ -154,6 +155,19 @@ def test_self_attention_is_four_products():
     kernels = [name for name in seen.names if "attention" in name]
     assert len(products) == 2  # qkv and output; the other two are inside the kernel
     assert len(kernels) == 1
+
+
+def test_queries_and_keys_are_normed_before_the_rotation():
+    norm = RMSNormConfig(eps=0.1)
+    layer = AttentionConfig(n_heads=2, mask=Causal(), position=RoPEConfig(), qk_norm=norm).build(8).double()
+    for part in (layer.q_norm, layer.k_norm):
+        part.weight.data.normal_()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    q, k, v = layer.qkv_proj(x).view(1, 5, 2, 3, 4).unbind(3)
+    by = RoPEConfig().rotation(Tokens.full(1, 5), 4, 5, torch.float64)
+    q, k = rotate(layer.q_norm(q), by, "half"), rotate(layer.k_norm(k), by, "half")
+    out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=Causal(), backend="reference")
+    close(layer(x)[0], layer.o_proj(out.transpose(1, 2).flatten(2)))
 
 
 # --- embedders and heads --------------------------------------------------------------------------------------------

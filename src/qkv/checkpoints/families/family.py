@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 from qkv.checkpoints.maps import KeyMap
 from qkv.errors import FileError
@@ -72,7 +72,7 @@ class ConfigReader:
         Raises:
             FileError: It is absent and there is no default, or it is of another type.
         """
-        value = self._rest.pop(key, None)
+        value: object = self._rest.pop(key, None)
         if value is None:
             if default is None:
                 raise FileError(f"{self.source}: lacks {key!r}; the file must give it")
@@ -81,7 +81,7 @@ class ConfigReader:
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; mend the file")
-        return value
+        return cast(T, value)
 
     def take_positive(self, key: str, default: int | None = None) -> int:
         """A count; as `take`, and at least 1."""
