@@ -77,6 +77,16 @@ def test_packed_documents_do_not_leak(block):
     assert (gradient[:, 4:7] != 0).any()
 
 
+@every_kind
+def test_packed_equals_apart(kind):
+    """Law 16, whatever the mask and the positions: also where the mask has to be a tensor."""
+    model, ids = tiny_model(**kind), token_ids(2, 11)
+    with torch.no_grad():
+        packed = model(ids, Tokens.packed([[5, 4], [3, 1, 6]], 11))
+        for row, start, end in [(0, 0, 5), (0, 5, 9), (1, 0, 3), (1, 3, 4), (1, 4, 10)]:
+            close(packed[row, start:end], model(ids[row : row + 1, start:end])[0])
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_future_has_no_gradient(block):
     model = tiny_model(block=block, vectors=True)

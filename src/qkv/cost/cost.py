@@ -78,7 +78,7 @@ class Cost:
     @property
     def training_flops_per_token(self) -> float:
         """Forward and backward pass: the gradients of the inputs and of the weights cost a forward pass each."""
-        return 2 * self.flops_per_token
+        return 3 * self.flops_per_token
 
     @property
     def cache_bytes_per_token(self) -> int:
