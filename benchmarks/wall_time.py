@@ -70,8 +70,7 @@ class Ours(Contestant):
 
     def update(self) -> int:
         """One step of the recipe."""
-        _, _, _, tokens = self.trainer._update()
-        return tokens
+        return self.trainer._update()["tokens"]
 
     @property
     def progress(self) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_config
 
 from qkv.config import dump_yaml
@@ -24,6 +25,10 @@ def fast(monkeypatch, tmp_path):
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(trainer, "matmul_peak", lambda *_: 1e12)
     monkeypatch.setattr(trainer.Run, "plot", lambda _: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for matrices this small a second one only waits
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_corpus(folder, characters=1500):
@@ -131,7 +136,7 @@ def start_qkv(*arguments, before="", cwd=None, **environment):
     """`qkv ARGUMENTS` as a process of its own, after the Python code `before`."""
     code = f"import sys\nfrom qkv.cli import main\n{before}\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    # Two threads, as in conftest.py: sums must run in the same order here and there.
-    env = os.environ | {"OMP_NUM_THREADS": "2"} | environment
+    # One thread, as in `fast`: sums must run in the same order here and there.
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd or Path.cwd(), env=env, **pipes)

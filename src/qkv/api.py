@@ -121,7 +121,16 @@ class Loaded:
             stop_ids=self.stop_ids,
         )
         stops = (stop,) if isinstance(stop, str) else stop
-        return steps, [_Reader(self.tokenizer.stream(), StopFilter(stops)) for _ in range(n)]
+        return steps, [_Reader(_stream_after(ids, self.tokenizer), StopFilter(stops)) for _ in range(n)]
+
+
+def _stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> TextStream:
+    """A stream that has seen the prompt: some tokenizers write a word without its space where a text begins."""
+    stream = tokenizer.stream()
+    for token in prompt[-4:]:  # as many as the longest character can take
+        stream.push(token)
+    stream.flush()
+    return stream
 
 
 @dataclasses.dataclass

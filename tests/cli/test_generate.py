@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import qkv
+from qkv.api import Loaded
 from qkv.checkpoints import Store
 from qkv.cli import main
 from qkv.config import dump_yaml
@@ -36,12 +37,18 @@ def test_the_text_alone_goes_to_stdout(run, capsys):
     assert capsys.readouterr() == (f"abc{want}\n", "")
 
 
-def test_every_option_reaches_the_sampling(run, capsys):
-    options = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 7}
-    want = qkv.load(run).generate("a", max_new_tokens=30, sampling=SamplingConfig(**options), stop=["ef", "hg"])
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+def test_every_option_reaches_the_sampling(run, capsys, monkeypatch):
+    given = {}
+
+    def stream(self, prompt, **options):
+        given.update(options)
+        return iter(())
+
+    monkeypatch.setattr(Loaded, "stream", stream)
+    sampling = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 7}
+    flags = [word for name, value in sampling.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["generate", str(run), "a", "--max-new-tokens", "30", "--stop", "ef", "--stop", "hg", *flags]) == 0
-    assert capsys.readouterr().out == f"a{want}\n"
+    assert given == {"max_new_tokens": 30, "stop": ["ef", "hg"], "sampling": SamplingConfig(**sampling)}
 
 
 def test_several_samples_one_after_the_other(run, capsys):

@@ -69,7 +69,7 @@ def test_version(capsys):
         (["show", "gpt2", "--dtype", "int8"], 2, 'Invalid value "int8" for --dtype. Choose from'),
         (["generate", "no/such/folder"], 3, "there is no such folder; give a run"),
         (["eval", "no/such/folder", "text"], 3, "there is no such folder; give a run"),
-        (["train", "no/such.yaml"], 3, "cannot be read (No such file or directory)"),
+        (["train", "no/such.yaml"], 3, "no/such.yaml: "),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr(arguments, code, message, capsys):

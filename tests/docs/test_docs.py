@@ -2,7 +2,7 @@
 
 A document is one session in an empty folder. Comments that the reader of the page does not see set it up:
 
-    <!-- setup: python -->    runs before the next block
+    <!-- setup: python -->    is run where it stands
     <!-- not run: reason -->  the next block is only shown
 
 Blocks of python, bash and yaml are run; text is shown. A yaml block that begins with `# name.yaml` is saved under that
@@ -44,7 +44,6 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    notes: dict[str, str]
 
 
 _PARTS = re.compile(
@@ -54,14 +53,19 @@ _PARTS = re.compile(
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    content, notes = page.read_text(encoding="utf-8"), {}
+    """What is to be run, in order."""
+    content, skip = page.read_text(encoding="utf-8"), False
     for found in _PARTS.finditer(content):
         line = content.count("\n", 0, found.start()) + 1
-        if found["key"]:
-            notes[found["key"]] = found["value"]
+        if found["key"] == "setup":
+            yield Block(line, "python", found["value"].removeprefix("\n"))
+        elif found["key"]:
+            assert found["value"].strip(), f"line {line}: say why it is not run"
+            skip = True
+        elif skip:
+            skip = False
         else:
-            yield Block(line, found["language"], found["text"], notes)
-            notes = {}
+            yield Block(line, found["language"], found["text"])
 
 
 class Session:
@@ -74,11 +78,6 @@ class Session:
         self.recipe: dict = {}
 
     def follow(self, block: Block) -> None:
-        if "setup" in block.notes:
-            self.python(block.notes["setup"].strip("\n"), block.line)
-        if "not run" in block.notes:
-            assert block.notes["not run"].strip(), "say why it is not run"
-            return
         match block.language:
             case "python":
                 self.python(block.text, block.line)
@@ -127,6 +126,7 @@ def shrunk(recipe: recipes.RecipeConfig) -> recipes.RecipeConfig:
     counts = {name: fewer(getattr(recipe, name)) for name in ("steps", "save_every")}
     counts["evaluate_every"] = counts["steps"]  # each evaluation draws a plot
     sizes = {"context": min(recipe.context, 32), "batch_size": min(recipe.batch_size, 2)}
+    assert isinstance(recipe.model.blocks, qkv.Repeat)
     stack = dataclasses.replace(recipe.model.blocks, n=1)
     model = dataclasses.replace(recipe.model, d_model=min(recipe.model.d_model, 48), blocks=stack)
     return dataclasses.replace(recipe, model=model, **counts, **sizes)

@@ -13,7 +13,7 @@ from qkv.checkpoints.families import FAMILIES
 from qkv.config import dump_yaml, read_yaml
 from qkv.data import CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
-from qkv.generation import SamplingConfig
+from qkv.generation import SamplingConfig, generate
 from qkv.presets.gpt2 import gpt2
 
 DOCUMENT = "abcdefghij .\n"
@@ -110,9 +110,10 @@ def test_hugging_faces_special_ids(tmp_path, config, generation, stop, begin):
         loaded.generate("x")
 
 
-def test_a_wrong_stop_id_is_named(tmp_path):
-    with pytest.raises(FileError, match=r"config\.json: 'eos_token_id' is 'end' and must be an integer or a list"):
-        qkv.load(hugging_face(tmp_path / "hf", {"eos_token_id": "end"}))
+@pytest.mark.parametrize("wrong", ["end", True, [1, None]])
+def test_a_wrong_stop_id_is_named(tmp_path, wrong):
+    with pytest.raises(FileError, match=r"config\.json: 'eos_token_id' is .* and must be an integer or a list of them"):
+        qkv.load(hugging_face(tmp_path / "hf", {"eos_token_id": wrong}))
 
 
 def test_a_tokenizer_that_is_too_large_for_the_model(tmp_path):
@@ -204,6 +205,51 @@ def test_stop_strings_end_the_text(loaded, many):
     stops = ["never this", stop] if many else stop
     assert loaded.generate("ab", max_new_tokens=25, sampling=sampling, stop=stops) == want
     assert "".join(loaded.stream("ab", max_new_tokens=25, sampling=sampling, stop=stops)) == want
+
+
+def test_a_word_keeps_the_space_before_it(loaded):
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁one": 0, "▁two": 1, "▁three": 2}, unk_token="▁one"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    spaced = Loaded(model=loaded.model, tokenizer=Tokenizer(inner), config=loaded.config)
+    text = spaced.generate("one two", max_new_tokens=20, sampling=SamplingConfig(seed=0))
+    assert text.split()
+    assert ("one two" + text).split() == ["one", "two", *text.split()]
+
+
+def test_a_character_of_several_tokens_at_the_end_of_the_prompt(loaded):
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({byte: i for i, byte in enumerate("aÃ©")}, []))  # é is two bytes
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    single = Loaded(model=loaded.model, tokenizer=Tokenizer(inner), config=loaded.config)
+    assert len(single.tokenizer.encode("aé")) == 3
+    text = single.generate("aé", max_new_tokens=9, sampling=SamplingConfig(seed=1))
+    ids = [
+        step.ids[0] for step in generate(single.model, [[0, 1, 2]], max_new_tokens=9, sampling=SamplingConfig(seed=1))
+    ]
+    assert "aé" + text == single.tokenizer.decode([0, 1, 2, *ids])
+
+
+def test_a_text_that_ends_like_a_stop_string_begins_is_whole(loaded):
+    sampling = SamplingConfig(seed=5)
+    whole = loaded.generate("ab", max_new_tokens=6, sampling=sampling)
+    assert whole
+    assert loaded.generate("ab", max_new_tokens=6, sampling=sampling, stop=whole[-1] + "!") == whole
+
+
+def test_nothing_is_computed_after_the_last_stop_string(loaded, monkeypatch):
+    taken = []
+
+    def counted(*arguments, **options):
+        for step in generate(*arguments, **options):
+            taken.append(step)
+            yield step
+
+    monkeypatch.setattr("qkv.api.generate", counted)
+    loaded = dataclasses.replace(loaded, stop_ids=())
+    texts = loaded.generate("a", n=2, max_new_tokens=25, stop=list(DOCUMENT), sampling=SamplingConfig(seed=0))
+    assert texts == ["", ""]
+    assert len(taken) < 5
 
 
 def test_an_empty_prompt_begins_with_the_end_of_a_text(loaded):

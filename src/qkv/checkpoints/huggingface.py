@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from qkv.checkpoints.families import FAMILIES, Family
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.family import ConfigReader, one_block
 from qkv.checkpoints.maps import check_fit
 from qkv.checkpoints.tensors import read_folder
 from qkv.errors import FileError, suggest
@@ -53,11 +53,13 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
         raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
     family = FAMILIES[kind]
     config = family.read(ConfigReader(data, str(path)))
+    state = read_folder(folder, allow_pickle=allow_pickle)
+    n_layers, _ = one_block(config)
+    if n_layers > len(state):  # before anything of that size is built
+        raise FileError(f"{path}: asks for {n_layers} layers and the folder has {len(state)} tensors; mend the file")
     with torch.device("meta"):
         model = config.build()
-    state = _normalise(
-        read_folder(folder, allow_pickle=allow_pickle), family, folder, "head.weight" in model.state_dict()
-    )
+    state = _normalise(state, family, folder, "head.weight" in model.state_dict())
     ours = family.keys(config).to_ours(state, source=str(folder))
     check_fit(ours, model.state_dict(), source=str(folder))
     model.load_state_dict(ours, assign=True)

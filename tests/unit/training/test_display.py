@@ -1,0 +1,83 @@
+"""What a person sees while a model learns."""
+
+import io
+import math
+import time
+
+import pytest
+from rich.console import Console
+
+from qkv.training import display
+from qkv.training.display import LiveDisplay, PlainDisplay, Progress, clock, make_display, sparkline
+
+
+def progress(step=10, steps=40, history=(3.0, 2.0, 1.0), **changes):
+    values = {"loss": 1.0, "validation": None, "tokens_per_second": 12345.6, "share_of_peak": 0.256}
+    return Progress(step, steps, history=list(history), started=(time.monotonic() - 20, 0), **values | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "bars"),
+    [
+        ([], 8, ""),
+        ([1.0], 8, "▁"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([4.0, 4.0, 0.0, 0.0], 2, "█▁"),
+        ([1.0, 1.0, 1.0], 8, "▁▁▁"),
+        ([0.0, math.nan, 1.0], 8, "▁!█"),
+        ([0.0, math.inf, 1.0, 1.0], 2, "!▁"),
+        ([math.nan], 8, "!"),
+    ],
+)
+def test_sparkline(values, width, bars):
+    assert sparkline(values, width) == bars
+
+
+def test_clock():
+    assert [clock(seconds) for seconds in (0.4, 59.6, 3599, 3723)] == ["0:00", "1:00", "59:59", "1:02:03"]
+
+
+def test_plain_lines_come_every_few_seconds_and_at_the_end(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    shown = PlainDisplay()
+    for step in range(1, 41):
+        now[0] += 1.0
+        shown.update(progress(step, validation=2.5 if step > 20 else None))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/40" for step in (1, 6, 11, 16, 21, 26, 31, 36, 40)]
+    assert lines[1].startswith("step 6/40  loss 1.0000  12,346 tokens/s  26% of peak  ")
+    assert lines[-1].startswith("step 40/40  loss 1.0000  held out 2.5000  12,346 tokens/s")
+    assert lines[-1].endswith("0:00 left")
+
+
+def test_the_time_that_is_left_follows_from_this_process_alone():
+    """20 seconds for 10 steps after a resume at 100."""
+    shown = progress(110, 200)
+    shown.started = (shown.started[0], 100)
+    assert shown.seconds_left == pytest.approx(180, rel=0.01)
+
+
+def test_a_terminal_gets_a_panel_and_a_pipe_gets_lines(monkeypatch):
+    assert isinstance(make_display("run"), PlainDisplay)
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setattr(Console, "is_dumb_terminal", False)
+    live = make_display("run")
+    live.close()
+    assert isinstance(live, LiveDisplay)
+
+
+@pytest.mark.parametrize("width", [100, 40])
+def test_the_panel_fits_the_terminal(width):
+    text = io.StringIO()
+    live = LiveDisplay(Console(file=text, force_terminal=True, width=width, color_system=None), "runs/tiny-1")
+    live.update(progress(history=range(500)))
+    live.say("a path that must stay on one line: " + "x" * 100 + " :smile: [bold]")
+    live.close()
+    lines = text.getvalue().splitlines()
+    assert "a path that must stay on one line: " + "x" * 100 + " :smile: [bold]" in text.getvalue()
+    panel = [line for line in lines if "│" in line]
+    assert panel
+    assert max(map(len, panel)) <= width
+    assert "▁" in panel[-1]
+    assert "█" in panel[-1]
