@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 run: setup  ## Train a Transformer on Shakespeare and read what it writes (a few minutes)
 	$(BIN)/qkv train shakespeare
 
-test: setup  ## Run the tests
-	$(BIN)/python -m pytest -q
+test: setup  ## Run the tests: with every signature checked, then what is compiled without that
+	$(BIN)/python -m pytest -q --ignore=tests/compiled --jaxtyping-packages=qkv,typecheck.checked
+	$(BIN)/python -m pytest -q tests/compiled
 
 check: setup  ## Lint, types, floors
 	$(BIN)/ruff check .
@@ -32,6 +33,7 @@ check: setup  ## Lint, types, floors
 
 bench: setup  ## Compare with other libraries, in one run (about 20 minutes; installs them)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/wall_time.py

@@ -14,7 +14,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import platform
 import random
 import statistics
@@ -34,6 +33,8 @@ from qkv.training.memory import keep_pages
 
 WARM_UP = 2
 """Untimed steps: the first one compiles, and creates the optimiser's states."""
+
+PACKAGES = {"huggingface": "transformers", "x_transformers": "x-transformers", "litgpt": "litgpt"}
 
 
 class Contestant:
@@ -170,7 +171,7 @@ def alone(options: argparse.Namespace) -> None:
     """What `memory_alone` runs. The peak counts from after the warm-up, so that the compiler's own is not in it."""
     shape, dtype = SHAPES[options.shape[0]], getattr(torch, options.dtype[0])
     peers.build(options.peers[0], SHAPES["tiny" if shape.family == "gpt2" else "tiny-llama"])  # imports the library
-    imports = resident("VmRSS")
+    imports = in_bytes("/proc/self/status", "VmRSS")
     contestant = Contestant(options.peers[0], options.mode[0], shape, dtype)
     data = batches(shape, options)
     warm_up(contestant, shape, next(data))
@@ -178,18 +179,19 @@ def alone(options: argparse.Namespace) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # restart VmHWM from what is resident now
     for _ in range(2):
         contestant.step(*next(data))
-    print(resident("VmHWM") - imports)
+    print(in_bytes("/proc/self/status", "VmHWM") - imports)
 
 
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field))
+def in_bytes(path: str, field: str) -> int:
+    """A field that the kernel states in kB."""
+    lines = Path(path).read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def check_room(n: int, shape: Shape, dtype: torch.dtype) -> None:
     """Between steps a contestant keeps weights and two optimiser states; one at a time works with more."""
     needed = (3 * n + 1) * shape.n_parameters * dtype.itemsize + (4 << 30)
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    free = in_bytes("/proc/meminfo", "MemAvailable")
     if needed > free:
         sys.exit(f"{n} contestants need {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free; fewer --peers or --mode")
 
@@ -211,17 +213,23 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def environment(malloc: str) -> dict[str, str | int]:
+def environment(options: argparse.Namespace) -> dict[str, str | int]:
     """What the figures depend on besides the code."""
     cpu = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
     cpu = {key.strip(): value.strip() for key, value in cpu.items()}
-    packages = ("torch", "transformers", "x-transformers", "litgpt")
+    packages = ["torch", *(PACKAGES[name] for name in options.peers if name in PACKAGES)]
+    try:
+        versions = {name: importlib.metadata.version(name) for name in packages}
+    except importlib.metadata.PackageNotFoundError as error:
+        sys.exit(f"{error.name} is not installed; run `make bench`, or leave it out of --peers")
     return {
         "cpu": cpu.get("model name", platform.machine()),
-        "instructions": " ".join(sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & {*cpu["flags"].split()})),
+        "instructions": " ".join(
+            sorted({"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & {*cpu.get("flags", "").split()})
+        ),
         "threads": torch.get_num_threads(),
-        "malloc": malloc,
-        **{name: importlib.metadata.version(name) for name in packages},
+        "malloc": options.malloc,
+        **versions,
     }
 
 
@@ -244,11 +252,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rounds < 1 or options.length > min(SHAPES[shape].context for shape in options.shape):
+        parser.error("--rounds must be at least 1, and --length at most the shape's context")
     if options.malloc == "keep" and not keep_pages():
         sys.exit("--malloc keep needs glibc; leave it out")
     if options.alone:
         return alone(options)
-    facts = environment(options.malloc)
+    facts = environment(options)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     matches = []
     for shape, dtype in itertools.product(options.shape, options.dtype):

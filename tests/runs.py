@@ -6,17 +6,16 @@ import random
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
 
 from qkv.config import dump_yaml
 from qkv.training import train, trainer
+from tiny import tiny_config
 
-WORDS = "the cat sat on a mat and saw two birds fly over old grey hills".split()
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "old", "grey", "hills")
 
 
 @pytest.fixture
@@ -132,11 +131,10 @@ def snapshot(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def start_qkv(*arguments, before="", cwd=None, **environment):
+def start_qkv(*arguments, before="", cwd=None, stdout=subprocess.PIPE, **environment):
     """`qkv ARGUMENTS` as a process of its own, after the Python code `before`."""
     code = f"import sys\nfrom qkv.cli import main\n{before}\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     # One thread, as in `fast`: sums must run in the same order here and there.
     env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=cwd or Path.cwd(), env=env, **pipes)
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, stderr=subprocess.PIPE, text=True)

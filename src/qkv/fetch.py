@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Final, Protocol, cast, runtime_checkable
 
 from qkv.errors import ConfigError, FileError
 
@@ -197,10 +197,15 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
 
 
+@runtime_checkable
+class _Reads(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 class _Bounded:
     """Reads a stream, and refuses to read more than a budget from it."""
 
-    def __init__(self, stream: IO[bytes] | gzip.GzipFile, budget: int) -> None:
+    def __init__(self, stream: _Reads, budget: int) -> None:
         self._stream = stream
         self._left = budget
 

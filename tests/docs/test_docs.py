@@ -1,6 +1,6 @@
 """Every block of the README and of docs/ that a reader would run does run; every file and name in them exists.
 
-A document is one session in an empty folder. Comments that the reader of the page does not see set it up:
+A page is followed from top to bottom, in a folder with a short book.txt. Comments that do not show on the page help:
 
     <!-- setup: python -->    is run where it stands
     <!-- not run: reason -->  the next block is only shown

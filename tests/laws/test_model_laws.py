@@ -59,7 +59,11 @@ def test_poison_in_the_padding_changes_nothing(kind):
     with torch.no_grad():
         assert torch.equal(model(x, tokens)[tokens.valid], model(poisoned, tokens)[tokens.valid])
     model.loss(poisoned, targets, tokens)[0].backward()
-    assert all(p.grad.isfinite().all() for name, p in model.named_parameters() if not name.startswith("embed.proj"))
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    model, ids = tiny_model(**kind), token_ids(2, 6)
+    with torch.no_grad():
+        other = torch.where(tokens.valid, ids, -7)  # an id that is none
+        assert torch.equal(model(ids, tokens)[tokens.valid], model(other, tokens)[tokens.valid])
 
 
 @pytest.mark.parametrize("block", BLOCKS)

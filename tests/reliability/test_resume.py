@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 
 import pytest
+
+from qkv.config import read_yaml
+from qkv.errors import ConfigError, FileError
+from qkv.training import train, trainer
 from runs import (
     assert_same_run,
-    at_step,
     fast,  # noqa: F401 - a fixture
     kill_at,
     last_manifest,
@@ -15,10 +19,6 @@ from runs import (
     terminate_at,
     write_recipe,
 )
-
-from qkv.config import read_yaml
-from qkv.errors import ConfigError, FileError
-from qkv.training import train, trainer
 
 pytestmark = pytest.mark.usefixtures("fast")
 
@@ -278,8 +278,6 @@ def test_what_may_change_on_the_way_changes_no_number(tmp_path):
 
 def test_interrupted_before_the_first_step(tmp_path, monkeypatch):
     """The signal comes while the machine is measured."""
-    import signal
-
     recipe, run = write_recipe(tmp_path, steps=5), tmp_path / "run"
     assert train(recipe, out=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
@@ -287,10 +285,3 @@ def test_interrupted_before_the_first_step(tmp_path, monkeypatch):
         assert train(recipe, out=run) == 130
     assert train(recipe, out=run, resume=True) == 0
     assert_same_run(run, tmp_path / "straight")
-
-
-def test_a_step_hook_of_these_tests_works(tmp_path, monkeypatch):
-    seen = []
-    at_step(monkeypatch, 2, lambda trainer: seen.append(trainer.step))
-    train(write_recipe(tmp_path, steps=3), out=tmp_path / "run")
-    assert seen == [1]

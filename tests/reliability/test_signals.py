@@ -5,9 +5,9 @@ import signal
 import sys
 
 import pytest
-from runs import assert_same_run, fast, last_manifest, start_qkv, write_recipe  # noqa: F401 - `fast` is a fixture
 
 from qkv.training import train
+from runs import assert_same_run, fast, last_manifest, start_qkv, write_recipe  # noqa: F401 - `fast` is a fixture
 
 pytestmark = [
     pytest.mark.usefixtures("fast"),

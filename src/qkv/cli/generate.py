@@ -51,7 +51,8 @@ def generate(
     )
     loaded = load(model)
     context = loaded.config.context
-    if loaded.tokenizer and context and len(loaded.tokenizer.encode(prompt)) + max_new_tokens > context:
+    length = len(loaded.tokenizer.encode(prompt)) if loaded.tokenizer else 0
+    if context and length < context < length + max_new_tokens:
         print(f"qkv: note: the text can have {context} tokens, the context of this model, and no more", file=sys.stderr)
     options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "sampling": sampling}
     if samples != 1:

@@ -112,7 +112,7 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
             parts += [_block(block, config.d_model, repeat, context) for block in pattern]
         if config.final_norm is not None:
             norm = config.final_norm
-            parts.append(PartCost(norm, "final_norm", 1, _count(norm.build(config.d_model).parameters()), 0))
+            parts.append(PartCost(norm, "final_norm", 1, _count(norm.build(config.d_model).parameters()), 0.0))
         if config.head is not None:
             parts.append(_head(config))
     return Cost(tuple(parts), context, dtype)
@@ -143,7 +143,7 @@ def _embedder(config: TransformerConfig) -> PartCost:
     embed, width = config.embed, config.d_model
     if note := _open(embed):
         table = embed.position.build(width).parameters() if embed.position else ()
-        return PartCost(embed, "embed", 1, _count(table), 0, open=note)
+        return PartCost(embed, "embed", 1, _count(table), 0.0, open=note)
     built = embed.build(width)
     return PartCost(embed, "embed", 1, _count(built.parameters()), _linear_flops(built))
 
@@ -176,7 +176,7 @@ def _block(config: BlockConfig, width: int, repeat: Repeat, context: int) -> Par
 def _norms(config: BlockConfig, block: Block, copies: int, stored: int) -> PartCost:
     """All norms of a block that stand on the stream."""
     inside = sum(_count(layer.parameters()) for layer in sublayers_of(block))
-    return PartCost(config.norm, "norms", copies, (_count(block.parameters()) - inside) * stored, 0)
+    return PartCost(config.norm, "norms", copies, (_count(block.parameters()) - inside) * stored, 0.0)
 
 
 def _head(config: TransformerConfig) -> PartCost:
@@ -184,11 +184,11 @@ def _head(config: TransformerConfig) -> PartCost:
     assert head is not None
     note = "" if isinstance(head, VectorHeadConfig) and head.n_out is not None else _open(embed)
     if note:
-        return PartCost(head, "head", 1, 0, 0, open=note)
+        return PartCost(head, "head", 1, 0, 0.0, open=note)
     built = head.build(config.d_model, embed)
     flops = _linear_flops(built)
     if isinstance(built, LMHead) and isinstance(embed, TokenEmbedderConfig) and embed.vocab_size is not None:
-        flops = 2 * config.d_model * embed.vocab_size
+        flops = 2.0 * config.d_model * embed.vocab_size
     return PartCost(head, "head", 1, _count(built.parameters()), flops)
 
 
@@ -201,8 +201,8 @@ def _open(embed: EmbedderConfig) -> str:
     return ""
 
 
-def _linear_flops(module: nn.Module) -> int:
-    return sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+def _linear_flops(module: nn.Module) -> float:
+    return 0.0 + sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Split:
         return len(self.values)
 
     @classmethod
-    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str]) -> Self:
+    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str]) -> "Split":
         """A split in memory, for example to evaluate a trained model on any text.
 
         Raises:

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self, final
+from typing import Any, ClassVar, Final, final
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -59,7 +59,7 @@ class Tokenizer:
             raise ConfigError(f"end_of_text={end_of_text} is not an id of this tokenizer, which has {self.vocab_size}")
 
     @classmethod
-    def load(cls, path: Path, *, end_of_text: int | None = None) -> Self:
+    def load(cls, path: Path, *, end_of_text: int | None = None) -> "Tokenizer":
         """Read a tokenizer.json, of ours or anyone's.
 
         Args:

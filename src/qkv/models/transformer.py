@@ -140,9 +140,9 @@ class Transformer(nn.Module):
         """The stream after the final norm, and what the sublayers report. Arguments as in `forward`."""
         tokens = _place(inputs, tokens, cache)
         self._check_length(tokens, cache)
+        if tokens.layout is not Layout.FULL:  # whatever the padding holds: NaN, or an id that is none
+            inputs = torch.where(tokens.valid.view(*tokens.shape, *(1,) * (inputs.dim() - 2)), inputs, 0)
         x = self.embed(inputs, tokens)
-        if tokens.layout is not Layout.FULL:
-            x = torch.where(tokens.valid[..., None], x, 0.0)  # whatever the padding holds
         ctx = self._context(x, tokens, cache, recorder)
         aux, slot = None, 0
         for i in self.order:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -16,7 +16,7 @@ from rich.text import Text
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SECONDS_BETWEEN_LINES = 5.0
-_WIDTH = 68  # columns inside the panel
+_WIDTH, _FRAME = 68, 4  # columns inside the panel, and for its frame
 
 
 @dataclass
@@ -94,13 +94,13 @@ class LiveDisplay(Display):
     """A panel that is redrawn in place."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self._title, self._width = title, max(1, min(_WIDTH, console.width - 4))
+        self._title = title
         self._progress: Progress | None = None
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
         self._live.start()
 
     def _draw(self) -> RenderableType:
-        return Text("…") if self._progress is None else _panel(self._progress, self._title, self._width)
+        return Text("…") if self._progress is None else _panel(self._progress, self._title)
 
     def update(self, progress: Progress) -> None:
         """Drawn at the next refresh: a step may take less than a millisecond."""
@@ -116,9 +116,10 @@ class LiveDisplay(Display):
 
 
 def make_display(title: str) -> Display:
-    """Live where standard output is a terminal, plain elsewhere."""
+    """Live where standard output is a terminal that is wide enough, plain elsewhere."""
     console = Console()
-    return LiveDisplay(console, title) if console.is_terminal and not console.is_dumb_terminal else PlainDisplay()
+    live = console.is_terminal and not console.is_dumb_terminal and console.width >= _WIDTH + _FRAME
+    return LiveDisplay(console, title) if live else PlainDisplay()
 
 
 def clock(seconds: float) -> str:
@@ -136,7 +137,7 @@ def _line(p: Progress) -> str:
     )
 
 
-def _panel(p: Progress, title: str, width: int) -> Panel:
+def _panel(p: Progress, title: str) -> Panel:
     table = Table.grid(padding=(0, 3))
     held_out = "-" if p.validation is None else f"{p.validation:.4f}"
     names = ("step", "loss", "held out", "tokens/s", "of matmul peak", "left")
@@ -146,8 +147,11 @@ def _panel(p: Progress, title: str, width: int) -> Panel:
     )  # fmt: skip
     table.add_row(*(Text(name, style="dim") for name in names))
     table.add_row(*(Text(value, style="bold") for value in values))
-    bar = ProgressBar(total=p.steps, completed=p.step, width=width)
-    return Panel(Group(table, bar, Text(sparkline(p.history, width), style="cyan")), title=title, expand=False)
+    lines = Table.grid()
+    lines.add_row(table)
+    lines.add_row(ProgressBar(total=p.steps, completed=p.step, width=_WIDTH))
+    lines.add_row(Text(sparkline(p.history, _WIDTH), style="cyan"))
+    return Panel(lines, title=title, expand=False)
 
 
 def sparkline(values: list[float], width: int) -> str:

@@ -45,7 +45,7 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
         resume: Go on with the run in `out` from its last whole checkpoint.
 
     Returns:
-        The exit code: 0; 143 or 130 after SIGTERM or SIGINT; 1 where a checkpoint could not be saved on the way.
+        The exit code: 0; 143 or 130 after SIGTERM or SIGINT; 1 where not all could be written on the way.
 
     Raises:
         ConfigError: The recipe, a change or a combination is wrong. Nothing was written.
@@ -221,8 +221,8 @@ class Trainer:
             set_random_state(self.device, random)  # the same dropout again; and the step leaves no trace
             where = first_non_finite(self.model, lambda: self._losses(batches))
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}; it began in {where}. The "
-                "weights are as they were; lower optimizer.lr, or set non_finite=skip"
+                f"step {self.step + 1}: the loss is {loss:.4g} and the gradient's norm {norm:.4g}; it began in "
+                f"{where}. The weights are as they were; lower optimizer.lr, or set non_finite=skip"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -270,13 +270,13 @@ class Trainer:
             last = self.step == recipe.steps
             if last or self.step % recipe.evaluate_every == 0:
                 self._evaluate(None if last else recipe.evaluate_batches)
-            if last or interrupts.received is not None or self.step % recipe.save_every == 0:
+            if self.step % recipe.save_every == 0:
                 self._save()
             share = speed * flops / peak
             self.display.update(
                 Progress(self.step, recipe.steps, entry["loss"], self.validation, speed, share, history, started)
             )
-        if self.saved_step != self.step:  # the signal came after the last look at it
+        if self.saved_step != self.step:  # the last step, or a signal
             self._save()
 
     def _evaluate(self, limit: int | None) -> None:
@@ -342,7 +342,7 @@ class Trainer:
         if recipe.sample is not None:
             say(f"\n{self.sample()}\n")
         say(f"{path} holds {', '.join(sorted(file.name for file in path.iterdir()))}")
-        if not (path / PLOT).exists():
+        if not (self.failures or (path / PLOT).exists()):
             say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
         if self.dataset.tokenizer is not None:
             folder = shlex.quote(str(path))

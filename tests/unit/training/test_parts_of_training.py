@@ -6,9 +6,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from runs import fast, metrics, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
-from tiny import tiny_config, tiny_model, token_ids
-from tolerances import FLOAT64
 from torch import nn
 
 from qkv.checkpoints import Store
@@ -22,6 +19,9 @@ from qkv.training.finite import first_non_finite
 from qkv.training.memory import keep_pages
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from qkv.training.precision import fastest, matmul_peak, products_in
+from runs import fast, metrics, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
+from tiny import tiny_config, tiny_model, token_ids
+from tolerances import FLOAT64
 
 CPU = torch.device("cpu")
 

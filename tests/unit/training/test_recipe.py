@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import fast, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
-from tiny import tiny_config
 
 from qkv.config import dump_yaml
 from qkv.data import prepare
 from qkv.errors import ConfigError, FileError
 from qkv.training import AdamWConfig, CosineConfig, RecipeConfig, SampleConfig, WSDConfig, read_recipe
+from runs import fast, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
+from tiny import tiny_config
 
 
 def factors(schedule, steps):
@@ -136,7 +136,7 @@ VECTORS, TEXT = tiny_config(vectors=True).to_dict(), tiny_config().to_dict()
         (
             text_recipe,
             lambda d: d["model"]["embed"].update(vocab_size=3),
-            r"has 20 tokens and model\.embed\.vocab_size is 3;",
+            r"has 23 tokens and model\.embed\.vocab_size is 3;",
         ),
         (
             text_recipe,
