@@ -70,7 +70,7 @@ class Ours(Contestant):
 
     def update(self) -> int:
         """One step of the recipe."""
-        return self.trainer._update()["tokens"]
+        return self.trainer.update()["tokens"]
 
     @property
     def progress(self) -> float:

@@ -16,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAWS, ATTEND, PARITY = "tests/laws/test_model_laws.py", "tests/laws/test_attend_laws.py", "tests/parity"
 PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary.py", "tests/unit/ops/test_loss.py"
-RESUME = "tests/reliability/test_resume.py"
+RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
+TRAINER, TRAINING, RECIPE, DISPLAY = (
+    f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,77 @@ MUTANTS = [
     # Models
     Mutant("a shared block has one slot", "models/transformer.py", "slot + self._slots[i]", "slot", LAWS),
     Mutant("biases survive initialisation", "models/init.py", "nn.init.zeros_(part.bias)", "pass", PARTS),
+    # Training
+    Mutant('random numbers are not restored', "training/trainer.py",
+           '    torch.set_rng_state(state["cpu"].clone())\n', '    pass\n', f"{RESUME}::test_stopped_by_signals"),
+    Mutant("the optimiser's second moment is lost", "training/optimizer.py",
+           'moment: tensors[f"{moment}.{name}"].to(p.device, copy=True)', 'moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) * (moment != "exp_avg_sq")', f"{RESUME}::test_stopped_by_signals"),
+    Mutant("the optimiser's step is lost", "training/optimizer.py",
+           'moment: tensors[f"{moment}.{name}"].to(p.device, copy=True)', 'moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) * (moment != "step")', f"{RESUME}::test_stopped_by_signals"),
+    Mutant("the mean of the micro-batches' means", "training/trainer.py",
+           'scale=1 / max(1, count))', 'scale=1 / max(1, head.count(targets, tokens.valid)) / len(batches))', f"{TRAINER}::test_micro_batches_equal_one_batch"),
+    Mutant('metrics are not forgotten', "training/start.py",
+           '    run.forget_after(trainer.step)\n', '', f"{RESUME}::test_killed"),
+    Mutant('measuring the peak draws random numbers', "training/precision.py",
+           'device=device, generator=numbers)', 'device=device)', f"{RESUME}::test_measuring_the_machine_draws_no_random_numbers"),
+    Mutant('choosing the precision draws random numbers', "training/trainer.py",
+           '        self.model.zero_grad(set_to_none=True)\n        set_random_state(self.device, random)\n', '        self.model.zero_grad(set_to_none=True)\n', f"{TRAINER}::test_choosing_the_precision_changes_no_number"),
+    Mutant('choosing the precision leaves its gradients', "training/trainer.py",
+           '        self.model.zero_grad(set_to_none=True)\n        set_random_state(self.device, random)\n', '        set_random_state(self.device, random)\n', f"{TRAINER}::test_choosing_the_precision_changes_no_number"),
+    Mutant('evaluation leaves dropout off', "training/evaluate.py",
+           '    model.train(training)\n', '', f"{RESUME}::test_what_may_change_on_the_way_changes_no_number"),
+    Mutant('a sample leaves dropout off', 'generation/generate.py',
+           '        model.train(was_training)', '        pass', f"{RESUME}::test_what_may_change_on_the_way_changes_no_number"),
+    Mutant('evaluation with dropout', "training/evaluate.py",
+           '    model.eval()\n', '', f"{TRAINING}::test_evaluation_is_without_dropout"),
+    Mutant('gradients add up over the steps', "training/trainer.py",
+           '        self.optimizer.zero_grad(set_to_none=True)\n', '', f"{TRAINER}::test_accumulation_gives_the_run_of_one_large_batch {RESUME}::test_stopped_by_signals"),
+    Mutant('a bad loss is not noticed', "training/trainer.py",
+           'finite = math.isfinite(loss) and math.isfinite(norm)', 'finite = True', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
+    Mutant('a bad gradient is not noticed', "training/trainer.py",
+           'finite = math.isfinite(loss) and math.isfinite(norm)', 'finite = math.isfinite(loss)', f"{TRAINER}::test_a_learning_rate_that_ruins_the_weights"),
+    Mutant('a bad step leaves its random numbers', "training/trainer.py",
+           '            set_random_state(self.device, random)  # the same', '            # the same', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
+    Mutant('nothing is saved after a bad step', "training/trainer.py",
+           '            except QkvError:\n                self._save()\n', '            except QkvError:\n', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
+    Mutant('norms decay', "training/optimizer.py",
+           '"weight_decay": 0.0', '"weight_decay": config.weight_decay', f"{TRAINING}::test_weights_decay_and_norms_and_biases_do_not"),
+    Mutant('the schedule is a step late', "training/trainer.py",
+           'recipe.schedule.factor(self.step, recipe.steps)', 'recipe.schedule.factor(self.step - 1, recipe.steps)', f"{TRAINER}::test_the_schedule_sets_the_learning_rate"),
+    Mutant('half the cosine', "training/recipe.py",
+           'math.cos(math.pi * min(1.0, done))', 'math.cos(math.pi * min(1.0, done) / 2)', f"{RECIPE}::test_warmup_then_cosine"),
+    Mutant('no clipping', "training/trainer.py",
+           'limit = math.inf if recipe.clip is None else recipe.clip', 'limit = math.inf', f"{TRAINER}::test_the_gradient_is_clipped"),
+    Mutant('a full disk ends the run', "training/trainer.py",
+           '        except OSError as error:\n            failure', '        except ZeroDivisionError as error:\n            failure', f"{DISK}::test_other_files_that_cannot_be_written"),
+    Mutant('a full disk is forgotten', "training/trainer.py",
+           '(1 if self.failures else 0)', '0', f"{DISK}::test_a_checkpoint_that_cannot_be_saved"),
+    Mutant('another corpus is not noticed', "training/trainer.py",
+           'if checkpoint.state.get("data") != self.fingerprint:', 'if False:', f"{RESUME}::test_another_corpus_is_refused"),
+    Mutant('another recipe is not noticed', "training/start.py",
+           'if key not in RESUMABLE and (found', 'if False and (found', f"{RESUME}::test_another_recipe_is_refused"),
+    Mutant('paths stay relative', "training/recipe.py",
+           'data=_absolute(self.data)', 'data=self.data', f"{RESUME}::test_a_runs_own_recipe_repeats_it_from_anywhere"),
+    Mutant('the second signal waits', "training/signals.py",
+           'os._exit(128 + number)', 'pass', f"{SIGNALS}::test_a_second_signal_leaves_at_once"),
+    Mutant('the handlers stay', "training/signals.py",
+           '            signal.signal(number, handler)', '            pass', f"{TRAINER}::test_a_run_hands_the_signals_back"),
+    Mutant('nothing is saved at the end', "training/trainer.py",
+           '        if self.saved_step != self.step:  # the last step, or a signal\n            self._save()\n', '', f"{SIGNALS}::test_the_step_is_finished_and_saved"),
+    Mutant('bits per token', "training/evaluate.py",
+           'result.total / math.log(2) / split.n_bytes', 'result.loss / math.log(2)', f"{TRAINING}::test_bits_per_byte_by_hand"),
+    Mutant("the mean of the batches' means", "training/evaluate.py",
+           'scale=1.0)', 'scale=1.0 / 2)', f"{TRAINING}::test_evaluation_is_the_mean_over_all_targets"),
+    Mutant('a warning of passed-over checkpoints is kept back', "training/start.py",
+           'checkpoint.warnings if checkpoint else ()', '()', f"{RESUME}::test_a_damaged_checkpoint_is_passed_over"),
+    Mutant('the data begin again after a resume', "training/trainer.py",
+           '        first = step * self.recipe.accumulation', '        first = (step - self.saved_step) * self.recipe.accumulation', f"{RESUME}::test_stopped_by_signals"),
+    Mutant("the longer run's recipe is not written", "training/start.py",
+           '    run.save_recipe(config)\n', '', f"{RESUME}::test_a_finished_run_can_be_made_longer"),
+    Mutant('a taken folder is overwritten', "training/run.py",
+           'if path.exists() and (not path.is_dir() or any(path.iterdir())):', 'if False:', f"{TRAINER}::test_a_folder_that_is_taken"),
+    Mutant('the sparkline counts what is not finite', "training/display.py",
+           '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
 ]  # fmt: skip
 
 

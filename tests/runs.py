@@ -81,14 +81,14 @@ class Killed(BaseException):
 
 def at_step(monkeypatch, step, action):
     """Have `action(trainer)` called when the update of `step` (from 1) begins."""
-    update = trainer.Trainer._update
+    update = trainer.Trainer.update
 
     def patched(self):
         if self.step + 1 == step:
             action(self)
         return update(self)
 
-    monkeypatch.setattr(trainer.Trainer, "_update", patched)
+    monkeypatch.setattr(trainer.Trainer, "update", patched)
 
 
 def terminate_at(step, recipe, out, *, number=signal.SIGTERM, **arguments):

@@ -7,8 +7,9 @@ import signal
 import pytest
 
 from qkv.config import read_yaml
+from qkv.data import prepare
 from qkv.errors import ConfigError, FileError
-from qkv.training import train, trainer
+from qkv.training import read_recipe, train, trainer
 from runs import (
     assert_same_run,
     fast,  # noqa: F401 - a fixture
@@ -56,8 +57,8 @@ def test_killed(tmp_path, kind):
 
 
 def test_several_epochs_pass_in_these_runs(tmp_path):
-    recipe = trainer.read_recipe(write_recipe(tmp_path))
-    dataset = trainer.prepare(recipe.data)
+    recipe = read_recipe(write_recipe(tmp_path))
+    dataset = prepare(recipe.data)
     assert len(trainer.Trainer(recipe.resolved(dataset), dataset).batches) * 1.5 < recipe.steps
 
 

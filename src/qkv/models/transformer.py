@@ -1,6 +1,7 @@
 """The Transformer: an embedder, a stack of blocks, a norm and a head."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -19,7 +20,7 @@ from qkv.nn.embedders import EmbedderConfig
 from qkv.nn.heads import HeadConfig
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import Aux, merge
+from qkv.nn.sublayer import Aux, SublayerConfig, merge
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Layout, Tokens
@@ -71,6 +72,13 @@ class TransformerConfig(Config):
     def __post_init__(self) -> None:
         if self.d_model < 1:
             raise ConfigError(f"d_model={self.d_model} must be at least 1")
+
+    def sublayers(self) -> Iterator[SublayerConfig]:
+        """The distinct sublayers' configs, from the input up."""
+        for part in self.blocks if isinstance(self.blocks, tuple) else (self.blocks,):
+            pattern = part.pattern if isinstance(part, Repeat) else part
+            for block in pattern if isinstance(pattern, tuple) else (pattern,):
+                yield from block.sublayers
 
     def build(self) -> "Transformer":
         """The model, with fresh weights (none on the meta device)."""

@@ -10,7 +10,7 @@ from qkv.training.recipe import (
     WSDConfig,
     read_recipe,
 )
-from qkv.training.trainer import train
+from qkv.training.start import train
 
 __all__ = [
     "AdamWConfig",

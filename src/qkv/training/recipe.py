@@ -11,10 +11,13 @@ from qkv.config import Config, assign, config, read_yaml
 from qkv.data import DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
+from qkv.masks import dense
 from qkv.models.transformer import TransformerConfig
+from qkv.nn.attention import AttentionConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.presets import preset
+from qkv.tokens import Tokens
 
 
 @final
@@ -212,6 +215,7 @@ class RecipeConfig(Config):
             assert dataset.n_features is not None
             model = _for_vectors(self.model, dataset.n_features)
         model = dataclasses.replace(model, context=model.context or self.context)
+        _check_causal(model)
         if self.sample is not None and dataset.tokenizer is not None:
             assert model.context is not None
             _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
@@ -249,6 +253,17 @@ def _for_vectors(model: TransformerConfig, n: int) -> TransformerConfig:
             "so leave it out"
         )
     return dataclasses.replace(model, embed=dataclasses.replace(embed, n_features=n))
+
+
+def _check_causal(model: TransformerConfig) -> None:
+    """Refuse a mask that lets a token see what it is to predict: the loss would fall, and nothing be learnt."""
+    tokens = Tokens.full(1, 64)
+    for part in model.sublayers():
+        if isinstance(part, AttentionConfig) and bool(dense(part.mask, tokens, tokens)[0, 0].triu(1).any()):
+            raise ConfigError(
+                f"a recipe trains a model to predict what comes next, and the mask {part.mask.tag()} of an attention lets "
+                "a token see it; use Causal, alone or as one side of And"
+            )
 
 
 def _check_prompt(n: int, context: int) -> None:

@@ -169,6 +169,11 @@ VECTORS, TEXT = tiny_config(vectors=True).to_dict(), tiny_config().to_dict()
             lambda d: d["model"]["head"].update(n_out=1),
             r"the vectors have 5 features and model\.head\.n_out is 1; the model predicts the next vector",
         ),
+        (
+            text_recipe,
+            lambda d: d["model"]["blocks"]["pattern"]["sublayers"][0].update(mask={"type": "Chunked", "size": 3}),
+            r"predict what comes next, and the mask Chunked of an attention lets a token see it; use Causal",
+        ),
     ],
 )
 def test_a_model_that_does_not_fit_the_data(tmp_path, make, change, message):

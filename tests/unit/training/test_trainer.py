@@ -10,7 +10,8 @@ import torch
 from qkv.data import prepare
 from qkv.errors import ConfigError, TrainingError
 from qkv.training import RecipeConfig, train, trainer
-from qkv.training.trainer import Trainer, difference
+from qkv.training.start import difference
+from qkv.training.trainer import Trainer
 from runs import (
     at_step,
     fast,  # noqa: F401 - a fixture
