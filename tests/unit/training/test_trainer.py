@@ -9,7 +9,7 @@ import torch
 
 from qkv.data import prepare
 from qkv.errors import ConfigError, TrainingError
-from qkv.training import RecipeConfig, train, trainer
+from qkv.training import RecipeConfig, start, train, trainer
 from qkv.training.start import difference
 from qkv.training.trainer import Trainer
 from runs import (
@@ -176,7 +176,7 @@ def test_a_learning_rate_that_ruins_the_weights(tmp_path):
 def test_the_gradient_is_clipped(tmp_path):
     """What is logged is the norm before clipping; AdamW's moments show what was used."""
     run = make_trainer(tmp_path, clip=0.01, dropout=0.0)
-    assert run._update()["gradient_norm"] > 0.5
+    assert run.update()["gradient_norm"] > 0.5
     squares = sum(state["exp_avg"].square().sum() for state in run.optimizer.state.values())
     beta = run.recipe.optimizer.betas[0]
     assert math.sqrt(squares) / (1 - beta) == pytest.approx(0.01, rel=1e-3)
@@ -184,7 +184,7 @@ def test_the_gradient_is_clipped(tmp_path):
 
 def test_the_schedule_sets_the_learning_rate(tmp_path):
     run = make_trainer(tmp_path)
-    rates = [run._update()["lr"] for _ in range(6)]
+    rates = [run.update()["lr"] for _ in range(6)]
     assert rates == [0.01 * run.recipe.schedule.factor(step, 40) for step in range(6)]
     assert {group["lr"] for group in run.optimizer.param_groups} == {rates[-1]}
 
@@ -241,7 +241,7 @@ def test_a_folder_that_is_taken(tmp_path, monkeypatch):
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     run.mkdir()
     (run / "mine.txt").write_text("mine")
-    monkeypatch.setattr(trainer, "prepare", None)
+    monkeypatch.setattr(start, "prepare", None)
     with pytest.raises(
         ConfigError, match=r"run exists and is not empty; add --resume to go on with it, or choose another"
     ):
