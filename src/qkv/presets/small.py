@@ -13,11 +13,11 @@ from qkv.nn.positions import RoPEConfig
 
 
 def small() -> TransformerConfig:
-    """Four blocks of width 256; the vocabulary is the tokenizer's."""
+    """Four blocks of width 128; the vocabulary is the tokenizer's."""
     norm = RMSNormConfig()
-    attention = AttentionConfig(n_heads=4, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
+    attention = AttentionConfig(n_heads=2, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
     return TransformerConfig(
-        d_model=256,
+        d_model=128,
         embed=TokenEmbedderConfig(),
         blocks=Repeat(n=4, pattern=PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))),
         final_norm=norm,
