@@ -10,7 +10,10 @@ IGNORE = -100
 """The target of a token that has none: padding, or the last token of a document."""
 
 _CHUNK_BYTES = 128 * 2**20
-"""Most float32 logits held at once. Larger chunks mean larger products and fewer sums into the weight's gradient."""
+"""Most logits held at once. Larger chunks mean larger products and fewer sums into the weight's gradient."""
+
+_CACHE_BYTES = 2 * 2**20
+"""The softmax goes through a chunk in rows of so many bytes in float32, so that its steps find them in the cache."""
 
 
 def linear_cross_entropy(
@@ -31,29 +34,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:  # pyright: ignore
         needs_x, needs_weight = ctx.needs_input_grad[:2]
-        wide = torch.promote_types(x.dtype, torch.float32)
-        size = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-        total = torch.zeros((), dtype=torch.float64 if x.device.type == "cpu" else wide, device=x.device)
+        vocab = weight.shape[0]
+        size = _chunk_size(len(x), max(1, _CHUNK_BYTES // (vocab * x.element_size())))
+        logits = x.new_empty(size, vocab)  # one buffer for all chunks: fresh memory costs a fault per page
+        total = torch.zeros((), dtype=torch.float64 if x.device.type == "cpu" else torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = (torch.empty_like if len(x) else torch.zeros_like)(weight) if needs_weight else None
         for start in range(0, len(x), size):
-            part, target = x[start : start + size], targets[start : start + size]
-            counted = target != IGNORE
-            target = target.where(counted, 0)[:, None]
-            log_p = torch.log_softmax(part @ weight.T, dim=-1, dtype=wide)
-            total -= (log_p.gather(1, target)[:, 0] * counted).sum()
-            if not (needs_x or needs_weight):
-                continue
-            grad = log_p.exp_()
-            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
-            grad *= (counted.to(wide) * scale)[:, None]
-            grad = grad.to(x.dtype)
+            rows = slice(start, start + size)
+            chunk = torch.mm(x[rows], weight.T, out=logits[: len(x) - start])
+            total += _loss_and_gradient(chunk, targets[rows], scale)
             if grad_x is not None:
-                torch.mm(grad, weight, out=grad_x[start : start + size])
+                torch.mm(chunk, weight, out=grad_x[rows])
             if grad_weight is not None:
-                grad_weight.addmm_(grad.T, part)
+                grad_weight.addmm_(chunk.T, x[rows], beta=0 if start == 0 else 1)  # 0: what is there is not read
         ctx.save_for_backward(grad_x, grad_weight)
-        return (total * scale).to(wide)
+        return (total * scale).to(torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
@@ -61,3 +57,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad.device.type != "cpu" or grad.item() != 1.0:  # reading the number would stop a GPU
             grads = tuple(None if g is None else g * grad.to(g.dtype) for g in grads)
         return (*grads, None, None)
+
+
+def _chunk_size(n: int, most: int) -> int:
+    """Tokens in a chunk: equal parts, as each product reads the whole weight, however few tokens it is for."""
+    return max(1, -(-n // max(1, -(-n // most))))
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
+    total = torch.zeros((), dtype=wide, device=logits.device)
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        counted = target != IGNORE
+        target = target.where(counted, 0)[:, None]
+        log_p = torch.log_softmax(part, dim=-1, dtype=wide)
+        total -= (log_p.gather(1, target)[:, 0] * counted).sum()
+        grad = log_p.exp_()
+        grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+        part.copy_(grad.mul_((counted.to(wide) * scale)[:, None]))
+    return total

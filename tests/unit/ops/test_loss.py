@@ -86,3 +86,17 @@ def test_evaluation_keeps_no_gradients():
     x, weight, targets = draw(7, 5, 11, torch.float32)
     with torch.no_grad():
         assert linear_cross_entropy(x, weight, targets).grad_fn is None
+
+
+def test_no_tokens_give_no_loss_and_no_gradient():
+    x, weight, targets = draw(0, 5, 11, torch.float32)
+    loss = linear_cross_entropy(x, weight, targets)
+    loss.backward()
+    assert loss == 0
+    assert (weight.grad == 0).all()
+
+
+def test_chunks_are_equal_parts():
+    """A last chunk of a few tokens would read the whole weight for them."""
+    assert module._chunk_size(2048, 682) == 512
+    assert module._chunk_size(100, 1000) == 100
