@@ -26,6 +26,7 @@ import yaml
 
 import qkv.cli
 import qkv.training.recipe as recipes
+import qkv.training.start as start
 import qkv.training.trainer as trainer
 from qkv.config import Config
 
@@ -148,7 +149,7 @@ def desk(tmp_path, monkeypatch):
             config = dataclasses.replace(config, data=data)
         return shrunk(config)
 
-    monkeypatch.setattr(trainer, "read_recipe", read_small)
+    monkeypatch.setattr(start, "read_recipe", read_small)
     monkeypatch.setattr(trainer, "matmul_peak", lambda *_: 1e11)  # a second each time
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(desk)

@@ -69,7 +69,8 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     wide = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
     total = torch.zeros((), dtype=wide, device=logits.device)
-    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+    for start in range(0, len(logits), rows):
+        part, target = logits[start : start + rows], targets[start : start + rows]
         counted = target != IGNORE
         target = target.where(counted, 0)[:, None]
         log_p = torch.log_softmax(part, dim=-1, dtype=wide)

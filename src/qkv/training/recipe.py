@@ -261,8 +261,8 @@ def _check_causal(model: TransformerConfig) -> None:
     for part in model.sublayers():
         if isinstance(part, AttentionConfig) and bool(dense(part.mask, tokens, tokens)[0, 0].triu(1).any()):
             raise ConfigError(
-                f"a recipe trains a model to predict what comes next, and the mask {part.mask.tag()} of an attention lets "
-                "a token see it; use Causal, alone or as one side of And"
+                f"a recipe trains a model to predict what comes next, and the mask {part.mask.tag()} of an attention "
+                "lets a token see it; use Causal, alone or as one side of And"
             )
 
 
