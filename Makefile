@@ -31,11 +31,11 @@ check: setup  ## Lint, types, floors
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: setup  ## Compare with other libraries, in one run (about 20 minutes; installs them)
+bench: setup  ## Compare with other libraries, in one run (about two hours; installs them)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/train_step.py
+	for peer in huggingface nano litgpt x_transformers; do $(BIN)/python benchmarks/train_step.py --peers qkv $$peer; done
 	$(BIN)/python benchmarks/wall_time.py
 
 mutants: setup  ## Plant faults, one at a time, and see the tests find each

@@ -1,11 +1,12 @@
-"""A training step of qkv and of its peers, interleaved in one process.
+"""A training step of qkv and of its peers, in turn, each in a process of its own.
 
-    python benchmarks/train_step.py --shape gpt2 smollm2 --dtype float32 bfloat16 --mode eager compiled --json out.json
+    python benchmarks/train_step.py --peers qkv huggingface --shape gpt2 smollm2 --dtype float32 bfloat16
 
-For every shape and dtype all contestants are built side by side and take turns, one step each, in an order shuffled
-anew every round: whatever else the machine does hits all of them alike. A step is forward, backward, fused AdamW and
-`zero_grad`, on the same random tokens; "bfloat16" means weights, gradients and optimiser states in bfloat16 for
-everybody, and a loss in float32. Peak memory is measured for each contestant alone, in a process of its own.
+For every shape and dtype all contestants are built side by side and take turns, one step each while the others sleep,
+in an order shuffled anew every round: whatever else the machine does hits all of them alike. A step is forward,
+backward, fused AdamW and `zero_grad`, on the same random tokens; "bfloat16" means weights, gradients and optimiser
+states in bfloat16 for everybody, and a loss in float32. Each process asks its allocator for what its library's own
+trainer asks for: qkv's keeps its pages, the peers' say nothing (`--malloc keep` gives all the same).
 """
 
 import argparse
@@ -23,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,9 @@ from qkv.training.memory import keep_pages
 
 WARM_UP = 2
 """Untimed steps: the first one compiles, and creates the optimiser's states."""
+
+ANSWER = "answer: "
+"""How a line begins that a worker writes for the process that started it."""
 
 PACKAGES = {"huggingface": "transformers", "x_transformers": "x-transformers", "litgpt": "litgpt"}
 
@@ -68,6 +73,66 @@ class Contestant:
         return loss.item()
 
 
+class Worker:
+    """A contestant in a process of its own, which makes a step when it is told to.
+
+    Attributes:
+        facts: What it knows after its warm-up: `n_parameters` and `first_loss`.
+    """
+
+    def __init__(self, name: str, mode: str, shape: str, dtype: str, options: argparse.Namespace) -> None:
+        self.name, self.mode = name, mode
+        note(f"warming up {name} {mode}")
+        flags = ["--peers", name, "--mode", mode, "--shape", shape, "--dtype", dtype, "--work"]
+        flags += ["--batch-size", str(options.batch_size), "--length", str(options.length), "--malloc", options.malloc]
+        command = [sys.executable, __file__, *flags]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.facts = self.ask(None)
+
+    def ask(self, request: str | None) -> Any:
+        """Send a request, "step" or "memory", and wait for what comes back."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if request is not None:
+            print(request, file=self._process.stdin, flush=True)
+        while answer := self._process.stdout.readline():
+            if answer.startswith(ANSWER):  # libraries print, too
+                return json.loads(answer.removeprefix(ANSWER))
+        sys.exit(f"{self.name} {self.mode}: failed; the cause is above")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def work(options: argparse.Namespace) -> None:
+    """What a worker's process does: it warms up, then answers one line with one line."""
+
+    def answer(value: object) -> None:
+        print(f"{ANSWER}{json.dumps(value)}", flush=True)
+
+    name, mode, shape = options.peers[0], options.mode[0], SHAPES[options.shape[0]]
+    if options.malloc == "keep" or (options.malloc == "own" and name == "qkv"):
+        keep_pages()
+    peers.build(name, SHAPES["tiny" if shape.family == "gpt2" else "tiny-llama"])  # imports the library
+    imports = in_bytes("/proc/self/status", "VmRSS")
+    contestant = Contestant(name, mode, shape, getattr(torch, options.dtype[0]))
+    data = batches(shape, options)
+    loss = warm_up(contestant, shape, next(data))
+    gc.collect()
+    # Restart VmHWM from what is resident now, so that the compiler's own peak is not in it.
+    Path("/proc/self/clear_refs").write_text("5")
+    answer({"n_parameters": contestant.n_parameters, "first_loss": loss})
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            answer(in_bytes("/proc/self/status", "VmHWM") - imports)
+            continue
+        batch = next(data)
+        start = time.perf_counter()
+        contestant.step(*batch)
+        answer(time.perf_counter() - start)
+
+
 @dataclass
 class Result:
     """What is known about one contestant after a match.
@@ -77,7 +142,7 @@ class Result:
         tokens_per_second: At the median step.
         spread: Median distance of a step from the median step, as a share of it.
         ratio: Speed over that of the fastest peer, eager or compiled.
-        memory: Peak (bytes).
+        memory: Peak during the steps (bytes), less what the imports take.
     """
 
     name: str
@@ -99,38 +164,34 @@ def batches(shape: Shape, options: argparse.Namespace) -> Iterator[tuple[Tensor,
         yield tokens[:, :-1], tokens[:, 1:].contiguous()
 
 
-def match(shape_name: str, dtype_name: str, options: argparse.Namespace) -> list[Result]:
+def match(shape: str, dtype: str, options: argparse.Namespace) -> list[Result]:
     """All contestants on one shape and dtype."""
-    shape, dtype = SHAPES[shape_name], getattr(torch, dtype_name)
     entries = list(itertools.product(options.peers, options.mode))
-    check_room(len(entries), shape, dtype)
-    memory = [memory_alone(*entry, shape_name, dtype_name, options) for entry in entries]
-    contestants = [Contestant(*entry, shape, dtype) for entry in entries]
-    data = batches(shape, options)
-    first = next(data)
-    losses = [warm_up(contestant, shape, first) for contestant in contestants]
-    seconds = race(contestants, data, options.rounds)
+    check_room(len(entries), SHAPES[shape], getattr(torch, dtype))
+    workers = [Worker(*entry, shape, dtype, options) for entry in entries]
+    seconds = race(workers, options.rounds)
+    memory = [worker.ask("memory") for worker in workers]
+    for worker in workers:
+        worker.close()
     medians = [statistics.median(times) for times in seconds]
-    best = min((m for m, c in zip(medians, contestants, strict=True) if c.name != "qkv"), default=math.nan)
+    best = min((m for m, w in zip(medians, workers, strict=True) if w.name != "qkv"), default=math.nan)
     return [
         Result(
-            name=contestant.name,
-            mode=contestant.mode,
-            n_parameters=contestant.n_parameters,
-            first_loss=losses[i],
+            name=worker.name,
+            mode=worker.mode,
+            **worker.facts,
             seconds=seconds[i],
             tokens_per_second=options.batch_size * options.length / medians[i],
             spread=statistics.median(abs(t - medians[i]) for t in seconds[i]) / medians[i],
             ratio=best / medians[i],
             memory=memory[i],
         )
-        for i, contestant in enumerate(contestants)
+        for i, worker in enumerate(workers)
     ]
 
 
 def warm_up(contestant: Contestant, shape: Shape, batch: tuple[Tensor, Tensor]) -> float:
     """Returns the first loss. On random tokens it is ln V plus half the variance of the logits, about 0.1 here."""
-    note(f"warming up {contestant.name} {contestant.mode}")
     losses = [contestant.step(*batch) for _ in range(WARM_UP)]
     if not -0.05 < losses[0] - math.log(shape.vocab_size) < 0.5:
         sys.exit(
@@ -139,47 +200,14 @@ def warm_up(contestant: Contestant, shape: Shape, batch: tuple[Tensor, Tensor]) 
     return losses[0]
 
 
-def race(contestants: list[Contestant], data: Iterator[tuple[Tensor, Tensor]], rounds: int) -> list[list[float]]:
+def race(workers: list[Worker], rounds: int) -> list[list[float]]:
     """Seconds of every step, for each contestant."""
-    seconds: list[list[float]] = [[] for _ in contestants]
+    seconds: list[list[float]] = [[] for _ in workers]
     for i in range(rounds):
         note(f"round {i + 1} of {rounds}")
-        batch = next(data)
-        gc.collect()
-        for j in random.Random(i).sample(range(len(contestants)), len(contestants)):
-            start = time.perf_counter()
-            contestants[j].step(*batch)
-            seconds[j].append(time.perf_counter() - start)
+        for j in random.Random(i).sample(range(len(workers)), len(workers)):
+            seconds[j].append(workers[j].ask("step"))
     return seconds
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def memory_alone(name: str, mode: str, shape: str, dtype: str, options: argparse.Namespace) -> int:
-    """Peak resident bytes of training steps in a fresh process, less what the imports take."""
-    note(f"memory of {name} {mode}")
-    flags = ["--peers", name, "--mode", mode, "--shape", shape, "--dtype", dtype, "--alone"]
-    flags += ["--batch-size", str(options.batch_size), "--length", str(options.length), "--malloc", options.malloc]
-    run = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True)
-    if run.returncode:
-        sys.exit(f"{name} {mode}: failed; the cause is above")
-    return int(run.stdout.splitlines()[-1])
-
-
-def alone(options: argparse.Namespace) -> None:
-    """What `memory_alone` runs. The peak counts from after the warm-up, so that the compiler's own is not in it."""
-    shape, dtype = SHAPES[options.shape[0]], getattr(torch, options.dtype[0])
-    peers.build(options.peers[0], SHAPES["tiny" if shape.family == "gpt2" else "tiny-llama"])  # imports the library
-    imports = in_bytes("/proc/self/status", "VmRSS")
-    contestant = Contestant(options.peers[0], options.mode[0], shape, dtype)
-    data = batches(shape, options)
-    warm_up(contestant, shape, next(data))
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # restart VmHWM from what is resident now
-    for _ in range(2):
-        contestant.step(*next(data))
-    print(in_bytes("/proc/self/status", "VmHWM") - imports)
 
 
 def in_bytes(path: str, field: str) -> int:
@@ -189,9 +217,9 @@ def in_bytes(path: str, field: str) -> int:
 
 
 def check_room(n: int, shape: Shape, dtype: torch.dtype) -> None:
-    """Between steps a contestant keeps weights and two optimiser states; one at a time works with more."""
-    needed = (3 * n + 1) * shape.n_parameters * dtype.itemsize + (4 << 30)
-    free = in_bytes("/proc/meminfo", "MemAvailable")
+    """Between steps a contestant keeps weights and optimiser states, and most of what a step took: few give it back."""
+    each = 3 * shape.n_parameters * dtype.itemsize + (3 << 30)
+    needed, free = n * each, in_bytes("/proc/meminfo", "MemAvailable")
     if needed > free:
         sys.exit(f"{n} contestants need {needed / 2**30:.0f} GiB, {free / 2**30:.0f} are free; fewer --peers or --mode")
 
@@ -242,22 +270,20 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["gpt2", "smollm2"])
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--mode", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
-    parser.add_argument("--peers", nargs="+", choices=peers.NAMES, default=list(peers.NAMES), help="who takes part")
+    parser.add_argument("--peers", nargs="+", choices=peers.NAMES, default=["qkv", "huggingface"], help="who")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=512, help="tokens in a row")
     parser.add_argument(
-        "--malloc", choices=("default", "keep"), default="default", help="keep: as `qkv train` sets it, for all"
+        "--malloc", choices=("own", "default", "keep"), default="own", help="keep: as `qkv train` sets it, for all"
     )
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rounds < 1 or options.length > min(SHAPES[shape].context for shape in options.shape):
         parser.error("--rounds must be at least 1, and --length at most the shape's context")
-    if options.malloc == "keep" and not keep_pages():
-        sys.exit("--malloc keep needs glibc; leave it out")
-    if options.alone:
-        return alone(options)
+    if options.work:
+        return work(options)
     facts = environment(options)
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     matches = []
@@ -265,7 +291,6 @@ def main() -> None:
         results = match(shape, dtype, options)
         print(f"\n{shape}, {dtype}, {options.batch_size} x {options.length} tokens\n\n{table(results)}", flush=True)
         matches.append({"shape": shape, "dtype": dtype, "results": [asdict(result) for result in results]})
-        torch.compiler.reset()
     if options.json:
         options.json.write_text(json.dumps({"environment": facts, "matches": matches}, indent=2) + "\n")
 
