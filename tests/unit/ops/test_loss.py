@@ -62,6 +62,15 @@ def test_its_error_is_at_most_twice_that_of_the_plain_formula(dtype, monkeypatch
         assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max() + 1e-9
 
 
+def test_the_softmax_of_bfloat16_logits_is_not_bfloat16():
+    """What is lost in the logits is lost; the softmax over 50,000 of them adds nothing that shows."""
+    x, weight, targets = draw(24, 64, 50_000, torch.bfloat16, scale=4.0)
+    logits = (x @ weight.T).detach().double()
+    truth = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    # float32: a sum of 50,000 terms and a logarithm, a few roundings of 6e-8. bfloat16 would be off by 1e-3.
+    torch.testing.assert_close(linear_cross_entropy(x, weight, targets).double(), truth, rtol=1e-5, atol=0)
+
+
 def test_the_logits_never_exist_at_once():
     """Counts the bytes of the largest tensor that is made: a chunk of logits, far below all of them."""
     from torch.utils._python_dispatch import TorchDispatchMode
