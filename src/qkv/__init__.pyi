@@ -3,6 +3,7 @@
 from qkv.api import Loaded as Loaded
 from qkv.api import load as load
 from qkv.config import Config as Config
+from qkv.context import Memory as Memory
 from qkv.cost import Cost as Cost
 from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
@@ -26,6 +27,7 @@ from qkv.masks import Full as Full
 from qkv.masks import Mask as Mask
 from qkv.masks import Not as Not
 from qkv.masks import Or as Or
+from qkv.masks import Strided as Strided
 from qkv.masks import Window as Window
 from qkv.models.init import InitConfig as InitConfig
 from qkv.models.transformer import Repeat as Repeat
@@ -37,14 +39,17 @@ from qkv.nn.blocks import ParallelConfig as ParallelConfig
 from qkv.nn.blocks import PostNormConfig as PostNormConfig
 from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
+from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig
 from qkv.nn.ffn import GLUConfig as GLUConfig
 from qkv.nn.heads import LMHeadConfig as LMHeadConfig
 from qkv.nn.heads import VectorHeadConfig as VectorHeadConfig
+from qkv.nn.latent import LatentAttentionConfig as LatentAttentionConfig
 from qkv.nn.norms import LayerNormConfig as LayerNormConfig
 from qkv.nn.norms import RMSNormConfig as RMSNormConfig
+from qkv.nn.positions import ALiBiConfig as ALiBiConfig
 from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig
 from qkv.nn.positions import LearnedPositionsConfig as LearnedPositionsConfig
 from qkv.nn.positions import LinearScalingConfig as LinearScalingConfig
@@ -52,8 +57,10 @@ from qkv.nn.positions import Llama3ScalingConfig as Llama3ScalingConfig
 from qkv.nn.positions import NTKScalingConfig as NTKScalingConfig
 from qkv.nn.positions import RoPEConfig as RoPEConfig
 from qkv.nn.positions import SinusoidalPositionsConfig as SinusoidalPositionsConfig
+from qkv.nn.positions import T5BiasConfig as T5BiasConfig
 from qkv.nn.positions import YaRNScalingConfig as YaRNScalingConfig
 from qkv.ops import attend as attend
+from qkv.ops import attention_weights as attention_weights
 from qkv.presets import preset as preset
 from qkv.tokens import Layout as Layout
 from qkv.tokens import Tokens as Tokens

@@ -1,6 +1,7 @@
 """What decoding keeps: keys and values of the tokens seen so far, preallocated, with rows that may be ragged."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
 import torch
@@ -11,19 +12,152 @@ from qkv.tokens import Layout, Tokens
 
 
 class CacheShape(NamedTuple):
-    """What one application of attention keeps per token."""
+    """What one application of attention keeps per token.
+
+    Attributes:
+        n_kv_heads: Key and value heads.
+        head_dim: Width of a key.
+        value_dim: Width of a value.
+        reach: `Mask.reach` of its mask: how many tokens back it sees; None: all.
+    """
 
     n_kv_heads: int
     head_dim: int
     value_dim: int
+    reach: int | None = None
+
+
+class Filing(ABC):
+    """Base of the ways to file tokens away, of which each application of attention uses one."""
+
+    places: int
+    """Tokens of a row that there is room for."""
+
+    @abstractmethod
+    def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
+        """Decide where `new` tokens go, behind the `length` that each row holds.
+
+        Returns:
+            The tokens that attention will see as keys, in the order in which `write` hands them out.
+        """
+
+    @abstractmethod
+    def write(
+        self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
+    ) -> Float[Tensor, "B G S width"]:
+        """Store keys or values of the new tokens in place; returns all that attention may see."""
+
+    @abstractmethod
+    def take_rows(self, rows: Int[Tensor, " b"]) -> None:
+        """Go on with these rows."""
+
+
+@final
+class Dense(Filing):
+    """Token i of a row lies in place i."""
+
+    def __init__(self, batch: int, places: int, device: torch.device) -> None:
+        self.places = places
+        self._order = torch.zeros(batch, places + 1, dtype=torch.long, device=device)
+        self._place: Tensor | None = None
+        self._bound = 0
+
+    def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
+        """See `Filing`. Where all rows are alike, what is kept is a slice."""
+        n, self._bound = new.shape[1], bound
+        if even:
+            self._place = None
+            self._order[:, bound : bound + n] = new.order
+        else:
+            self._place = torch.where(new.valid, length[:, None] + _rank(new), self.places)
+            self._order.scatter_(1, self._place, new.order)
+        if bound == 0:
+            return new
+        index = torch.arange(bound + n, device=length.device).expand(len(length), bound + n)
+        held = length + new.valid.sum(1)
+        segment = torch.ones_like(index) if even else (index < held[:, None]).long()
+        layout = Layout.FULL if even else Layout.RAGGED
+        return Tokens(index, self._order[:, : bound + n], segment, index[..., None], layout)
+
+    def write(
+        self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
+    ) -> Float[Tensor, "B G S width"]:
+        """See `Filing`."""
+        n = new.shape[2]
+        if self._place is None:
+            held.narrow(2, self._bound, n).copy_(new)
+        else:
+            held.scatter_(2, self._place[:, None, :, None].expand_as(new), new)
+        return new if self._bound == 0 else held.narrow(2, 0, self._bound + n)
+
+    def take_rows(self, rows: Int[Tensor, " b"]) -> None:
+        """See `Filing`."""
+        self._order = self._order[rows]
+
+
+@final
+class Ring(Filing):
+    """Token i of a row lies in place i modulo `places`, where it takes the place of one that nobody sees any more."""
+
+    def __init__(self, batch: int, places: int, device: torch.device) -> None:
+        self.places = places
+        self._order = torch.zeros(batch, places + 1, dtype=torch.long, device=device)
+        self._place: Tensor = self._order
+        self._mode = "alone"
+
+    def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
+        """See `Filing`.
+
+        A single token is written first, and the ring is read as it lies. Several would overwrite what the first of them
+        still sees, so the ring is read as it was, and the new tokens behind it.
+        """
+        count = new.valid.sum(1)
+        rank = _rank(new)
+        # Of a long input only the last tokens are kept: two must not go to one place.
+        kept = new.valid & (rank >= count[:, None] - self.places)
+        self._place = torch.where(kept, (length[:, None] + rank) % self.places, self.places)
+        before = None if bound == 0 else self._tokens(length)
+        self._order = self._order.scatter(1, self._place, new.order)
+        if before is None:
+            self._mode = "alone"
+            return new
+        if new.shape[1] == 1:
+            self._mode = "ring"
+            return self._tokens(length + count)
+        self._mode = "behind"
+        return _behind(before, new)
+
+    def _tokens(self, length: Int[Tensor, " B"]) -> Tokens:
+        """What lies in each place once a row has `length` tokens: the latest that belongs there."""
+        last = length[:, None] - 1
+        place = torch.arange(self.places, device=length.device)
+        index = last - (last - place) % self.places
+        segment = (index >= 0).long()
+        index = index.clamp(min=0)
+        return Tokens(index, self._order[:, : self.places], segment, index[..., None], Layout.GENERAL)
+
+    def write(
+        self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
+    ) -> Float[Tensor, "B G S width"]:
+        """See `Filing`."""
+        seen = new
+        if self._mode == "behind":
+            seen = torch.cat([held.narrow(2, 0, self.places), new], 2)
+        held.scatter_(2, self._place[:, None, :, None].expand_as(new), new)
+        return held.narrow(2, 0, self.places) if self._mode == "ring" else seen
+
+    def take_rows(self, rows: Int[Tensor, " b"]) -> None:
+        """See `Filing`."""
+        self._order = self._order[rows]
 
 
 @final
 class Cache:
     """Keys and values of every application of attention, made by `Transformer.make_cache` and passed to its calls.
 
-    A row holds its tokens without gaps, whatever padding they came with: token i of a row lies in place i. So rows may
-    have different lengths, and a prompt padded left, right or not at all leaves the same cache.
+    A row holds its tokens without gaps, whatever padding they came with. So rows may have different lengths, and a
+    prompt padded left, right or not at all leaves the same cache. Attention whose mask reaches back so far and no
+    farther keeps a ring of that many tokens: its memory does not grow with the text.
 
     Attributes:
         length: Tokens held, per row.
@@ -32,30 +166,41 @@ class Cache:
     """
 
     def __init__(
-        self, shapes: Sequence[CacheShape], batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[CacheShape],
+        batch: int,
+        capacity: int,
+        *,
+        rollback: int = 0,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        def zeros(*shape: int) -> Tensor:
-            # One place more than the capacity: padding is written there and never read.
-            return torch.zeros(batch, shape[0], capacity + 1, shape[1], dtype=dtype, device=device)
+        self.capacity, self._rollback = capacity, rollback
+        self._filings = {reach: _filing(reach, batch, capacity, rollback, device) for _, _, _, reach in shapes}
+        self._filing_of = [self._filings[shape.reach] for shape in shapes]
 
-        self.capacity = capacity
-        self._keys = [zeros(shape.n_kv_heads, shape.head_dim) for shape in shapes]
-        self._values = [zeros(shape.n_kv_heads, shape.value_dim) for shape in shapes]
-        self._order = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)
+        def zeros(filing: Filing, heads: int, width: int) -> Tensor:
+            # One place more than there is room for: padding is written there and never read.
+            return torch.zeros(batch, heads, filing.places + 1, width, dtype=dtype, device=device)
+
+        pairs = list(zip(shapes, self._filing_of, strict=True))
+        self._keys = [zeros(filing, shape.n_kv_heads, shape.head_dim) for shape, filing in pairs]
+        self._values = [zeros(filing, shape.n_kv_heads, shape.value_dim) for shape, filing in pairs]
+        self._memory: dict[int, tuple[Tensor, Tensor]] = {}
         self.length: Int[Tensor, " B"] = torch.zeros(batch, dtype=torch.long, device=device)
+        self._highest = self.length  # tokens that were ever written, before a rollback
         self.bound = 0
         self.even = True
         self._new: Tokens | None = None
-        self._place: Tensor | None = None
 
-    def begin(self, new: Tokens) -> Tokens:
+    def begin(self, new: Tokens) -> dict[int | None, Tokens]:
         """Make room for `new` tokens; called once per forward pass, by the stack.
 
         Args:
             new: The tokens to come; their index, order and coordinates count from the start of the document.
 
         Returns:
-            The tokens that attention will see as keys: `new` itself where the cache was empty.
+            For each `Mask.reach` the tokens that attention will see as keys: `new` itself where the cache was empty.
 
         Raises:
             ConfigError: There is no room, or `new` holds several documents per row.
@@ -73,44 +218,83 @@ class Cache:
                 "a cache holds one document per row and the input is packed; give each document its own row"
             )
         self._new = new
-        self._place = None
-        if not (self.even and new.layout is Layout.FULL):
-            rank = new.valid.long().cumsum(1) - 1
-            self._place = torch.where(new.valid, self.length[:, None] + rank, self.capacity)
-            self._order.scatter_(1, self._place, new.order)
-        else:
-            self._order[:, self.bound : self.bound + n] = new.order
-        return new if self.bound == 0 else self._held(self.bound + n)
-
-    def _held(self, bound: int) -> Tokens:
-        assert self._new is not None
-        even = self._place is None
-        index = torch.arange(bound, device=self.length.device).expand(len(self.length), bound)
-        held = self.length + self._new.valid.sum(1)
-        segment = torch.ones_like(index) if even else (index < held[:, None]).long()
-        return Tokens(index, self._order[:, :bound], segment, index[..., None], Layout.FULL if even else Layout.RAGGED)
+        even = self.even and new.layout is Layout.FULL
+        return {reach: filing.begin(new, self.length, self.bound, even=even) for reach, filing in self._filings.items()}
 
     def update(
         self, slot: int, k: Float[Tensor, "B G T K"], v: Float[Tensor, "B G T v"]
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S v"]]:
         """Store the keys and values of the new tokens for one application; returns all that it may attend to."""
-        keys, values = self._keys[slot], self._values[slot]
-        n = k.shape[2]
-        if self._place is None:
-            keys.narrow(2, self.bound, n).copy_(k)
-            values.narrow(2, self.bound, n).copy_(v)
-        else:
-            place = self._place[:, None, :, None]
-            keys.scatter_(2, place.expand_as(k), k)
-            values.scatter_(2, place.expand_as(v), v)
-        if self.bound == 0:
-            return k, v
-        return keys.narrow(2, 0, self.bound + n), values.narrow(2, 0, self.bound + n)
+        filing = self._filing_of[slot]
+        return filing.write(self._keys[slot], k), filing.write(self._values[slot], v)
+
+    def remember(
+        self, slot: int, compute: Callable[[], tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S v"]]]
+    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S v"]]:
+        """Keys and values of what does not change while decoding (cross-attention): computed the first time only."""
+        if slot not in self._memory:
+            self._memory[slot] = compute()
+        return self._memory[slot]
 
     def advance(self) -> None:
         """Count the new tokens as held; called once per forward pass, by the stack, after the last block."""
         assert self._new is not None
         self.length = self.length + self._new.valid.sum(1)
+        self._highest = torch.maximum(self._highest, self.length)
         self.bound += self._new.shape[1]
-        self.even = self._place is None
-        self._new = self._place = None
+        self.even = self.even and self._new.layout is Layout.FULL
+        self._new = None
+
+    def rollback(self, n: int) -> None:
+        """Forget the last `n` tokens of every row.
+
+        Raises:
+            ConfigError: A row has fewer, or a ring has overwritten what came before them.
+        """
+        shortest = int(self.length.min())
+        if not 0 <= n <= shortest:
+            raise ConfigError(f"rollback of {n} tokens: the shortest row holds {shortest}; take back at most as many")
+        written = int((self._highest - self.length).max()) + n
+        if written > self._rollback and any(isinstance(filing, Ring) for filing in self._filings.values()):
+            raise ConfigError(
+                f"rollback of {n} tokens: this cache of windows keeps {self._rollback} to spare; "
+                f"make it with rollback={written}"
+            )
+        self.length, self.bound = self.length - n, self.bound - n
+
+    def reorder(self, rows: Int[Tensor, " b"]) -> None:
+        """Go on with these rows, in this order; a row may come twice, or not at all (beam search)."""
+        for filing in self._filings.values():
+            filing.take_rows(rows)
+        self._keys = [x[rows] for x in self._keys]
+        self._values = [x[rows] for x in self._values]
+        self._memory = {slot: (k[rows], v[rows]) for slot, (k, v) in self._memory.items()}
+        self.length, self._highest = self.length[rows], self._highest[rows]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of keys and values, in bytes."""
+        memory = [x for pair in self._memory.values() for x in pair]
+        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values, *memory))
+
+
+def _filing(reach: int | None, batch: int, capacity: int, rollback: int, device: torch.device) -> Filing:
+    if reach is None or reach + rollback >= capacity:
+        return Dense(batch, capacity, device)
+    return Ring(batch, reach + rollback, device)
+
+
+def _rank(new: Tokens) -> Int[Tensor, "B T"]:
+    """How many tokens of its row come before each."""
+    return new.valid.long().cumsum(1) - 1
+
+
+def _behind(before: Tokens, new: Tokens) -> Tokens:
+    """The tokens of both, side by side."""
+    pairs = (
+        (before.index, new.index),
+        (before.order, new.order),
+        (before.segment, new.segment),
+        (before.coords, new.coords),
+    )
+    return Tokens(*(torch.cat(pair, 1) for pair in pairs), layout=Layout.GENERAL)

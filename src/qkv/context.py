@@ -6,7 +6,16 @@ from qkv.caches import Cache
 from qkv.masks import LoweredMask
 from qkv.ops.rotary import Rotation
 from qkv.recorder import Recorder
+from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads: vectors, and where their tokens stand."""
+
+    x: Float[Tensor, "B S M"]
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,8 @@ class Context:
         rotations: Each distinct rotary embedding of the stack, its phases computed once; a layer holds an index.
         cache: What earlier calls have seen, while decoding.
         recorder: Who looks inside, if anyone.
+        memory: What cross-attention reads.
+        memory_masks: Each distinct mask of cross-attention, lowered once.
         slot: How many applications of attention came before this block; a shared layer that is applied twelve times
             has twelve slots.
     """
@@ -28,4 +39,6 @@ class Context:
     rotations: tuple[Rotation, ...] = ()
     cache: Cache | None = None
     recorder: Recorder | None = None
+    memory: Memory | None = None
+    memory_masks: tuple[LoweredMask, ...] = ()
     slot: int = 0

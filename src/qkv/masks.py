@@ -3,11 +3,14 @@
 Padding, documents and prefixes are not masks: they are data in `Tokens`, and hold under every mask.
 """
 
+import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import NamedTuple, cast, final
 
 import torch
+import torch.nn.functional as F
 
 from qkv.config import Config, config
 from qkv.errors import ConfigError
@@ -23,6 +26,21 @@ class Place:
     order: Tensor
 
 
+class Span(NamedTuple):
+    """The lowest and the highest number in each tile."""
+
+    low: Tensor
+    high: Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where the tokens of whole tiles stand, shaped so that those of queries and keys broadcast."""
+
+    index: Span
+    order: Span
+
+
 @config
 class Mask(Config, ABC):
     """Who may attend to whom."""
@@ -30,6 +48,50 @@ class Mask(Config, ABC):
     @abstractmethod
     def allow(self, q: Place, k: Place) -> Tensor:
         """True where the query may attend to the key."""
+
+    def draw(self, tokens: "Tokens | int" = 16) -> str:
+        """A picture: a line for each query, a sign for each key: █ is seen, · is not, ▒ in part.
+
+        Args:
+            tokens: Where the tokens stand (the first row of the batch is drawn), or how many of one full text. Of more
+                than 64 several share a sign. Up to a few thousand: the square is made.
+        """
+        tokens = Tokens.full(1, tokens) if isinstance(tokens, int) else tokens
+        seen = dense(self, tokens, tokens)[0]
+        size = -(-seen.shape[-1] // 64)
+        full = F.max_pool2d((~seen).float(), size, ceil_mode=True) == 0
+        some = F.max_pool2d(seen.float(), size, ceil_mode=True) > 0
+        signs = cast("list[list[int]]", (full.int() + some.int())[0].tolist())  # pyright: ignore[reportUnknownMemberType]
+        return "\n".join("".join("·▒█"[sign] for sign in row) for row in signs)
+
+    def describe(self) -> str:
+        """In a few words: `causal & window 256`."""
+        return " ".join([self.tag().lower(), *(f"{getattr(self, f.name):,}" for f in fields(self))])
+
+    @cached_property
+    def text(self) -> str:
+        """This mask as JSON: operators take no objects. `Mask.from_text` is the inverse."""
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def from_text(text: str) -> "Mask":
+        """The mask that has this `text`."""
+        return Mask.from_dict(json.loads(text))
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """What holds for whole tiles: where some pair may be allowed, and where all pairs are.
+
+        Both are cautious: "some" may be True for a tile in which nothing is allowed, and "all" False for one in which
+        everything is; the other mistakes must not happen. Unless a mask says more, nothing is known.
+        """
+        unknown = (q.order.low == k.order.low) | True
+        return unknown, ~unknown
+
+    @property
+    def reach(self) -> int | None:
+        """Of the tokens up to itself a query sees none that is `reach` or more tokens back; None: no limit."""
+        return None
 
     def __and__(self, other: "Mask") -> "And":
         return And(a=self, b=other)
@@ -50,6 +112,11 @@ class Full(Mask):
         """True everywhere."""
         return torch.ones_like(k.order, dtype=torch.bool)
 
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """All of every tile."""
+        every = (q.order.low == k.order.low) | True
+        return every, every
+
 
 @final
 @config
@@ -59,6 +126,10 @@ class Causal(Mask):
     def allow(self, q: Place, k: Place) -> Tensor:
         """`k.order <= q.order`."""
         return k.order <= q.order
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """The earliest key against the last query, and the other way round."""
+        return k.order.low <= q.order.high, k.order.high <= q.order.low
 
 
 @final
@@ -76,6 +147,17 @@ class Window(Mask):
         """`|q.index - k.index| < size`."""
         return (q.index - k.index).abs() < self.size
 
+    @property
+    def reach(self) -> int:
+        """The size."""
+        return self.size
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """The nearest pair and the farthest."""
+        low, high = _distance(q, k)
+        nearest = torch.maximum(low, -high).clamp(min=0)
+        return nearest < self.size, torch.maximum(high, -low) < self.size
+
 
 @final
 @config
@@ -92,6 +174,43 @@ class Chunked(Mask):
         """`q.index // size == k.index // size`."""
         return q.index // self.size == k.index // self.size
 
+    @property
+    def reach(self) -> int:
+        """The size: the last token of a chunk sees the first."""
+        return self.size
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """Ranges of chunks that overlap, and those that are one and the same chunk."""
+        q_low, q_high, k_low, k_high = (x // self.size for x in (*q.index, *k.index))
+        overlap = (q_low <= k_high) & (k_low <= q_high)
+        return overlap, overlap & (q_low == q_high) & (k_low == k_high)
+
+
+@final
+@config
+class Strided(Mask):
+    """A token sees those whose distance is a multiple of `stride`, on both sides.
+
+    Source: Child et al. 2019 (Sparse Transformers), section 4.2, whose strided attention is
+    `Causal() & (Strided(stride=n) | Window(size=n))`.
+    """
+
+    stride: int
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise ConfigError(f"Strided.stride={self.stride} must be at least 1 (1: every token)")
+
+    def allow(self, q: Place, k: Place) -> Tensor:
+        """`(q.index - k.index) % stride == 0`."""
+        return (q.index - k.index) % self.stride == 0
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """Whether a multiple lies in the range of distances, and whether the range is that one number."""
+        low, high = _distance(q, k)
+        multiple = high // self.stride * self.stride >= low
+        return multiple, multiple & ((low == high) | (self.stride == 1))
+
 
 @final
 @config
@@ -104,6 +223,20 @@ class And(Mask):
     def allow(self, q: Place, k: Place) -> Tensor:
         """`a & b`."""
         return self.a.allow(q, k) & self.b.allow(q, k)
+
+    def describe(self) -> str:
+        """Both."""
+        return f"{self.a.describe()} & {self.b.describe()}"
+
+    @property
+    def reach(self) -> int | None:
+        """The shorter one."""
+        return min((reach for reach in (self.a.reach, self.b.reach) if reach is not None), default=None)
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """`a & b`, of both."""
+        (a_some, a_all), (b_some, b_all) = self.a.tiles(q, k), self.b.tiles(q, k)
+        return a_some & b_some, a_all & b_all
 
 
 @final
@@ -118,6 +251,20 @@ class Or(Mask):
         """`a | b`."""
         return self.a.allow(q, k) | self.b.allow(q, k)
 
+    def describe(self) -> str:
+        """Both."""
+        return f"({self.a.describe()} | {self.b.describe()})"
+
+    @property
+    def reach(self) -> int | None:
+        """The longer one."""
+        return None if self.a.reach is None or self.b.reach is None else max(self.a.reach, self.b.reach)
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """`a | b`, of both."""
+        (a_some, a_all), (b_some, b_all) = self.a.tiles(q, k), self.b.tiles(q, k)
+        return a_some | b_some, a_all | b_all
+
 
 @final
 @config
@@ -130,40 +277,110 @@ class Not(Mask):
         """`~a`."""
         return ~self.a.allow(q, k)
 
+    def describe(self) -> str:
+        """What is not."""
+        return f"~{self.a.describe()}"
+
+    def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+        """Some are allowed where not all are forbidden."""
+        a_some, a_all = self.a.tiles(q, k)
+        return ~a_all, ~a_some
+
+
+def _distance(q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest `q.index - k.index` in each tile."""
+    return q.index.low - k.index.high, q.index.high - k.index.low
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A mask together with the tokens that it is about: enough for any pair, or any tile, to be asked.
+
+    Attributes:
+        mask: Who may attend to whom.
+        q: Index, order and segment of the queries; one row where all rows of the batch are alike.
+        k: The same for the keys.
+    """
+
+    mask: Mask
+    q: Int[Tensor, "3 #B T"]
+    k: Int[Tensor, "3 #B S"]
+
+    def allow(self, q: Int[Tensor, "3 #B t"], k: Int[Tensor, "3 #B s"]) -> Bool[Tensor, "#B t s"]:
+        """The mask over some of the queries and keys, with padding and documents applied."""
+        q_index, q_order, a = q[..., :, None]
+        k_index, k_order, b = k[..., None, :]
+        return self.mask.allow(Place(q_index, q_order), Place(k_index, k_order)) & (a == b) & (b > 0)
+
+    def dense(self) -> Bool[Tensor, "#B 1 T S"]:
+        """The whole of it; quadratic."""
+        return self.allow(self.q, self.k)[:, None]
+
 
 @dataclass(frozen=True)
 class LoweredMask:
     """What a mask comes to for the tokens at hand: the least that a kernel has to be told.
 
     Attributes:
-        causal: Query i sees keys up to i, inside its document. With neither of the others set, every row is one
-            document and T = S (or nothing is masked at all).
+        causal: Query i sees keys up to i, inside its document. With none of the others set, every row is one document
+            and T = S (or nothing is masked at all).
         documents: Document id of each token, 0 for padding, when every document is one unbroken run of its row.
-        allow: The mask as a tensor, True = may attend, when nothing simpler will do.
-        key_valid: With `allow`: False at padded keys, whose values a kernel must not read.
+        allow: The mask as a tensor, True = may attend, when nothing simpler will do and the square is small.
+        query_valid: With `rule`: False at padded queries; None where there are none.
+        key_valid: The same for keys.
+        rule: What `allow` is, or would be, made from.
     """
 
     causal: bool = False
     documents: Int[Tensor, "B T"] | None = None
     allow: Bool[Tensor, "B 1 T S"] | None = None
+    query_valid: Bool[Tensor, "B T"] | None = None
     key_valid: Bool[Tensor, "B S"] | None = None
+    rule: Rule | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to say but `causal`."""
+        return self.documents is None and self.allow is None and self.rule is None
 
     def dense(self, n_queries: int, n_keys: int, device: torch.device) -> Bool[Tensor, "#B 1 T S"] | None:
         """The mask as a tensor, whatever form it has; None where everything is allowed."""
         if self.allow is not None:
             return self.allow
-        mask = None
-        if self.causal:
-            mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril()[None, None]
-        if self.documents is not None:
-            q, k = self.documents[:, None, :, None], self.documents[:, None, None, :]
-            inside = (q == k) & (k > 0)
-            mask = inside if mask is None else mask & inside
-        return mask
+        if self.plain and not self.causal:
+            return None
+        return self.as_rule(n_queries, n_keys, device).dense()
 
-    def padding(self) -> Bool[Tensor, "B S"] | None:
-        """False at padded keys; None where there are none."""
-        return self.key_valid if self.documents is None else self.documents > 0
+    def as_rule(self, n_queries: int, n_keys: int, device: torch.device) -> Rule:
+        """The mask as a rule, unless it was given as nothing but a tensor."""
+        if self.rule is not None:
+            return self.rule
+        assert self.allow is None
+        k = _standing(n_keys, self.documents, device)
+        if n_queries == n_keys:
+            return Rule(Causal() if self.causal else Full(), k, k)
+        # Nothing is masked; but a bias asks where they stand. Queries are the last tokens, as everywhere.
+        q = _standing(n_queries, None, device)
+        q[:2] += n_keys - n_queries
+        return Rule(Full(), q, k)
+
+    def padding(self) -> tuple[Bool[Tensor, "B T"] | None, Bool[Tensor, "B S"] | None]:
+        """False at padded queries, and at padded keys; None where there are none."""
+        if self.documents is None:
+            return self.query_valid, self.key_valid
+        valid = self.documents > 0
+        return valid, valid
+
+
+def _standing(n: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """Index, order and segment of rows whose order rises."""
+    order = torch.arange(n, device=device)[None]
+    segment = torch.ones_like(order) if documents is None else documents
+    return torch.stack([order.expand_as(segment), order.expand_as(segment), segment])
+
+
+DENSE_PAIRS = 2**18
+"""A mask of so many queries times keys in a row is made once per forward pass, as a tensor, for all layers."""
 
 
 def lower(mask: Mask, q: Tokens, k: Tokens, *, past: bool = False) -> LoweredMask:
@@ -172,7 +389,8 @@ def lower(mask: Mask, q: Tokens, k: Tokens, *, past: bool = False) -> LoweredMas
     Args:
         mask: Who may attend to whom.
         q: The tokens that ask.
-        k: The tokens that answer; `q` itself in self-attention without a cache.
+        k: The tokens that answer; `q` itself in self-attention without a cache, those of a memory in cross-attention,
+            where documents meet that have the same number.
         past: `k` are the tokens of a cache with those of `q` at the end of each row.
     """
     simple = isinstance(mask, (Full, Causal))
@@ -181,15 +399,31 @@ def lower(mask: Mask, q: Tokens, k: Tokens, *, past: bool = False) -> LoweredMas
         return LoweredMask(causal=isinstance(mask, Causal), documents=documents)
     if simple and past and q.shape[1] == 1 and k.layout is Layout.FULL:
         return LoweredMask()  # the newest token sees all that came before it
-    # A cache keeps no padding, so there is nothing in it to keep a kernel from reading.
-    return LoweredMask(allow=dense(mask, q, k), key_valid=None if past or k.layout is Layout.FULL else k.valid)
-
-
-def dense(mask: Mask, q: Tokens, k: Tokens) -> Bool[Tensor, "B 1 T S"]:
-    """The mask as a tensor, with padding and documents applied. Quadratic: for small inputs, and to define the rest."""
-    a, b = q.segment[:, None, :, None], k.segment[:, None, None, :]
-    allowed = mask.allow(
-        Place(q.index[:, None, :, None], q.order[:, None, :, None]),
-        Place(k.index[:, None, None, :], k.order[:, None, None, :]),
+    if isinstance(mask, Full) and q.layout is k.layout is Layout.FULL:
+        return LoweredMask()
+    rule = Rule(mask, _places(q), _places(k))
+    small = q.shape[1] * k.shape[1] <= DENSE_PAIRS
+    return LoweredMask(
+        allow=rule.dense() if small else None,
+        query_valid=None if q.layout is Layout.FULL else q.valid,
+        # A cache that is read as it lies holds no padding, so there is nothing in it to keep a kernel from reading.
+        key_valid=k.valid if k.layout is Layout.GENERAL or not (past or k.layout is Layout.FULL) else None,
+        rule=rule,
     )
-    return allowed & (a == b) & (b > 0)
+
+
+def dense(mask: Mask, q: Tokens, k: Tokens) -> Bool[Tensor, "#B 1 T S"]:
+    """The mask as a tensor, with padding and documents applied. Quadratic: for small inputs, and to define the rest."""
+    return Rule(mask, _places(q), _places(k)).dense()
+
+
+def _places(tokens: Tokens) -> Int[Tensor, "3 #B T"]:
+    """Index, order and segment; one row where all are alike."""
+    alike = tokens.layout is Layout.FULL and tokens.index.stride(0) == 0
+    return torch.stack([x[:1] if alike else x for x in (tokens.index, tokens.order, tokens.segment)])
+
+
+def sees_ahead(mask: Mask) -> bool:
+    """Whether a token may attend to one that comes after it, in a text of 64 tokens."""
+    tokens = Tokens.full(1, 64)
+    return bool(dense(mask, tokens, tokens)[0, 0].triu(1).any())

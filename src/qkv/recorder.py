@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from qkv.masks import LoweredMask
+from qkv.ops.backend import Problem
 from qkv.shapes import Float, Tensor
 
 
@@ -10,22 +10,12 @@ class Recorder(ABC):
     """Receives what each attention computed. It must not change the tensors; the kernels do not know it is there."""
 
     @abstractmethod
-    def attention(
-        self,
-        slot: int,
-        q: Float[Tensor, "B H T K"],
-        k: Float[Tensor, "B G S K"],
-        mask: LoweredMask,
-        scale: float,
-        out: Float[Tensor, "B H T v"],
-    ) -> None:
+    def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
         """Called once per application.
 
         Args:
             slot: Which application in the stack, counted from the input.
-            q: Queries after norm and rotation.
-            k: Keys after norm and rotation, with those of the cache.
-            mask: Who may attend to whom.
-            scale: What q·k is multiplied with before the softmax.
+            problem: Queries and keys after norm and rotation (keys and values with those of the cache), mask, scale,
+                and what else decides the weights.
             out: What the kernel really produced, before the output projection.
         """

@@ -66,6 +66,12 @@ NEEDED = {
     "Not": lambda: {"a": qkv.Causal()},
     "Window": lambda: {"size": 4},
     "Chunked": lambda: {"size": 4},
+    "Strided": lambda: {"stride": 4},
+    "CrossAttentionConfig": lambda: {"n_heads": 4, "mask": qkv.Full(), "memory_dim": 10},
+    "LatentAttentionConfig": lambda: {
+        "n_heads": 4, "mask": qkv.Causal(), "norm": qkv.RMSNormConfig(), "kv_rank": 8, "plain_dim": 4, "rotary_dim": 2,
+        "value_dim": 4,
+    },
     "AttentionConfig": lambda: {"n_heads": 4, "mask": qkv.Causal() & qkv.Window(size=8), "position": yarn()},
     "Repeat": lambda: {"n": 3, "pattern": (block(), block())},
     "TransformerConfig": lambda: {"d_model": 8, "embed": qkv.TokenEmbedderConfig(vocab_size=5), "blocks": (block(),)},

@@ -9,8 +9,9 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["eval", "generate", "show", "train"]
+VERBS = ["check", "eval", "generate", "show", "train"]
 OPTIONS = {
+    "check": ["--dtype", "--seed"],
     "eval": ["--json"],
     "generate": [
         "--max-new-tokens",
@@ -23,7 +24,7 @@ OPTIONS = {
         "--top-k",
         "--top-p",
     ],
-    "show": ["--context", "--dtype"],
+    "show": ["--batch", "--context", "--dtype", "--kernels", "--tokens"],
     "train": ["--out", "--resume", "--set"],
 }
 

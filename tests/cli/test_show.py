@@ -10,6 +10,7 @@ from qkv.cli.show import find_config
 from qkv.config import dump_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.nn.blocks import BlockConfig
+from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import SublayerConfig
 from qkv.presets import preset
 
@@ -56,7 +57,7 @@ blocks:
       n_heads: 4
       n_kv_heads: 2
       mask: {type: And, a: {type: Causal}, b: {type: Or, a: {type: Window, size: 1024}, b: {type: Chunked, size: 9}}}
-      position: {theta: 500000, scaling: {type: Llama3Scaling, factor: 8, original_length: 8192}}
+      position: {type: RoPE, theta: 500000, scaling: {type: Llama3Scaling, factor: 8, original_length: 8192}}
       qk_norm: {type: RMSNorm}
   - type: Parallel
     norm: {type: RMSNorm}
@@ -142,9 +143,31 @@ def test_every_block_of_the_library_can_be_drawn():
 
 
 def test_every_sublayer_of_the_library_is_described():
-    needed = {"AttentionConfig": {"n_heads": 2, "mask": preset("gpt2").blocks.pattern.sublayers[0].mask}}
+    attention = {"n_heads": 2, "mask": preset("gpt2").blocks.pattern.sublayers[0].mask}
+    latent = {"norm": RMSNormConfig(), "kv_rank": 4, "plain_dim": 4, "rotary_dim": 2, "value_dim": 4}
+    needed = {
+        "AttentionConfig": attention,
+        "CrossAttentionConfig": attention,
+        "LatentAttentionConfig": attention | latent,
+    }
     for cls in concrete(SublayerConfig):
         assert describe(cls(**needed.get(cls.__name__, {})), 8) != [cls.tag()]
+
+
+def test_the_kernels(capsys, tmp_path):
+    window = "{type: And, a: {type: Causal}, b: {type: Window, size: 64}}"
+    attention = f"{{type: Attention, n_heads: 4, mask: {window}}}"
+    block = f"{{type: PreNorm, norm: {{type: RMSNorm}}, sublayers: [{attention}]}}"
+    blocks = f"{{type: Repeat, n: 2, pattern: {block}}}"
+    (tmp_path / "windows.yaml").write_text(f"d_model: 48\nembed: {{type: TokenEmbedder}}\nblocks: {blocks}\n")
+    out = shown(capsys, "gpt2", "--kernels", "--tokens", "2048", "--batch", "2")
+    rows = [" ".join(line.split()) for line in out.splitlines()]
+    assert "12 causal 2 x 2,048 sdpa 0 B -" in rows
+    assert "12 causal packed documents 0 B -" in rows
+    out = shown(capsys, tmp_path / "windows.yaml", "--kernels", "--tokens", "2048")
+    assert any("causal & window 64" in line and "tiled" in line for line in out.splitlines())
+    assert main(["show", "gpt2", "--kernels", "--tokens", "0"]) == 2
+    assert "--tokens=0 and --batch=1 must be at least 1" in capsys.readouterr().err
 
 
 # --- where the config comes from ------------------------------------------------------------------------------------

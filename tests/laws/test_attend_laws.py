@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError
-from qkv.masks import Causal, Chunked, Full, LoweredMask, Window, lower
+from qkv.masks import Causal, Chunked, Full, LoweredMask, Strided, Window, lower
 from qkv.ops import attend, attention_weights, kernels_used
 from qkv.tokens import Tokens
 from tolerances import FLOAT64
@@ -69,18 +69,18 @@ def test_every_backend_is_the_formula(queries, past, groups, mask, values, seed)
 
 
 def test_masks_drawn():
-    tokens = Tokens.full(1, 6)
+    def picture(mask, tokens=6):
+        return mask.draw(tokens).splitlines()
 
-    def picture(mask):
-        from qkv.masks import dense
-
-        return ["".join("x" if a else "." for a in row) for row in dense(mask, tokens, tokens)[0, 0].tolist()]
-
-    assert picture(Causal()) == ["x.....", "xx....", "xxx...", "xxxx..", "xxxxx.", "xxxxxx"]
-    assert picture(Causal() & Window(size=2)) == ["x.....", "xx....", ".xx...", "..xx..", "...xx.", "....xx"]
-    assert picture(Chunked(size=4)) == ["xxxx.."] * 4 + ["....xx"] * 2
-    assert picture(~Causal()) == [".xxxxx", "..xxxx", "...xxx", "....xx", ".....x", "......"]
-    assert picture(Full()) == ["xxxxxx"] * 6
+    assert picture(Causal()) == ["█·····", "██····", "███···", "████··", "█████·", "██████"]
+    assert picture(Causal() & Window(size=2)) == ["█·····", "██····", "·██···", "··██··", "···██·", "····██"]
+    assert picture(Window(size=2), 4) == ["██··", "███·", "·███", "··██"]
+    assert picture(Chunked(size=4)) == ["████··"] * 4 + ["····██"] * 2
+    assert picture(Strided(stride=3)) == ["█··█··", "·█··█·", "··█··█"] * 2
+    assert picture(~Causal()) == ["·█████", "··████", "···███", "····██", "·····█", "······"]
+    assert picture(Full()) == ["██████"] * 6
+    assert picture(Causal(), Tokens.packed([[2, 3]], 6)) == ["█·····", "██····", "··█···", "··██··", "··███·", "······"]
+    assert picture(Causal(), 128)[:2] == ["▒" + "·" * 63, "█▒" + "·" * 62]
 
 
 def test_order_makes_a_prefix():
@@ -197,7 +197,7 @@ def test_a_backend_honours_or_raises():
 
 def test_weights_sum_to_one_and_dropout_keeps_the_mean():
     q, k, v = draw(queries=6)
-    weights = attention_weights(q, k, LoweredMask(causal=True), 0.3)
+    weights = attention_weights(q, k, mask=Causal(), scale=0.3)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 6, dtype=torch.float64), rtol=0, atol=FLOAT64)
     assert (weights.triu(1) == 0).all()
     torch.manual_seed(0)

@@ -247,7 +247,7 @@ class Notes(Recorder):
     def __init__(self):
         self.slots, self.errors = [], []
 
-    def attention(self, slot, q, k, mask, scale, out):
+    def attention(self, slot, problem, out):
         self.slots.append(slot)
         self.errors.append(out.shape)
 

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from qkv.config import Config
 from qkv.cost import Cost, PartCost
-from qkv.masks import And, Chunked, Mask, Not, Or, Window
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import (
@@ -22,10 +21,12 @@ from qkv.nn.blocks import (
     PreNormConfig,
     SandwichConfig,
 )
+from qkv.nn.cross import CrossAttentionConfig
 from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import HeadConfig, LMHeadConfig, VectorHeadConfig
-from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPositionsConfig
+from qkv.nn.latent import LatentAttentionConfig
+from qkv.nn.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 
 _WIDTH = 78
 _STREAM_AT = 5  # column of the stream
@@ -143,33 +144,31 @@ def _parallel(sublayers: list[tuple[str, list[str]]]) -> Iterator[Text]:
 def describe(config: Config, d_model: int) -> list[str]:
     """What there is to know about a sublayer, in a few short lines."""
     match config:
-        case AttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width, position=rope, qk_norm=qk_norm):
+        case AttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width):
             lines = [f"{n} heads of {width or d_model // n}" + (f", {kv} kv heads" if kv not in (None, n) else "")]
-            lines.append(f"{_mask(config.mask)} mask")
-            return lines + ([_rope(rope)] if rope else []) + (["queries and keys normed"] if qk_norm else [])
+            lines.append(f"{config.mask.describe()} mask")
+            lines += [config.position.describe()] if config.position else []
+            extras = {
+                "queries and keys normed": config.qk_norm,
+                f"scores capped at {config.softcap}": config.softcap,
+                "a sink in each head": config.sinks,
+            }
+            return lines + [text for text, there in extras.items() if there]
+        case CrossAttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width, memory_dim=there):
+            lines = [f"{n} heads of {width or d_model // n}" + (f", {kv} kv heads" if kv not in (None, n) else "")]
+            return [*lines, f"reads a memory {there or d_model:,} wide", f"{config.mask.describe()} mask"]
+        case LatentAttentionConfig(n_heads=n, kv_rank=rank):
+            width = f"{config.plain_dim} + {config.rotary_dim}"
+            return [
+                f"{n} heads of {width}, latent {rank:,}",
+                f"{config.mask.describe()} mask",
+                config.position.describe(),
+            ]
         case FFNConfig(d_ff=width, activation=activation):
             return [f"{d_model:,} → {width or 4 * d_model:,} → {d_model:,}, {activation}"]
         case GLUConfig(activation=activation):
             return [f"{d_model:,} → 2 × {config.width(d_model):,} → {d_model:,}", f"gated by {activation}"]
     return [config.tag()]
-
-
-def _mask(mask: Mask) -> str:
-    match mask:
-        case And(a=a, b=b):
-            return f"{_mask(a)} & {_mask(b)}"
-        case Or(a=a, b=b):
-            return f"({_mask(a)} | {_mask(b)})"
-        case Not(a=a):
-            return f"~{_mask(a)}"
-        case Window(size=size) | Chunked(size=size):
-            return f"{mask.tag().lower()} {size:,}"
-    return mask.tag().lower()
-
-
-def _rope(rope: RoPEConfig) -> str:
-    scaling = f" ({rope.scaling.tag().removesuffix('Scaling')})" if rope.scaling else ""
-    return f"rotary θ={rope.theta:,.0f}{scaling}"
 
 
 def _input(embed: EmbedderConfig) -> str:
@@ -218,15 +217,15 @@ def table(cost: Cost) -> Group:
     made.add_column("part", "total")
     made.add_column("parameters", f"{cost.parameters:,}", justify="right")
     made.add_column("share", justify="right")
-    made.add_column(dtype, _bytes(cost.weight_bytes), justify="right")
+    made.add_column(dtype, size_in_bytes(cost.weight_bytes), justify="right")
     made.add_column("FLOPs/token", _si(cost.flops_per_token), justify="right")
-    made.add_column("cache/token", _bytes(cost.cache_bytes_per_token), justify="right")
+    made.add_column("cache/token", size_in_bytes(cost.cache_bytes_per_token), justify="right")
     for part in cost.parts:
         times = f"{part.copies} × " if part.copies != 1 else ""
         _add(made, cost, part, times + part.config.tag() if part.parts else part.name, "")
         for inner in part.parts:
             _add(made, cost, inner, f"  {inner.name}", _QUIET)
-    context, cache = f"{cost.context:,}", _bytes(cost.cache_bytes_per_token * cost.context)
+    context, cache = f"{cost.context:,}", size_in_bytes(cost.cache_bytes_per_token * cost.context)
     lines = [
         f"FLOPs: matrix products of the forward pass, mean over a text of {context} tokens.",
         f"Training takes three times as many: {_si(cost.training_flops_per_token)} per token.",
@@ -243,8 +242,8 @@ def _add(made: Table, cost: Cost, part: PartCost, name: str, style: str) -> None
         return
     share = f"{100 * part.parameters / cost.parameters:.1f} %" if cost.parameters else ""
     size, cache = part.parameters * cost.dtype.itemsize, part.cached * cost.dtype.itemsize
-    flops, cached = _si(part.flops) if part.flops else "", _bytes(cache) if cache else ""
-    made.add_row(name, f"{part.parameters:,}", share, _bytes(size), flops, cached, style=style)
+    flops, cached = _si(part.flops) if part.flops else "", size_in_bytes(cache) if cache else ""
+    made.add_row(name, f"{part.parameters:,}", share, size_in_bytes(size), flops, cached, style=style)
 
 
 def _si(n: float) -> str:
@@ -252,7 +251,7 @@ def _si(n: float) -> str:
     return _scaled(n, 1000, ("", " k", " M", " G", " T", " P", " E"))
 
 
-def _bytes(n: float) -> str:
+def size_in_bytes(n: float) -> str:
     """Three digits and a unit: 12_345_678 is 11.8 MiB."""
     return _scaled(n, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"))
 

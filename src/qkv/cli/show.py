@@ -9,21 +9,42 @@ if TYPE_CHECKING:
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
 
-def show(model: str, /, *, context: int | None = None, dtype: DType = "float32") -> None:
+def show(
+    model: str,
+    /,
+    *,
+    context: int | None = None,
+    dtype: DType = "float32",
+    kernels: bool = False,
+    tokens: int = 1024,
+    batch: int = 1,
+) -> None:
     """Draw a model, and count what it costs.
 
     Args:
         model: A preset's name, a run folder, a Hugging Face folder, or a YAML file with a model's config or a recipe.
         context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
         dtype: Type of the weights and of the cache.
+        kernels: Say instead which kernel of attention runs in which layer, and why nothing faster.
+        tokens: Of a row, for kernels.
+        batch: Rows, for kernels.
     """
     import torch
     from rich.console import Console
 
     from qkv.cli.drawing import draw, table
     from qkv.cost import summary
+    from qkv.errors import ConfigError
 
     config = find_config(model)
+    if kernels:
+        from qkv.cli.kernels import kernels as table_of_kernels
+
+        if tokens < 1 or batch < 1:
+            raise ConfigError(f"--tokens={tokens} and --batch={batch} must be at least 1")
+        return Console(highlight=False).print(
+            table_of_kernels(config, tokens=tokens, batch=batch, dtype=getattr(torch, dtype))
+        )
     cost = summary(config, context=context, dtype=getattr(torch, dtype))
     console = Console(highlight=False)
     console.print(draw(Path(model).name, config, cost))

@@ -11,10 +11,10 @@ from qkv.config import Config
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Full, Mask, Place
 from qkv.models.transformer import Repeat, TransformerConfig
-from qkv.nn.attention import Attention
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHead, VectorHeadConfig
+from qkv.nn.mixer import Mixer
 
 _SAMPLED_QUERIES = 512
 
@@ -154,7 +154,7 @@ def _block(config: BlockConfig, width: int, repeat: Repeat, context: int) -> Par
     parts = []
     for name, part, layer in zip(block.sublayers, config.sublayers, sublayers_of(block), strict=True):
         keys, cached = 0.0, 0
-        if isinstance(layer, Attention):
+        if isinstance(layer, Mixer):
             shape = layer.cache_shape()
             keys, cached = mean_keys(layer.mask, context), shape.n_kv_heads * (shape.head_dim + shape.value_dim)
         flops = (

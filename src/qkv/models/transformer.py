@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import nn
@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 
 from qkv.caches import Cache
 from qkv.config import Config, config
-from qkv.context import Context
+from qkv.context import Context, Memory
 from qkv.errors import ConfigError
-from qkv.masks import lower
+from qkv.masks import LoweredMask, Mask, lower
 from qkv.models.init import InitConfig
-from qkv.nn.attention import Attention, Seat
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig
 from qkv.nn.heads import HeadConfig
+from qkv.nn.mixer import Mixer, Seat
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
 from qkv.nn.sublayer import Aux, SublayerConfig, merge
@@ -104,10 +104,20 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = config.final_norm.build(config.d_model) if config.final_norm else nn.Identity()
         self.head = config.head.build(config.d_model, config.embed) if config.head else None
-        self._slots = [len(_attention(block)) for block in blocks]
-        self._masks, self._rotations = _seat(blocks)
+        self._slots = [len(_mixers(block)) for block in blocks]
+        self._seating = _seat(blocks)
         if not next(self.parameters()).is_meta:
             self.reset_parameters()
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The distinct masks of self-attention in the stack."""
+        return tuple(self._seating.masks)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether there is cross-attention, and `forward` needs a memory."""
+        return bool(self._seating.memory_masks)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as `config.init` says."""
@@ -122,6 +132,7 @@ class Transformer(nn.Module):
         *,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "B T out"]:
         """The outputs of the head for every token: logits (B, T, V) for a language model.
 
@@ -130,11 +141,12 @@ class Transformer(nn.Module):
             tokens: Where they stand; None: one full sequence per row, after what the cache holds.
             cache: From `make_cache`; the new tokens are added to it.
             recorder: Handed queries, keys and outputs of every attention.
+            memory: What cross-attention reads.
 
         Raises:
             ConfigError: The input is longer than the position table or the cache.
         """
-        x, _ = self.encode(inputs, tokens, cache=cache, recorder=recorder)
+        x, _ = self.encode(inputs, tokens, cache=cache, recorder=recorder, memory=memory)
         return self.readout(x)
 
     def encode(
@@ -144,6 +156,7 @@ class Transformer(nn.Module):
         *,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
+        memory: Memory | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The stream after the final norm, and what the sublayers report. Arguments as in `forward`."""
         tokens = _place(inputs, tokens, cache)
@@ -151,7 +164,7 @@ class Transformer(nn.Module):
         if tokens.layout is not Layout.FULL:  # whatever the padding holds: NaN, or an id that is none
             inputs = torch.where(tokens.valid.view(*tokens.shape, *(1,) * (inputs.dim() - 2)), inputs, 0)
         x = self.embed(inputs, tokens)
-        ctx = self._context(x, tokens, cache, recorder)
+        ctx = self._context(x, tokens, cache, recorder, memory)
         aux, slot = None, 0
         for i in self.order:
             block = self.blocks[i]
@@ -192,8 +205,13 @@ class Transformer(nn.Module):
             scale = 1 / max(1, self.head.count(targets, tokens.valid))
         return self.head.loss(x, self.embed.table, targets, tokens.valid, scale), aux
 
-    def make_cache(self, batch: int, capacity: int) -> Cache:
+    def make_cache(self, batch: int, capacity: int, *, rollback: int = 0) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in the model's type and on its device.
+
+        Args:
+            batch: Rows.
+            capacity: Tokens of the longest row. Layers whose mask is a window keep no more than the window of them.
+            rollback: How many tokens `Cache.rollback` must be able to take back.
 
         Raises:
             ConfigError: The model cannot work on texts of that length.
@@ -203,19 +221,31 @@ class Transformer(nn.Module):
             raise ConfigError(
                 f"a cache for {capacity} tokens is longer than the position table of {longest}; make it smaller"
             )
-        for position, _ in self._rotations:
+        for position, _ in self._seating.rotations:
             if position.scaling is not None:
                 position.scaling.check_cache(capacity)
         weight = next(self.parameters())
-        shapes = [part.cache_shape() for i in self.order for part in _attention(_block(self.blocks[i]))]
-        return Cache(shapes, batch, capacity, dtype=weight.dtype, device=weight.device)
+        shapes = [part.cache_shape() for i in self.order for part in _mixers(_block(self.blocks[i]))]
+        return Cache(shapes, batch, capacity, rollback=rollback, dtype=weight.dtype, device=weight.device)
 
-    def _context(self, x: Tensor, tokens: Tokens, cache: Cache | None, recorder: Recorder | None) -> Context:
-        keys = tokens if cache is None else cache.begin(tokens)
-        masks = tuple(lower(mask, tokens, keys, past=keys is not tokens) for mask in self._masks)
+    def _context(
+        self,
+        x: Tensor,
+        tokens: Tokens,
+        cache: Cache | None = None,
+        recorder: Recorder | None = None,
+        memory: Memory | None = None,
+    ) -> Context:
+        keys = {} if cache is None else cache.begin(tokens)
+        masks = tuple(_lowered(mask, tokens, keys.get(mask.reach, tokens)) for mask in self._seating.masks)
         longest = tokens.shape[1] + (0 if cache is None else cache.bound)
-        rotations = tuple(position.rotation(tokens, width, longest, x.dtype) for position, width in self._rotations)
-        return Context(tokens, masks, rotations, cache, recorder)
+        rotations = tuple(
+            position.rotation(tokens, width, longest, x.dtype) for position, width in self._seating.rotations
+        )
+        memory_masks = ()
+        if memory is not None:
+            memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._seating.memory_masks)
+        return Context(tokens, masks, rotations, cache, recorder, memory, memory_masks)
 
     def _check_length(self, tokens: Tokens, cache: Cache | None) -> None:
         longest = self.config.embed.max_length
@@ -226,6 +256,10 @@ class Transformer(nn.Module):
             n = int(tokens.index.max()) + 1
         if n > longest:
             raise ConfigError(f"the input has {n} tokens and the position table {longest}; give it at most {longest}")
+
+
+def _lowered(mask: Mask, tokens: Tokens, keys: Tokens) -> LoweredMask:
+    return lower(mask, tokens, keys, past=keys is not tokens)
 
 
 def _place(inputs: Tensor, tokens: Tokens | None, cache: Cache | None) -> Tokens:
@@ -252,23 +286,34 @@ def _build_blocks(config: TransformerConfig) -> tuple[list[Block], list[int]]:
     return blocks, order
 
 
-def _seat(blocks: list[Block]) -> tuple[list, list[tuple[RoPEConfig, int]]]:
-    """Give every attention layer its seat; returns the distinct masks, and rotary embeddings with their width."""
-    masks, rotations = [], []
+class _Seating(NamedTuple):
+    """What the attention layers of a stack share: each distinct thing once."""
+
+    masks: list[Mask]
+    memory_masks: list[Mask]
+    rotations: list[tuple[RoPEConfig, int]]
+
+
+def _seat(blocks: list[Block]) -> _Seating:
+    """Give every attention layer its seat."""
+    found = _Seating([], [], [])
     for block in blocks:
-        for slot, part in enumerate(_attention(block)):
-            turn = (part.position, part.head_dim)
-            if part.mask not in masks:
-                masks.append(part.mask)
-            if part.position is not None and turn not in rotations:
-                rotations.append(turn)
-            rotation = rotations.index(turn) if part.position is not None else 0
-            part.seat = Seat(masks.index(part.mask), rotation, slot)
-    return masks, rotations
+        for slot, part in enumerate(_mixers(block)):
+            mask = _index(part.mask, found.memory_masks if part.reads_memory else found.masks)
+            rotation = 0 if part.rope is None else _index((part.rope, part.rotated), found.rotations)
+            part.seat = Seat(mask, rotation, slot)
+    return found
 
 
-def _attention(block: Block) -> list[Attention]:
-    return [part for part in sublayers_of(block) if isinstance(part, Attention)]
+def _index(item: Any, found: list[Any]) -> int:
+    """Its place in the list, where it is put if it is not there."""
+    if item not in found:
+        found.append(item)
+    return found.index(item)
+
+
+def _mixers(block: Block) -> list[Mixer]:
+    return [part for part in sublayers_of(block) if isinstance(part, Mixer)]
 
 
 def _block(module: nn.Module) -> Block:

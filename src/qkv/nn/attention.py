@@ -1,36 +1,24 @@
 """Multi-head self-attention: four matrix products (qkv, q kᵀ, weights times v, output)."""
 
 import math
-from typing import ClassVar, NamedTuple, final
+from dataclasses import replace
+from typing import ClassVar, final
 
+import torch
 from torch import nn
 
 from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.masks import Mask, lower
+from qkv.masks import Mask
+from qkv.nn.mixer import Heads, Mixer
 from qkv.nn.norms import NormConfig
-from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
-from qkv.ops.attend import attend
+from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
+from qkv.nn.sublayer import SublayerConfig
+from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Tokens
-
-
-class Seat(NamedTuple):
-    """Where a stack keeps what one of its attention layers needs; given by the stack when it is built.
-
-    Attributes:
-        mask: Index into `Context.masks`.
-        rotation: Index into `Context.rotations`.
-        slot: Added to `Context.slot`: how many attention layers stand before this one in its block.
-    """
-
-    mask: int = 0
-    rotation: int = 0
-    slot: int = 0
 
 
 @final
@@ -49,10 +37,13 @@ class AttentionConfig(SublayerConfig):
         value_dim: Width of the values of one head. None: `head_dim`.
         bias: Whether the query, key and value projections have biases.
         out_bias: Whether the output projection has one. None: as `bias`.
-        position: Rotary embedding; None where positions were added to the embeddings, or there are none.
+        position: Rotary embedding, or a bias of the scores; None where positions were added to the embeddings, or there
+            are none.
         qk_norm: Norm of each head's queries and keys, before the rotation.
         weight_dropout: Probability that an attention weight is dropped in training.
         scale: What q·k is multiplied with. None: 1/√head_dim.
+        softcap: c in c · tanh(score / c) (Gemma 2); None: scores are not bounded.
+        sinks: Whether each head has a trained logit for a key that has no value (gpt-oss).
     """
 
     name: ClassVar[str] = "attention"
@@ -64,10 +55,12 @@ class AttentionConfig(SublayerConfig):
     value_dim: int | None = None
     bias: bool = False
     out_bias: bool | None = None
-    position: RoPEConfig | None = None
+    position: AttentionPositionConfig | None = None
     qk_norm: NormConfig | None = None
     weight_dropout: float = 0.0
     scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +69,8 @@ class AttentionConfig(SublayerConfig):
             raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
         if not 0 <= self.weight_dropout < 1:
             raise ConfigError(f"weight_dropout={self.weight_dropout} must be at least 0 and below 1")
+        if self.softcap is not None and self.softcap <= 0:
+            raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
     def build(self, d_model: int) -> "Attention":
         """The sublayer for a stream of width `d_model`."""
@@ -83,7 +78,7 @@ class AttentionConfig(SublayerConfig):
 
 
 @final
-class Attention(Sublayer):
+class Attention(Mixer):
     """See `AttentionConfig`.
 
     `qkv_proj.weight` holds, for each kv head: the rows of its group's query heads, its key rows, its value rows. So a
@@ -100,31 +95,37 @@ class Attention(Sublayer):
         self.n_kv_heads = config.n_kv_heads or config.n_heads
         self.head_dim = config.head_dim or d_model // config.n_heads
         self.value_dim = config.value_dim or self.head_dim
-        if config.position is not None and self.head_dim % 2:
-            raise ConfigError(f"rotary embedding pairs coordinates and head_dim={self.head_dim} is odd; make it even")
         self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
         self.weight_dropout = config.weight_dropout
-        self.mask, self.position = config.mask, config.position
-        self.seat = Seat()
+        self.mask, self.softcap = config.mask, config.softcap
+        self.rope = config.position if isinstance(config.position, RoPEConfig) else None
+        self.rotated = 0 if self.rope is None else self.rope.width(self.head_dim)
         per_group = (self.n_heads // self.n_kv_heads + 1) * self.head_dim + self.value_dim
         out_bias = config.bias if config.out_bias is None else config.out_bias
         self.qkv_proj = nn.Linear(d_model, self.n_kv_heads * per_group, bias=config.bias)
         self.o_proj = nn.Linear(self.n_heads * self.value_dim, d_model, bias=out_bias)
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.score_bias = config.position.build(self.n_heads) if isinstance(config.position, ScoreBiasConfig) else None
+        self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if config.sinks else None
 
-    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """Attention of the stream to itself."""
-        ctx = self._alone(x) if ctx is None else ctx
+    def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
+        """What each token reads in the stream."""
         q, k, v = self._heads(x, ctx)
         if ctx.cache is not None:
             k, v = ctx.cache.update(ctx.slot + self.seat.slot, k, v)
-        mask = ctx.masks[self.seat.mask]
-        dropout = self.weight_dropout if self.training else 0.0
-        out = attend(q, k, v, mask=mask, scale=self.scale, dropout=dropout)
-        if ctx.recorder is not None:
-            ctx.recorder.attention(ctx.slot + self.seat.slot, q, k, mask, self.scale, out)
-        return self.o_proj(out.transpose(1, 2).flatten(2)), None
+        problem = Problem(q, k, v, ctx.masks[self.seat.mask], self.scale)
+        return self.o_proj(self.attend(self.options(problem, training=self.training), ctx))
+
+    def options(self, problem: Problem, *, training: bool) -> Problem:
+        """The same with dropout, bias, sinks and soft-cap of this layer."""
+        return replace(
+            problem,
+            dropout=self.weight_dropout if training else 0.0,
+            bias=None if self.score_bias is None else self.score_bias(problem.k.shape[2], problem.q),
+            sinks=self.sinks,
+            softcap=self.softcap,
+        )
 
     def _heads(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys (B, G, T, K) and values (B, G, T, v), normed and rotated."""
@@ -135,21 +136,19 @@ class Attention(Sublayer):
         q = q.unflatten(-1, (per_key, self.head_dim))  # (B, T, G, H/G, K)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.position is not None:
+        if self.rope is not None:
             by = ctx.rotations[self.seat.rotation]
-            q, k = rotate(q, by, self.position.layout), rotate(k, by, self.position.layout)
+            q, k = rotate(q, by, self.rope.layout), rotate(k, by, self.rope.layout)
         return q.flatten(2, 3).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def _alone(self, x: Tensor) -> Context:
-        tokens = Tokens.full(x.shape[0], x.shape[1], device=x.device)
-        rotations = ()
-        if self.position is not None:
-            rotations = (self.position.rotation(tokens, self.head_dim, x.shape[1], x.dtype),)
-        return Context(tokens, (lower(self.mask, tokens, tokens),), rotations)
+    @property
+    def heads(self) -> Heads:
+        """As configured."""
+        return Heads(self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim)
 
     def cache_shape(self) -> CacheShape:
         """What a cache keeps of one token."""
-        return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim)
+        return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim, self.mask.reach)
 
     def residual_weights(self) -> list[Tensor]:
         """The output projection."""

@@ -94,6 +94,132 @@ class SinusoidalPositions(PositionTable):
 
 
 @config
+class AttentionPositionConfig(Config, ABC):
+    """Base of what tells attention where tokens stand: a rotation of queries and keys, or a bias of the scores."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In a few words."""
+
+
+@config
+class ScoreBiasConfig(AttentionPositionConfig, ABC):
+    """Base of the biases that depend on the distance between query and key alone."""
+
+    def describe(self) -> str:
+        """Its name."""
+        return f"{self.tag()} on the scores"
+
+    @abstractmethod
+    def build(self, n_heads: int) -> "ScoreBias":
+        """The bias for so many query heads."""
+
+
+class ScoreBias(nn.Module, ABC):
+    """Base of the biases."""
+
+    @abstractmethod
+    def forward(self, n_keys: int, like: Tensor) -> Float[Tensor, "H distances"]:
+        """For each head a number for every distance key - query from -R to R, in at least float32.
+
+        Args:
+            n_keys: R + 1, unless the bias levels off before that.
+            like: A tensor on the device, and of the type, of the queries.
+        """
+
+
+@final
+@config
+class ALiBiConfig(ScoreBiasConfig):
+    """-slope · |distance|, with a fixed slope for each head.
+
+    Source: Press et al. 2022 (ALiBi), section 3, whose slopes are 2^(-8 i / n) for heads i = 1 to n; where n is no
+    power of two, those of the next lower one, then every other one of the next higher, as in the authors' code.
+    """
+
+    def build(self, n_heads: int) -> "ALiBi":
+        """The bias for so many query heads."""
+        return ALiBi(n_heads)
+
+
+@final
+class ALiBi(ScoreBias):
+    """See `ALiBiConfig`."""
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        n = 2 ** int(math.log2(n_heads))
+        slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
+        self.slopes = slopes + [2 ** (-4 * i / n) for i in range(1, 2 * (n_heads - n), 2)]
+
+    def forward(self, n_keys: int, like: Tensor) -> Float[Tensor, "H distances"]:
+        """Straight lines down from distance 0."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        slopes = torch.tensor(self.slopes, dtype=wide, device=like.device)  # no buffer, which `.bfloat16()` would round
+        return -slopes[:, None] * torch.arange(1 - n_keys, n_keys, device=like.device).abs()
+
+
+@final
+@config
+class T5BiasConfig(ScoreBiasConfig):
+    """A trained number for each head and bucket of distances: one a distance up close, then ever wider ones.
+
+    Source: Raffel et al. 2020 (T5), section 2.1; the buckets are those of the authors' code.
+
+    Attributes:
+        buckets: How many; with `two_sided` half of them for keys after the query.
+        max_distance: From there on all distances share the last bucket.
+        two_sided: Whether keys after the query have buckets of their own (encoders); else they have that of distance 0.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+    two_sided: bool = False
+
+    def __post_init__(self) -> None:
+        if self.buckets < 4 or self.max_distance <= self.buckets // 2:
+            raise ConfigError(
+                f"buckets={self.buckets} must be at least 4 and max_distance={self.max_distance} above half of it"
+            )
+
+    def build(self, n_heads: int) -> "T5Bias":
+        """The bias for so many query heads."""
+        return T5Bias(self, n_heads)
+
+
+@final
+class T5Bias(ScoreBias):
+    """See `T5BiasConfig`."""
+
+    def __init__(self, config: T5BiasConfig, n_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(n_heads, config.buckets))
+
+    def forward(self, n_keys: int, like: Tensor) -> Float[Tensor, "H distances"]:
+        """The number of each distance's bucket."""
+        reach = min(max(n_keys - 1, 0), self.config.max_distance)
+        table = self.weight.to(torch.promote_types(like.dtype, torch.float32))
+        return table[:, t5_bucket(torch.arange(-reach, reach + 1, device=like.device), self.config)]
+
+
+def t5_bucket(distance: Int[Tensor, " n"], config: T5BiasConfig) -> Int[Tensor, " n"]:
+    """The bucket of each distance key - query."""
+    n, first = config.buckets, torch.zeros_like(distance)
+    if config.two_sided:
+        n //= 2
+        first = (distance > 0) * n
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = n // 2
+    # float32, as in the authors' code: at the edges of the buckets the rounding decides.
+    wider = torch.log(distance.float().clamp(min=1) / exact) / math.log(config.max_distance / exact) * (n - exact)
+    wide = (exact + wider.long()).clamp(max=n - 1)
+    return first + torch.where(distance < exact, distance, wide)
+
+
+@config
 class RoPEScalingConfig(Config, ABC):
     """Base of the ways to stretch rotary embedding to longer texts than it was trained on."""
 
@@ -245,7 +371,7 @@ class Llama3ScalingConfig(RoPEScalingConfig):
 
 @final
 @config
-class RoPEConfig(Config):
+class RoPEConfig(AttentionPositionConfig):
     """Rotary position embedding of queries and keys (Su et al. 2021, RoFormer, section 3.2).
 
     Attributes:
@@ -253,15 +379,37 @@ class RoPEConfig(Config):
         layout: Which coordinates make a pair: "half" (i and i + K/2: GPT-NeoX, Hugging Face) or "interleaved" (2i and
             2i + 1: the paper, Meta's code).
         scaling: How it is stretched to longer texts, if it is.
+        fraction: Share of a head's coordinates that are rotated, the first ones (GPT-NeoX); the rest know no position.
     """
 
     theta: float = 10_000.0
     layout: Literal["half", "interleaved"] = "half"
     scaling: RoPEScalingConfig | None = None
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if self.theta <= 1:
             raise ConfigError(f"theta={self.theta} must be above 1; it is usually 10000 or more")
+        if not 0 < self.fraction <= 1:
+            raise ConfigError(f"fraction={self.fraction} must be above 0 and at most 1")
+
+    def describe(self) -> str:
+        """Base, share of the coordinates, scaling."""
+        scaling = f" ({self.scaling.tag().removesuffix('Scaling')})" if self.scaling else ""
+        share = f" on {self.fraction:.0%}" if self.fraction < 1 else ""
+        return f"rotary θ={self.theta:,.0f}{share}{scaling}"
+
+    def width(self, head_dim: int) -> int:
+        """How many coordinates of a head are rotated.
+
+        Raises:
+            ConfigError: The number is odd, and coordinates turn in pairs.
+        """
+        width = int(head_dim * self.fraction)
+        if width % 2 or not width:
+            share = "" if self.fraction == 1 else f", of which {width} turn,"
+            raise ConfigError(f"rotary embedding pairs coordinates and head_dim={head_dim}{share} is odd; make it even")
+        return width
 
     def rotation(self, tokens: Tokens, width: int, longest: int, dtype: torch.dtype) -> Rotation:
         """The angles of these tokens, for heads of `width` rotated coordinates."""

@@ -3,19 +3,28 @@
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Literal
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-
-from qkv.errors import ConfigError
+from qkv.errors import ConfigError, suggest
 from qkv.masks import LoweredMask, Mask, lower
-from qkv.ops.documents import attend_documents
-from qkv.ops.reference import reference_attention, without_padding
+from qkv.ops import sdpa
+from qkv.ops.backend import Backend, Problem
+from qkv.ops.documents import DOCUMENTS
+from qkv.ops.reference import REFERENCE, weights_of
+from qkv.ops.tiled import TILED
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
-Backend = Literal["auto", "reference", "sdpa", "documents"]
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (REFERENCE, sdpa.SDPA, DOCUMENTS, TILED)}
+
+ORDER = {
+    "plain": ("sdpa", "tiled", "reference"),
+    "documents": ("documents", "tiled", "sdpa", "reference"),
+    "small": ("sdpa", "tiled", "reference"),
+    "large": ("tiled", "sdpa", "reference"),
+}
+"""Backends from the fastest to the slowest, as `benchmarks/attention.py` measured them, for each kind of mask: nothing
+but causal or full rows; whole documents side by side; anything else on a small square, and on a large one."""
 
 _log: list[str] | None = None
 
@@ -34,6 +43,37 @@ def kernels_used() -> Generator[list[str]]:
         _log = outer
 
 
+class Choice(NamedTuple):
+    """What runs, and why what would be faster does not.
+
+    Attributes:
+        name: The backend.
+        passed: Those that were passed over, with the reason, fastest first.
+    """
+
+    name: str
+    passed: tuple[tuple[str, str], ...]
+
+
+def choose(problem: Problem) -> Choice:
+    """The fastest backend that honours all that is asked."""
+    passed: list[tuple[str, str]] = []
+    for name in ORDER[_kind(problem)]:
+        why = BACKENDS[name].refuses(problem)
+        if not why:
+            return Choice(name, tuple(passed))
+        passed.append((name, why))
+    raise AssertionError("the reference refuses nothing")
+
+
+def _kind(p: Problem) -> str:
+    if p.mask.documents is not None:
+        return "documents"
+    if p.mask.plain and p.bias is None:
+        return "plain"
+    return "small" if p.mask.allow is not None else "large"
+
+
 def attend(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],
@@ -42,7 +82,11 @@ def attend(
     mask: Mask | LoweredMask,
     scale: float | None = None,
     dropout: float = 0.0,
-    backend: Backend = "auto",
+    bias: Float[Tensor, "heads distances"] | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+    strict: bool = False,
 ) -> Float[Tensor, "B H T v"]:
     """Scaled dot-product attention: softmax(scale · q kᵀ) v over what `mask` allows.
 
@@ -54,34 +98,90 @@ def attend(
             tokens; a `LoweredMask` has seen the tokens already.
         scale: 1/√K when None.
         dropout: Probability that a weight is dropped.
-        backend: "auto" takes the fastest that honours the mask and the dropout. `documents` and `sdpa` need a mask of
-            their kind, or raise.
+        bias: Added to the scores, after the soft-cap: for each head a number for every distance `k.index - q.index`
+            from -R to R (2 R + 1 columns); pairs that are farther apart take the end.
+        sinks: For each head the logit of a key that every query sees and that has no value.
+        softcap: c in c · tanh(score / c); None: no cap.
+        backend: A name in `BACKENDS`; "auto" takes the fastest that honours all of the above.
+        strict: With "auto", raise where an option keeps the fastest backend for this mask from running.
 
     Raises:
         ConfigError: The shapes do not fit, or the backend cannot honour what is asked.
 
     Source: Vaswani et al. 2017, section 3.2.1. Differs in that a query that may see nothing returns 0.
     """
+    _check_shapes(q, k, v, bias, sinks, softcap)
+    if isinstance(mask, Mask):
+        mask = _lower_full(mask, q, k)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return solve(Problem(q, k, v, mask, scale, dropout, bias, sinks, softcap), backend=backend, strict=strict)
+
+
+def attention_weights(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    *,
+    mask: Mask | LoweredMask,
+    scale: float | None = None,
+    bias: Float[Tensor, "heads distances"] | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "B H T S"]:
+    """The weights with which `attend` averages the values; arguments and errors as there.
+
+    They take memory that grows with the square, so no kernel but the readable one computes them. Those of a query sum
+    to 1, to less with sinks, and to 0 where it sees nothing.
+    """
+    _check_shapes(q, k, k, bias, sinks, softcap)
+    if isinstance(mask, Mask):
+        mask = _lower_full(mask, q, k)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return weights_of(Problem(q, k, k, mask, scale, bias=bias, sinks=sinks, softcap=softcap).without_padding())
+
+
+def solve(problem: Problem, *, backend: str = "auto", strict: bool = False) -> Float[Tensor, "B H T v"]:
+    """`attend` for a problem whose shapes are known to fit."""
+    name = _named(problem, backend) if backend != "auto" else _chosen(problem, strict)
+    out = BACKENDS[name].run(problem)
+    if _log is not None:
+        _log.append(f"sdpa:{sdpa.kernel(problem)}" if name == "sdpa" else name)
+    return out
+
+
+def _chosen(problem: Problem, strict: bool) -> str:
+    name, passed = choose(problem)
+    if strict and passed:
+        fastest, why = passed[0]
+        raise ConfigError(
+            f"strict: {fastest!r} is the fastest backend here and {why}; change that, or let {name!r} run"
+        )
+    return name
+
+
+def _named(problem: Problem, name: str) -> str:
+    if name not in BACKENDS:
+        raise ConfigError(f"there is no backend {name!r}; {suggest(name, BACKENDS)}")
+    if why := BACKENDS[name].refuses(problem):
+        raise ConfigError(f"backend {name!r} {why}; use {choose(problem).name!r}, or 'auto'")
+    return name
+
+
+def _check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, softcap: float | None
+) -> None:
     if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ConfigError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together; they must be "
             "(B, H, T, K), (B, G, S, K) and (B, G, S, any), with H a multiple of G"
         )
-    if isinstance(mask, Mask):
-        mask = _lower_full(mask, q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    name = _choose(q, v, mask, dropout) if backend == "auto" else backend
-    if name == "reference":
-        out = reference_attention(q, k, v, mask, scale, dropout)
-    elif name == "documents":
-        if (why := _cannot_split(q, v, mask, dropout)) or mask.documents is None:
-            raise ConfigError(f"backend 'documents' {why or 'needs documents'}; use backend='sdpa' or 'auto'")
-        out, _ = attend_documents(q, k, v, mask.documents, mask.causal, scale)
-    else:
-        out = _sdpa(q, k, v, mask, scale, dropout)
-    if _log is not None:
-        _log.append(name if name != "sdpa" else f"sdpa:{_sdpa_kernel(q, k, v, mask, dropout)}")
-    return out
+    if bias is not None and (bias.shape[0] != q.shape[1] or bias.shape[1] % 2 == 0):
+        raise ConfigError(
+            f"bias {tuple(bias.shape)} must have {q.shape[1]} rows, one a head, and an odd number of distances"
+        )
+    if sinks is not None and sinks.shape != q.shape[1:2]:
+        raise ConfigError(f"sinks {tuple(sinks.shape)} must be {q.shape[1]} numbers, one a head")
+    if softcap is not None and softcap <= 0:
+        raise ConfigError(f"softcap={softcap} must be above 0; leave it out for none")
 
 
 def _lower_full(mask: Mask, q: Tensor, k: Tensor) -> LoweredMask:
@@ -90,47 +190,3 @@ def _lower_full(mask: Mask, q: Tensor, k: Tensor) -> LoweredMask:
         return lower(mask, keys, keys)
     queries = Tokens.full(q.shape[0], q.shape[2], start=k.shape[2] - q.shape[2], device=q.device)
     return lower(mask, queries, keys, past=True)
-
-
-def _choose(q: Tensor, v: Tensor, mask: LoweredMask, dropout: float) -> Backend:
-    if mask.documents is not None and not _cannot_split(q, v, mask, dropout):
-        return "documents"
-    return "sdpa"
-
-
-def _cannot_split(q: Tensor, v: Tensor, mask: LoweredMask, dropout: float) -> str:
-    """Why the kernel for documents cannot run; empty if it can."""
-    if dropout:
-        return f"has no dropout (asked for {dropout})"
-    if q.device.type != "cpu":
-        return f"runs on the CPU only (the tensors are on {q.device.type})"
-    if q.shape[-1] != v.shape[-1]:
-        return f"needs values as wide as keys ({v.shape[-1]} and {q.shape[-1]})"
-    return ""
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, scale: float, dropout: float) -> Tensor:
-    plain = mask.documents is None and mask.allow is None
-    padding = mask.padding()
-    if padding is not None:  # SDPA lets a NaN in a masked value through
-        k, v = without_padding(k, padding), without_padding(v, padding)
-        if mask.documents is not None:
-            q = without_padding(q, padding)
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=None if plain else mask.dense(q.shape[2], k.shape[2], q.device),
-        dropout_p=dropout,
-        is_causal=plain and mask.causal,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-
-
-def _sdpa_kernel(q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, dropout: float) -> str:
-    plain = mask.documents is None and mask.allow is None
-    dense = None if plain else mask.dense(q.shape[2], k.shape[2], q.device)
-    gqa = q.shape[1] != k.shape[1]
-    choice = torch._fused_sdp_choice(q, k, v, dense, dropout, plain and mask.causal, enable_gqa=gqa)  # pyright: ignore
-    return {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}.get(int(choice), str(choice))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from qkv.ops.backend import Backend, Problem
 from qkv.shapes import Tensor
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -111,3 +112,28 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 
 torch.library.register_autograd("qkv::attend_documents", _backward, setup_context=_setup)  # pyright: ignore
+
+
+def _refuses(p: Problem) -> str:
+    if p.mask.documents is None:
+        return "needs documents side by side, under Full or Causal"
+    if p.q.device.type != "cpu":
+        return f"runs on the CPU only (the tensors are on {p.q.device.type})"
+    if p.q.shape[-1] != p.v.shape[-1]:
+        return f"needs values as wide as keys ({p.v.shape[-1]} and {p.q.shape[-1]})"
+    options = {"dropout": p.dropout or None, "bias": p.bias, "sinks": p.sinks, "soft-cap": p.softcap}
+    asked = [name for name, value in options.items() if value is not None]
+    return f"has no {asked[0]}" if asked else ""
+
+
+def _run(p: Problem) -> Tensor:
+    assert p.mask.documents is not None
+    out, _ = attend_documents(p.q, p.k, p.v, p.mask.documents, p.mask.causal, p.scale)
+    return out
+
+
+def _memory(_: Problem) -> int:
+    return 0
+
+
+DOCUMENTS = Backend("documents", "documents under Full or Causal, on the CPU; skips padding", _refuses, _run, _memory)

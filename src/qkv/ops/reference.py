@@ -3,49 +3,50 @@
 import torch
 import torch.nn.functional as F
 
-from qkv.masks import LoweredMask
+from qkv.ops.backend import Backend, Problem
 from qkv.shapes import Float, Tensor
 
 
-def attention_weights(
-    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B G S K"], mask: LoweredMask, scale: float
-) -> Float[Tensor, "B H T S"]:
-    """softmax(scale · q kᵀ) over the keys that `mask` allows; a query that sees nothing has weights 0.
+def weights_of(p: Problem) -> Float[Tensor, "B H T S"]:
+    """softmax(scale · q kᵀ) over the keys that the mask allows; a query that sees nothing has weights 0.
 
     Source: Vaswani et al. 2017, section 3.2.1, equation 1, whose scale is 1/√K. With fewer kv heads than query heads,
-    query head h reads kv head h // (H / G) (Ainslie et al. 2023). The softmax runs in at least float32.
+    query head h reads kv head h // (H / G) (Ainslie et al. 2023). The soft-cap is that of Gemma 2 (2024, section 2);
+    with sinks the weights of a query sum to less than 1 (Xiao et al. 2023; as logits in gpt-oss, 2025). The softmax
+    runs in at least float32.
     """
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = torch.einsum("bhtk,bhsk->bhts", q, k).to(torch.promote_types(q.dtype, torch.float32)) * scale
-    allowed = mask.dense(q.shape[2], k.shape[2], q.device)
-    if allowed is None:
-        return scores.softmax(-1)
-    # The lowest finite number, not -inf: a row of -inf has a NaN gradient.
-    lowest = torch.finfo(scores.dtype).min
-    return scores.masked_fill(~allowed, lowest).softmax(-1) * allowed
+    k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], dim=1)
+    scores = torch.einsum("bhtk,bhsk->bhts", p.q, k).to(torch.promote_types(p.q.dtype, torch.float32)) * p.scale
+    if p.softcap is not None:
+        scores = p.softcap * torch.tanh(scores / p.softcap)
+    if p.bias is not None:
+        scores = scores + p.bias_tensor()
+    allowed = p.mask.dense(p.q.shape[2], p.k.shape[2], p.q.device)
+    if allowed is not None:
+        # The lowest finite number, not -inf: a row of -inf has a NaN gradient.
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    if p.sinks is not None:
+        sinks = p.sinks[:, None, None].to(scores.dtype).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[2]]
+    return weights if allowed is None else weights * allowed
 
 
-def reference_attention(
-    q: Float[Tensor, "B H T K"],
-    k: Float[Tensor, "B G S K"],
-    v: Float[Tensor, "B G S v"],
-    mask: LoweredMask,
-    scale: float,
-    dropout: float = 0.0,
-) -> Float[Tensor, "B H T v"]:
-    """The weighted mean of the values, with `attention_weights`; dropout (a probability) falls on the weights.
-
-    Quadratic in memory. Padded keys and values are never read, so what they hold does not matter.
-    """
-    padding = mask.padding()
-    if padding is not None:
-        k, v = without_padding(k, padding), without_padding(v, padding)
-        if mask.documents is not None:
-            q = without_padding(q, padding)
-    weights = F.dropout(attention_weights(q, k, mask, scale), dropout, training=dropout > 0).to(v.dtype)
-    return torch.einsum("bhts,bhsv->bhtv", weights, v.repeat_interleave(q.shape[1] // v.shape[1], dim=1))
+def _run(p: Problem) -> Tensor:
+    """The weighted mean of the values; dropout falls on the weights."""
+    p = p.without_padding()
+    weights = F.dropout(weights_of(p), p.dropout, training=p.dropout > 0).to(p.v.dtype)
+    return torch.einsum("bhts,bhsv->bhtv", weights, p.v.repeat_interleave(p.q.shape[1] // p.v.shape[1], dim=1))
 
 
-def without_padding(x: Tensor, valid: Tensor) -> Tensor:
-    """`x` (B, heads, T, width) with zeros where `valid` (B, T) is False, even if there was a NaN."""
-    return torch.where(valid[:, None, :, None], x, 0.0)
+def _memory(p: Problem) -> int:
+    """Scores, weights, and weights in the type of the values."""
+    wide = torch.promote_types(p.q.dtype, torch.float32)
+    return p.q.shape[0] * p.q.shape[1] * p.q.shape[2] * p.k.shape[2] * (2 * wide.itemsize + p.v.dtype.itemsize)
+
+
+def _refuses(_: Problem) -> str:
+    return ""
+
+
+REFERENCE = Backend("reference", "everything; memory that grows with the square", _refuses, _run, _memory)

@@ -35,7 +35,7 @@ def rotation(
 def rotate(
     x: Float[Tensor, "B T ... K"], by: Rotation, layout: Literal["half", "interleaved"]
 ) -> Float[Tensor, "B T ... K"]:
-    """Rotate the coordinates of each head, pair by pair.
+    """Rotate the coordinates of each head, pair by pair; those beyond the angles stay as they are.
 
     Source: Su et al. 2021 (RoFormer), section 3.4.2, which pairs neighbours ("interleaved"). GPT-NeoX, and with it the
     Hugging Face form of Llama, pairs coordinate i with i + K/2 ("half").
@@ -45,6 +45,9 @@ def rotate(
         by: The angles; computed in at least float32 and applied in that type.
         layout: Which coordinates make a pair.
     """
+    width = 2 * by.cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], by, layout), x[..., width:]], dim=-1)
     shape = (*by.cos.shape[:2], *(1 for _ in range(x.dim() - 3)), by.cos.shape[-1])
     cos, sin = by.cos.view(shape), by.sin.view(shape)
     if layout == "half":

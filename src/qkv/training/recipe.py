@@ -11,13 +11,13 @@ from qkv.config import Config, assign, config, read_yaml
 from qkv.data import DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
-from qkv.masks import dense
+from qkv.masks import sees_ahead
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
+from qkv.nn.latent import LatentAttentionConfig
 from qkv.presets import preset
-from qkv.tokens import Tokens
 
 
 @final
@@ -257,9 +257,8 @@ def _for_vectors(model: TransformerConfig, n: int) -> TransformerConfig:
 
 def _check_causal(model: TransformerConfig) -> None:
     """Refuse a mask that lets a token see what it is to predict: the loss would fall, and nothing be learnt."""
-    tokens = Tokens.full(1, 64)
     for part in model.sublayers():
-        if isinstance(part, AttentionConfig) and bool(dense(part.mask, tokens, tokens)[0, 0].triu(1).any()):
+        if isinstance(part, AttentionConfig | LatentAttentionConfig) and sees_ahead(part.mask):
             raise ConfigError(
                 f"a recipe trains a model to predict what comes next, and the mask {part.mask.tag()} of an attention "
                 "lets a token see it; use Causal, alone or as one side of And"

@@ -1,0 +1,57 @@
+"""`qkv check`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from qkv.models.transformer import TransformerConfig
+
+_MOST = 2 * 10**9  # parameters of a model that is built for a check
+
+
+def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "float32", seed: int = 0) -> int:
+    """Ask a model about the laws: padding, packing, caching and the batch leave the answer unchanged.
+
+    Exit code 1 where one is broken.
+
+    Args:
+        model: A run folder, a Hugging Face folder; or a preset, a config or a recipe, with fresh weights.
+        dtype: Type of the weights.
+        seed: Of fresh weights.
+    """
+    import torch
+
+    from qkv.api import load
+    from qkv.cli.show import find_config
+    from qkv.cost import summary
+    from qkv.errors import ConfigError
+    from qkv.laws import check as ask
+
+    if Path(model).expanduser().is_dir():
+        built = load(model).model
+    else:
+        config = _closed(find_config(model))
+        n = summary(config).parameters
+        if n > _MOST:
+            raise ConfigError(
+                f"{model} has {n:,} parameters; check one of at most {_MOST:,}, with fewer or narrower blocks"
+            )
+        torch.manual_seed(seed)
+        built = config.build()
+    report = ask(built.to(getattr(torch, dtype)))
+    print(report)
+    return 0 if report.holds else 1
+
+
+def _closed(config: "TransformerConfig") -> "TransformerConfig":
+    """The config with sizes that a tokenizer or the data would set."""
+    from dataclasses import replace
+
+    from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
+
+    match config.embed:
+        case TokenEmbedderConfig(vocab_size=None):
+            return replace(config, embed=replace(config.embed, vocab_size=256))
+        case VectorEmbedderConfig(n_features=None):
+            return replace(config, embed=replace(config.embed, n_features=8))
+    return config

@@ -1,0 +1,80 @@
+"""Which kernel of attention runs where: the table of `qkv show --kernels`."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from rich import box
+from rich.table import Table
+
+from qkv.cli.drawing import size_in_bytes
+from qkv.masks import LoweredMask, lower
+from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.nn.attention import Attention
+from qkv.nn.blocks import sublayers_of
+from qkv.nn.mixer import Mixer
+from qkv.ops.attend import BACKENDS, choose
+from qkv.ops.backend import Problem
+from qkv.shapes import Tensor
+from qkv.tokens import Tokens
+
+
+def kernels(config: TransformerConfig, *, tokens: int, batch: int, dtype: torch.dtype) -> Table:
+    """A row for each kind of attention layer and of batch: what runs, its memory, and why nothing faster does.
+
+    Args:
+        config: The model.
+        tokens: In a row.
+        batch: Rows.
+        dtype: Of queries, keys and values.
+    """
+    rows: Counter[tuple[str, ...]] = Counter()
+    for layer, n in _layers(config):
+        for what, problem in _problems(layer, tokens, batch, dtype).items():
+            choice = choose(problem)
+            why = "; ".join(f"{name} {reason}" for name, reason in choice.passed)
+            memory = size_in_bytes(BACKENDS[choice.name].memory(problem))
+            rows[layer.mask.describe(), what, choice.name, memory, why or "-"] += n
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for name in ("layers", "mask", "batch", "kernel", "memory", "passed over"):
+        table.add_column(name)
+    for row, n in rows.items():
+        table.add_row(str(n), *row)
+    return table
+
+
+def _layers(config: TransformerConfig) -> Iterator[tuple[Mixer, int]]:
+    """The attention layers, each kind once for every place in the config, and how often it is applied."""
+    for run in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
+        repeat = run if isinstance(run, Repeat) else Repeat(n=1, pattern=run)
+        for block in repeat.pattern if isinstance(repeat.pattern, tuple) else (repeat.pattern,):
+            with torch.device("meta"):
+                parts = sublayers_of(block.build(config.d_model))
+            yield from ((part, repeat.n) for part in parts if isinstance(part, Mixer))
+
+
+def _problems(layer: Mixer, tokens: int, batch: int, dtype: torch.dtype) -> dict[str, Problem]:
+    """The layer's problem in training, on full and on packed rows, and in decoding."""
+    full = Tokens.full(batch, tokens)
+    halves = Tokens.packed([[tokens - tokens // 2, tokens // 2] if tokens > 1 else [1]] * batch)
+    last = Tokens.full(batch, 1, start=tokens - 1)
+    return {
+        f"{batch} x {tokens:,}": _problem(layer, lower(layer.mask, full, full), tokens, tokens, batch, dtype),
+        "packed": _problem(layer, lower(layer.mask, halves, halves), tokens, tokens, batch, dtype),
+        "decoding": _problem(layer, lower(layer.mask, last, full, past=True), 1, tokens, batch, dtype),
+    }
+
+
+def _problem(layer: Mixer, mask: LoweredMask, queries: int, keys: int, batch: int, dtype: torch.dtype) -> Problem:
+    def some(heads: int, n: int, width: int) -> Tensor:
+        return torch.empty((), dtype=dtype).expand(batch, heads, n, width)  # no memory
+
+    heads = layer.heads
+    problem = Problem(
+        some(heads.n_heads, queries, heads.head_dim),
+        some(heads.n_kv_heads, keys, heads.head_dim),
+        some(heads.n_kv_heads, keys, heads.value_dim),
+        mask,
+        scale=1.0,
+    )
+    return layer.options(problem, training=queries > 1) if isinstance(layer, Attention) else problem

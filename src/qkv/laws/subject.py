@@ -1,0 +1,201 @@
+"""What is checked: a model of ours, or anybody's module."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
+
+import torch
+from torch import nn
+
+from qkv.errors import ConfigError
+from qkv.masks import sees_ahead
+from qkv.models.transformer import Transformer
+from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.shapes import Tensor
+from qkv.tokens import Tokens
+
+Padded = Callable[[Tensor, Tensor], Any]
+Packed = Callable[[Tensor, Sequence[Sequence[int]]], Any]
+Steps = Callable[[Tensor, Sequence[int]], Any]
+
+
+class Subject(ABC):
+    """Base of what can be checked. Outputs are (B, T, any), one vector for each token.
+
+    Attributes:
+        module: The module, in evaluation mode while a law looks at it.
+        causal: Whether a token must not see what comes after it.
+        can: What it can be asked for besides plain batches: "padded", "packed", "steps".
+        longest: Tokens of the longest input; None: any.
+    """
+
+    module: nn.Module
+    causal: bool
+    can: frozenset[str]
+    longest: int | None = None
+
+    @abstractmethod
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        """Random input: ids (B, T), or vectors (B, T, features)."""
+
+    @abstractmethod
+    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
+        """The same with something else where `valid` (B, T) is False."""
+
+    @abstractmethod
+    def run(self, inputs: Tensor) -> Tensor:
+        """One full sequence per row."""
+
+    @abstractmethod
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
+        """Rows of different lengths, padded on a side."""
+
+    @abstractmethod
+    def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
+        """Several documents in each row."""
+
+    @abstractmethod
+    def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
+        """Read in pieces that end at `cuts`, with a cache; the outputs side by side."""
+
+
+@final
+class ModelSubject(Subject):
+    """A model of qkv.
+
+    Raises:
+        ConfigError: The model reads a memory, or takes what nobody can draw.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        if model.reads_memory:
+            raise ConfigError("the model has cross-attention; check it with a memory of yours, as a ModuleSubject")
+        embed = model.config.embed
+        self.module = self.model = model
+        self.causal = not any(sees_ahead(mask) for mask in model.masks)
+        self.can = frozenset({"padded", "packed", "steps"} if self.causal else {"padded", "packed"})
+        self.longest = embed.max_length
+        if isinstance(embed, TokenEmbedderConfig):
+            self._draw = _Ids(embed.vocab_size or 1)
+        elif isinstance(embed, VectorEmbedderConfig):
+            self._draw = _Vectors(embed.n_features or 1, next(model.parameters()).dtype)
+        else:
+            raise ConfigError(f"no input can be drawn for a model with the embedder {embed.tag()}; check a part of it")
+
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        """See `Subject`."""
+        return self._draw.draw(batch, length, seed)
+
+    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
+        """See `Subject`: an id that is none, or vectors of NaN."""
+        poison = -7 if inputs.dim() == 2 else float("nan")
+        return inputs.masked_fill(~valid.view(*valid.shape, *(1,) * (inputs.dim() - 2)), poison)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """See `Subject`."""
+        return self.model(inputs)
+
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
+        """See `Subject`."""
+        return self.model(inputs, Tokens.padded(lengths, inputs.shape[1], side=side))
+
+    def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
+        """See `Subject`."""
+        return self.model(inputs, Tokens.packed(lengths, inputs.shape[1]))
+
+    def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
+        """See `Subject`."""
+        cache = self.model.make_cache(inputs.shape[0], inputs.shape[1])
+        starts = [0, *cuts[:-1]]
+        return torch.cat([self.model(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
+
+
+@final
+class ModuleSubject(Subject):
+    """Anybody's module, and how it is called.
+
+    Args:
+        module: Maps inputs to outputs (B, T, any), or to something with `.logits`, or a tuple that begins with them.
+        vocab_size: Of the ids that it takes; or else
+        n_features: the width of the vectors that it takes.
+        causal: Whether a token must not see what comes after it.
+        padded: `padded(inputs, valid)`, where `valid` (B, T) is True at tokens: how it is told of padding.
+        packed: `packed(inputs, lengths)`: how it is told of documents side by side; `lengths` as in `Tokens.packed`.
+        steps: `steps(inputs, cuts)`: the outputs of pieces that end at `cuts`, read with its cache, side by side.
+        longest: Tokens of its longest input; None: any.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        vocab_size: int | None = None,
+        n_features: int | None = None,
+        causal: bool = True,
+        padded: Padded | None = None,
+        packed: Packed | None = None,
+        steps: Steps | None = None,
+        longest: int | None = None,
+    ) -> None:
+        if (vocab_size is None) == (n_features is None):
+            raise ConfigError("say what the module takes: either vocab_size (ids) or n_features (vectors)")
+        self.module, self.causal, self.longest = module, causal, longest
+        ways = {"padded": padded, "packed": packed, "steps": steps}
+        self.can = frozenset(name for name, way in ways.items() if way is not None)
+        self._ways: dict[str, Any] = ways
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        self._draw = _Ids(vocab_size) if vocab_size is not None else _Vectors(n_features or 1, dtype)
+
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        """See `Subject`."""
+        return self._draw.draw(batch, length, seed)
+
+    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
+        """See `Subject`: other ids, or huge vectors; a module need not be ready for ids that are none."""
+        other = self.draw(*inputs.shape[:2], seed=99)
+        other = other if inputs.dim() == 2 else other * 100
+        return torch.where(valid.view(*valid.shape, *(1,) * (inputs.dim() - 2)), inputs, other)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """See `Subject`."""
+        return _outputs(self.module(inputs))
+
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
+        """See `Subject`."""
+        return _outputs(self._ways["padded"](inputs, Tokens.padded(lengths, inputs.shape[1], side=side).valid))
+
+    def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
+        """See `Subject`."""
+        return _outputs(self._ways["packed"](inputs, lengths))
+
+    def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
+        """See `Subject`."""
+        return _outputs(self._ways["steps"](inputs, cuts))
+
+
+class _Ids:
+    def __init__(self, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        return torch.randint(self._vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+class _Vectors:
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        self._width, self._dtype = width, dtype
+
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, length, self._width, generator=generator).to(self._dtype)
+
+
+def _outputs(found: Any) -> Tensor:
+    """The outputs in what a module returned."""
+    if isinstance(found, tuple | list):
+        found = found[0]
+    found = getattr(found, "logits", getattr(found, "last_hidden_state", found))
+    if not isinstance(found, Tensor) or found.dim() != 3:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ConfigError(f"the module returned {what}; the laws need a vector for each token, (B, T, any)")
+    return found

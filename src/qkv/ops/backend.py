@@ -1,0 +1,79 @@
+"""What every backend of attention is: a name, what it cannot do, and how it runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from qkv.masks import LoweredMask
+from qkv.shapes import Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of attention, as a backend gets it.
+
+    Attributes:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        mask: Who may attend to whom.
+        scale: What q·k is multiplied with.
+        dropout: Probability that a weight is dropped.
+        bias: Added to the scores after the soft-cap, for each head by the distance `k.index - q.index` from -R to R;
+            pairs that are farther apart take the end.
+        sinks: For each head the logit of a key that every query sees and that has no value.
+        softcap: c in c · tanh(score / c); None: no cap.
+    """
+
+    q: Float[Tensor, "B H T K"]
+    k: Float[Tensor, "B G S K"]
+    v: Float[Tensor, "B G S v"]
+    mask: LoweredMask
+    scale: float
+    dropout: float = 0.0
+    bias: Float[Tensor, "H distances"] | None = None
+    sinks: Float[Tensor, " H"] | None = None
+    softcap: float | None = None
+
+    def without_padding(self) -> "Problem":
+        """The same with zeros where there is padding: a kernel that reads masked values lets a NaN through."""
+        queries, keys = self.mask.padding()
+        k, v = (self.k, self.v) if keys is None else (_zeroed(self.k, keys), _zeroed(self.v, keys))
+        return replace(self, q=self.q if queries is None else _zeroed(self.q, queries), k=k, v=v)
+
+    def bias_tensor(self) -> Float[Tensor, "#B H T S"]:
+        """The bias of every pair; quadratic."""
+        assert self.bias is not None
+        rule = self.mask.as_rule(self.q.shape[2], self.k.shape[2], self.q.device)
+        return self.bias[:, place_of_distance(rule.q[0], rule.k[0], self.bias.shape[1])].transpose(0, 1)
+
+
+def place_of_distance(q_index: Int[Tensor, "#B T"], k_index: Int[Tensor, "#B S"], size: int) -> Int[Tensor, "#B T S"]:
+    """The column of a bias (H, size) for each pair: that of `k - q`, 0 in the middle, the ends for all beyond them."""
+    reach = size // 2
+    return (k_index[..., None, :] - q_index[..., :, None]).clamp(-reach, reach) + reach
+
+
+def _zeroed(x: Tensor, valid: Tensor) -> Tensor:
+    """`x` (B, heads, T, width) with zeros where `valid` (B, T) is False, even if there was a NaN."""
+    return torch.where(valid[:, None, :, None], x, 0.0)
+
+
+class Backend(NamedTuple):
+    """A way to compute attention.
+
+    Attributes:
+        name: What it is asked for by.
+        honours: What it is good for, in a line.
+        refuses: Why it cannot compute a problem, as the end of a sentence that begins with its name; empty if it can.
+        run: The output, (B, H, T, v).
+        memory: Bytes that the forward pass takes beyond its input and output, without what a library takes inside.
+    """
+
+    name: str
+    honours: str
+    refuses: Callable[[Problem], str]
+    run: Callable[[Problem], Tensor]
+    memory: Callable[[Problem], int]

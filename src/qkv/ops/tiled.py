@@ -1,0 +1,350 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""Attention tile by tile with an online softmax: memory grows with the tokens, and tiles that are masked cost nothing.
+
+Source: Milakov and Gimelshein 2018 for the online softmax; Rabe and Staats 2021 and Dao et al. 2022 (FlashAttention),
+algorithms 1 and 4, for attention with it. Differs in that a tile is a batched matrix product of PyTorch's, so that it
+runs anywhere, and in that whole tiles are skipped by what the mask says of them (`ops/tiles.py`).
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from qkv.masks import Mask, Rule
+from qkv.ops.backend import Backend, Problem, place_of_distance
+from qkv.ops.tiles import Run, Work, work
+from qkv.shapes import Tensor
+
+_ROWS = 256
+"""Query rows of a tile: tokens of a block times query heads per kv head."""
+
+_KEYS = 64
+"""Keys of a tile: what lies between a window and the next multiple is computed for nothing."""
+
+_LONGEST = 512
+"""Keys of neighbouring tiles that are taken together. Scores of 8 heads, 256 x 512, take 4 MiB: about a cache."""
+
+
+_LEAST = -80.0
+"""Scores are cut off so far below the highest: processors take 30 times as long for exponentials that underflow."""
+
+_FAR = 1e30
+"""What is taken from scores that the mask forbids, so that none of them is the highest."""
+
+
+@torch.library.custom_op("qkv::attend_tiled", mutates_args=())
+def attend_tiled(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_places: Tensor,
+    k_places: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    mask: str,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention under a `Rule`; q (B, H, T, K), k (B, G, S, K), v (B, G, S, v).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        q_places: `Rule.q`.
+        k_places: `Rule.k`.
+        bias: Added to the scores by distance, (H, 2 R + 1): see `Problem.bias`.
+        sinks: Logits of a key without value, one for each head (H,).
+        mask: `Mask.text` of its mask.
+        scale: What q·k is multiplied with.
+        softcap: Bound of the scores; 0: none.
+
+    Returns:
+        The output (B, H, T, v); and for the backward pass the highest score of each query, and the sum of the
+        exponentials beyond it, (2, B, H, T). (Their one log-sum-exp, which others keep, would round the weights.)
+    """
+    tiles = _Tiles(q, k, v, q_places, k_places, bias, mask, scale, softcap)
+    out, sums = _empty_outputs(q, v)
+    out.zero_()
+    sums[0], sums[1] = 0.0, math.inf  # of a query that sees nothing: its weights are 0 in the backward pass
+    lowest = torch.finfo(sums.dtype).min
+    for at in tiles.work():
+        queries = tiles.queries(q, at)
+        top = queries.new_full((*queries.shape[:2], 1), lowest, dtype=sums.dtype)
+        total = torch.zeros_like(top)
+        summed = queries.new_zeros(*queries.shape[:2], v.shape[-1], dtype=sums.dtype)
+        if sinks is not None:
+            top, total = tiles.sinks(sinks, at).to(sums.dtype), torch.ones_like(top)
+        for run in at.runs:
+            scores, keep, _ = tiles.scores(queries, at, run)
+            if keep is not None:
+                tiles.heads(scores).add_((keep - 1) * _FAR)
+            new = torch.maximum(top, scores.amax(-1, keepdim=True))
+            weights = tiles.weights(scores.sub_(new), keep)
+            shrink = (top - new).clamp_(min=_LEAST).exp_()
+            total = total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
+            _add_product(summed.mul_(shrink), weights, tiles.values(at, run))
+            top = new
+        total.masked_fill_(total == 0, math.inf)
+        tiles.put(out, at, summed / total)
+        tiles.put(sums[0], at, top.squeeze(-1))
+        tiles.put(sums[1], at, total.squeeze(-1))
+    return out, sums
+
+
+@torch.library.custom_op("qkv::attend_tiled_backward", mutates_args=())
+def attend_tiled_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    q_places: Tensor,
+    k_places: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    mask: str,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v, bias and sinks (the last two empty where there are none)."""
+    tiles = _Tiles(q, k, v, q_places, k_places, bias, mask, scale, softcap)
+    wide = sums.dtype
+    grad_q = _like(q, q.shape[-1]).zero_()
+    grad_k, grad_v = torch.zeros_like(tiles.k, dtype=wide), torch.zeros_like(tiles.v, dtype=wide)
+    grad_bias = torch.zeros_like(tiles.bias, dtype=torch.float64)  # most pairs may be in one of the two ends
+    delta = torch.linalg.vecdot(grad.to(wide), out.to(wide)) / sums[1]  # (B, H, T)
+    grad_sinks = torch.zeros(0, dtype=wide, device=q.device)
+    if sinks is not None:
+        grad_sinks = -((sinks[:, None] - sums[0]).exp() * delta).sum((0, 2))
+    for at in tiles.work():
+        top, total, shift = (tiles.queries(x[..., None], at) for x in (*sums, delta))
+        queries, above = tiles.queries(q, at), (tiles.queries(grad, at) / total).to(q.dtype)
+        found = torch.zeros_like(queries, dtype=wide)
+        for run in at.runs:
+            scores, keep, slope = tiles.scores(queries, at, run)
+            keys, values = tiles.keys(at, run), tiles.values(at, run)
+            # Times the total, by which `above` and `shift` are divided.
+            weights = tiles.weights(scores.sub_(top), keep)
+            _add_product(tiles.part(grad_v, at, run), weights.mT, above)
+            into = tiles.product(above, values.mT, 1.0, 1).sub_(shift).mul_(weights)
+            tiles.add_to_bias(grad_bias, at, run, into)
+            if slope is not None:
+                into.mul_(slope)
+            _add_product(found, into, keys, scale)
+            _add_product(tiles.part(grad_k, at, run), into.mT, queries, scale)
+        tiles.put(grad_q, at, found)
+    return (
+        grad_q,
+        grad_k.view(k.shape).to(k.dtype),
+        grad_v.view(v.shape).to(v.dtype),
+        grad_bias.to(tiles.bias.dtype),
+        grad_sinks if sinks is None else grad_sinks.to(sinks.dtype),
+    )
+
+
+class _Tiles:
+    """Views of the tiles of one problem, as three axes: (rows times kv heads, query rows or keys, width)."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_places: Tensor,
+        k_places: Tensor,
+        bias: Tensor | None,
+        mask: str,
+        scale: float,
+        softcap: float,
+    ) -> None:
+        self.batch, self.n_heads, self.groups = q.shape[0], q.shape[1], k.shape[1]
+        self.per_key = self.n_heads // self.groups
+        self.k, self.v = k.contiguous().flatten(0, 1), v.contiguous().flatten(0, 1)  # (B·G, S, width)
+        self.rule = Rule(Mask.from_text(mask), q_places.int(), k_places.int())  # half the work of 64 bits
+        self.bias = q.new_zeros(0) if bias is None else bias
+        self.scale, self.softcap = scale, softcap
+        self.wide = torch.promote_types(q.dtype, torch.float32)
+        # Two buffers for all tiles: fresh memory of this size costs a page fault for every 4 KiB.
+        size = self.batch * self.groups * self._block() * self.per_key * min(_LONGEST, max(k.shape[2], 1))
+        self.buffers = [q.new_empty(size), q.new_empty(0)]
+
+    def _block(self) -> int:
+        return max(1, _ROWS // self.per_key)
+
+    def work(self) -> list[Work]:
+        """What is to be computed."""
+        return list(work(self.rule, self._block(), _KEYS, _LONGEST))
+
+    def queries(self, x: Tensor, at: Work) -> Tensor:
+        """(B, H, T, n) to (b·G, H/G·t, n): the query heads of a kv head one after the other."""
+        return x[at.rows, :, at.queries].unflatten(1, (self.groups, self.per_key)).flatten(2, 3).flatten(0, 1)
+
+    def put(self, x: Tensor, at: Work, tile: Tensor) -> None:
+        """Write a tile of queries back into (B, H, T, …)."""
+        part = x[at.rows, :, at.queries]
+        part.copy_(tile.view(-1, self.groups, self.per_key, part.shape[2], *tile.shape[2:]).flatten(1, 2))
+
+    def part(self, x: Tensor, at: Work, run: Run) -> Tensor:
+        """The keys of a run, of (B·G, S, width)."""
+        first = (at.rows.start or 0) * self.groups
+        rows = slice(None) if at.rows.stop is None else slice(first, at.rows.stop * self.groups)
+        return x[rows, run.keys]
+
+    def keys(self, at: Work, run: Run) -> Tensor:
+        """(b·G, s, K)."""
+        return self.part(self.k, at, run)
+
+    def values(self, at: Work, run: Run) -> Tensor:
+        """(b·G, s, v)."""
+        return self.part(self.v, at, run)
+
+    def sinks(self, sinks: Tensor, at: Work) -> Tensor:
+        """(H,) to (b·G, H/G·t, 1)."""
+        n = at.queries.stop - at.queries.start
+        rows = self.batch if at.rows.stop is None else 1
+        return sinks.view(1, self.groups, self.per_key, 1).expand(rows, -1, -1, n).reshape(rows * self.groups, -1, 1)
+
+    def product(self, a: Tensor, b: Tensor, scale: float, buffer: int) -> Tensor:
+        """`scale · a b` in at least float32, in one of the two buffers where the types allow it."""
+        shape = (a.shape[0], a.shape[1], b.shape[2])
+        if self.buffers[buffer].numel() == 0:
+            self.buffers[buffer] = torch.empty_like(self.buffers[0])
+        out = self.buffers[buffer][: math.prod(shape)].view(shape)
+        return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out).to(self.wide)
+
+    def scores(self, queries: Tensor, at: Work, run: Run) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Scores (b·G, H/G·t, s), what the mask keeps of them, and with a soft-cap the derivative by what was capped.
+
+        What is kept: 1 where the mask allows and 0 elsewhere, as `heads` sees it; None where all is allowed.
+        """
+        scores = self.product(queries, self.keys(at, run).mT, self.scale, 0)
+        slope = None
+        if self.softcap:
+            scores = scores.div_(self.softcap).tanh_()
+            slope = 1 - scores.square()
+            scores = scores.mul_(self.softcap)
+        if self.bias.numel():
+            added = self.bias[:, self.distance(at, run)]  # (H, b or 1, t, s)
+            self.heads(scores).add_(added.unflatten(0, (self.groups, self.per_key)).movedim(2, 0))
+        if run.full:
+            return scores, None, slope
+        q, k = self._rows(self.rule.q, at)[..., at.queries], self._rows(self.rule.k, at)[..., run.keys]
+        return scores, self.rule.allow(q, k).to(self.wide)[:, None, None], slope
+
+    def heads(self, scores: Tensor) -> Tensor:
+        """(b·G, H/G·t, s) seen as (b, G, H/G, t, s)."""
+        return scores.unflatten(0, (-1, self.groups)).unflatten(2, (self.per_key, -1))
+
+    def weights(self, scores: Tensor, keep: Tensor | None) -> Tensor:
+        """The exponentials of scores below 0, in place, and 0 where the mask forbids."""
+        weights = scores.clamp_(_LEAST, 0.0).exp_()
+        if keep is not None:
+            self.heads(weights).mul_(keep)
+        return weights
+
+    @staticmethod
+    def _rows(places: Tensor, at: Work) -> Tensor:
+        return places if places.shape[1] == 1 else places[:, at.rows]
+
+    def distance(self, at: Work, run: Run) -> Tensor:
+        """Where in the bias each pair of a tile stands, (b or 1, t, s)."""
+        q = self._rows(self.rule.q, at)[0, :, at.queries]
+        k = self._rows(self.rule.k, at)[0, :, run.keys]
+        return place_of_distance(q, k, self.bias.shape[1])
+
+    def add_to_bias(self, grad: Tensor, at: Work, run: Run, tile: Tensor) -> None:
+        """Sum the gradients of a tile's scores by distance."""
+        if not grad.numel():
+            return
+        place = self.distance(at, run)
+        heads = self.heads(tile).flatten(1, 2)  # (b, H, t, s)
+        heads = heads.sum(0, keepdim=True) if place.shape[0] == 1 else heads
+        grad.index_add_(1, place.flatten(), heads.transpose(0, 1).flatten(1).to(grad.dtype))
+
+
+def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """`into += scale · a b`; the product in the type of b, the sum in that of `into`."""
+    if into.dtype == b.dtype:
+        into.baddbmm_(a, b, alpha=scale)
+    else:
+        into.add_(torch.bmm(a.to(b.dtype), b), alpha=scale)
+
+
+def _like(x: Tensor, width: int) -> Tensor:
+    """Memory in the order (B, T, heads, width), seen as (B, heads, T, width)."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], width).transpose(1, 2)
+
+
+def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(q, v.shape[-1]), q.new_empty((2, *q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@attend_tiled.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_outputs(q, v)
+
+
+@attend_tiled_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    q_places: Tensor,
+    k_places: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_bias = q.new_empty(0) if bias is None else torch.empty_like(bias)
+    grad_sinks = sums.new_empty(0) if sinks is None else torch.empty_like(sinks)
+    k, v = (x.new_empty(x.shape) for x in (k, v))
+    return _like(q, q.shape[-1]), k, v, grad_bias, grad_sinks
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.mask, ctx.scale, ctx.softcap = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 10
+    q, k, v, q_places, k_places, bias, sinks, out, sums = ctx.saved_tensors
+    places_and_more = (q_places, k_places, bias, sinks, ctx.mask, ctx.scale, ctx.softcap)
+    dq, dk, dv, dbias, dsinks = attend_tiled_backward(grad, q, k, v, out, sums, *places_and_more)
+    return dq, dk, dv, None, None, None if bias is None else dbias, None if sinks is None else dsinks, None, None, None
+
+
+torch.library.register_autograd("qkv::attend_tiled", _backward, setup_context=_setup)  # pyright: ignore
+
+
+def _refuses(p: Problem) -> str:
+    if p.dropout:
+        return f"has no dropout (asked for {p.dropout})"
+    if p.mask.allow is not None and p.mask.rule is None:
+        return "needs a mask that says more than a tensor"
+    return ""
+
+
+def _run(p: Problem) -> Tensor:
+    p = p.without_padding()
+    rule = p.mask.as_rule(p.q.shape[2], p.k.shape[2], p.q.device)
+    out, _ = attend_tiled(p.q, p.k, p.v, rule.q, rule.k, p.bias, p.sinks, rule.mask.text, p.scale, p.softcap or 0.0)
+    return out
+
+
+def _memory(p: Problem) -> int:
+    """The scores of a tile."""
+    return p.q.shape[0] * p.q.shape[1] * max(1, _ROWS * p.k.shape[1] // p.q.shape[1]) * _LONGEST * p.q.dtype.itemsize
+
+
+TILED = Backend(
+    "tiled", "every mask, bias, sinks, soft-cap; memory that grows with the tokens", _refuses, _run, _memory
+)

@@ -1,0 +1,147 @@
+"""The harness finds planted leaks, says which law they break, and where."""
+
+import pytest
+import torch
+from torch import nn
+
+from qkv.cli import main
+from qkv.errors import ConfigError
+from qkv.laws import ModelSubject, ModuleSubject, assert_laws, check
+from qkv.laws.check import TOLERANCES
+from qkv.masks import Causal, Full, Window
+from qkv.tokens import Tokens
+from tiny import VOCAB, tiny_model
+
+
+def broken(report):
+    return {v.law.name: v.layer for v in report.verdicts if not v.holds}
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": Full()}, {"mask": Causal() & Window(size=4)}, {"vectors": True}])
+def test_our_models_keep_them(options):
+    model = tiny_model(**options)
+    model.train()
+    report = check(model)
+    assert report.holds
+    assert model.training  # it is handed back as it came
+    asked = {verdict.law.name for verdict in report.verdicts}
+    assert ("cache" in asked) == ("future" in asked) == (options.get("mask") != Full())
+    assert_laws(model)
+
+
+def module(**how):
+    """A model of ours as anybody's module."""
+    model = tiny_model(**how.pop("options", {}))
+    ways = {
+        "padded": lambda ids, valid: model(ids, Tokens.from_padding(valid)),
+        "packed": lambda ids, lengths: model(ids, Tokens.packed(lengths, ids.shape[1])),
+        "steps": lambda ids, cuts: ModelSubject(model).steps(ids, cuts),
+    }
+    return model, {"vocab_size": VOCAB} | ways | how
+
+
+def test_a_module_that_is_right():
+    model, how = module()
+    assert check(ModuleSubject(model, **how)).holds
+
+
+def test_a_look_ahead():
+    model, how = module(options={"mask": Full()}, padded=None, packed=None, steps=None)
+    found = broken(check(ModuleSubject(model, **how)))
+    assert found == dict.fromkeys(("future", "beginning"), "blocks.0.sublayers.attention.o_proj")
+
+
+def test_documents_that_see_each_other():
+    model, how = module(packed=lambda ids, lengths: model(ids))
+    assert set(broken(check(ModuleSubject(model, **how)))) == {"packing", "neighbours"}
+
+
+def test_padding_that_is_read():
+    model, how = module(padded=lambda ids, valid: model(ids))
+    assert set(broken(check(ModuleSubject(model, **how)))) == {"padding", "poison"}
+
+
+def test_a_cache_that_is_off_by_one():
+    def steps(ids, cuts):
+        cache, starts = model.make_cache(len(ids), ids.shape[1] + 1), [0, *cuts[:-1]]
+        outs = []
+        for a, b in zip(starts, cuts, strict=True):
+            tokens = Tokens.full(len(ids), b - a, start=a + (a > 0))
+            outs.append(model(ids[:, a:b], tokens if a == 0 else shifted(tokens, cache), cache=cache))
+        return torch.cat(outs, 1)
+
+    def shifted(tokens, cache):
+        return tokens.shifted(-cache.length)
+
+    model, how = module(steps=steps)
+    assert set(broken(check(ModuleSubject(model, **how)))) == {"cache"}
+
+
+class Mean(nn.Module):
+    """Takes the mean of the batch away, or lets dropout live, or puts NaN out."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.embed, self.fault = nn.Embedding(VOCAB, 8), fault
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        if self.fault == "batch":
+            return x - x.mean(0)
+        return nn.functional.dropout(x, 0.5) if self.fault == "dropout" else x / 0
+
+
+def test_other_faults():
+    assert set(broken(check(Mean("batch"), vocab_size=VOCAB))) == {"rows"}
+    assert "evaluation" in broken(check(Mean("dropout"), vocab_size=VOCAB))
+    assert "evaluation" in broken(check(Mean("nan"), vocab_size=VOCAB))
+    with pytest.raises(AssertionError, match=r"rows .* BROKEN"):
+        assert_laws(Mean("batch"), vocab_size=VOCAB)
+
+
+def test_hugging_face():
+    """Somebody else's model, told of padding its own way."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = transformers.LlamaForCausalLM(config)
+
+    def padded(ids, valid):
+        position = (valid.long().cumsum(1) - 1).clamp(min=0)
+        return model(ids, attention_mask=valid.long(), position_ids=position)
+
+    assert_laws(model, vocab_size=VOCAB, padded=padded)
+    forgotten = check(model, vocab_size=VOCAB, padded=lambda ids, valid: model(ids))
+    assert set(broken(forgotten)) == {"padding", "poison"}
+
+
+def test_what_cannot_be_checked():
+    with pytest.raises(ConfigError, match="either vocab_size"):
+        check(Mean("batch"))
+    with pytest.raises(ConfigError, match=r"returned \(2, 19\); the laws need a vector for each token"):
+        check(Summed(), vocab_size=5)
+
+
+class Summed(nn.Module):
+    def forward(self, ids):
+        return ids.float()
+
+
+def test_the_verb(capsys, monkeypatch, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(
+        "d_model: 16\nembed: {type: TokenEmbedder, vocab_size: 9}\nhead: {type: LMHead}\n"
+        "blocks: {type: PreNorm, norm: {type: RMSNorm}, sublayers: [{type: FFN}, "
+        "{type: Attention, n_heads: 2, mask: {type: Causal}}]}\n"
+    )
+    assert main(["check", str(tmp_path / "tiny.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("holds") == 10
+    monkeypatch.setitem(TOLERANCES, torch.float32, -1.0)
+    assert main(["check", str(tmp_path / "tiny.yaml")]) == 1
+    assert "BROKEN" in capsys.readouterr().out
+    assert main(["check", "small"]) == 1  # its vocabulary is open, and one is made up
+    capsys.readouterr()
+    assert main(["check", "llama3-8b"]) == 2
+    assert "llama3-8b has 8,030,261,248 parameters" in capsys.readouterr().err
