@@ -16,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAWS, ATTEND, PARITY = "tests/laws/test_model_laws.py", "tests/laws/test_attend_laws.py", "tests/parity"
 PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary.py", "tests/unit/ops/test_loss.py"
+MORE, TILES, CACHES, KINDS, HARNESS = (
+    f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
+)
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
@@ -38,22 +41,39 @@ MUTANTS = [
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
     Mutant("scale is 1/K", "nn/attention.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
     Mutant("kv heads in turn", "ops/reference.py",
-           "k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)", "k = k.repeat(1, q.shape[1] // k.shape[1], 1, 1)", ATTEND),
-    Mutant("a row that sees nothing sees all", "ops/reference.py", ".softmax(-1) * allowed", ".softmax(-1)", ATTEND),
+           "k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], dim=1)", "k = p.k.repeat(1, p.q.shape[1] // p.k.shape[1], 1, 1)", ATTEND),
+    Mutant("a row that sees nothing sees all", "ops/reference.py", "weights * allowed", "weights", ATTEND),
     Mutant("-inf instead of the lowest number", "ops/reference.py", "torch.finfo(scores.dtype).min", "float('-inf')", ATTEND),
-    Mutant("padding reaches the kernel", "ops/attend.py",
-           "    if padding is not None:  # SDPA", "    if padding is None:  # SDPA", ATTEND),
+    Mutant("padding reaches the kernel", "ops/sdpa.py", "    p = p.without_padding()\n", "", ATTEND),
     Mutant("documents are not causal", "ops/documents.py",
            "_cut(v, row, place), 0.0, causal, scale=scale)", "_cut(v, row, place), 0.0, False, scale=scale)", ATTEND),
     Mutant("documents run on into the next row", "ops/documents.py",
            "start = last + 1 if last + 1 < ids.shape[1] else 0", "start = last + 1", ATTEND),
     Mutant("dropout lives in evaluation", "nn/attention.py",
-           "self.weight_dropout if self.training else 0.0", "self.weight_dropout", LAWS),
+           "self.weight_dropout if training else 0.0", "self.weight_dropout", LAWS),
     Mutant("no norm of keys", "nn/attention.py", "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)", PARTS),
+    # Tiles
+    Mutant("tiles forget what came before", "ops/tiled.py", "total = total.mul_(shrink)", "total = total", MORE),
+    Mutant("the sum is not shrunk", "ops/tiled.py", "_add_product(summed.mul_(shrink)", "_add_product(summed", MORE),
+    Mutant("mixed tiles are taken for full", "ops/tiled.py", "        if run.full:\n", "        if not run.full:\n", MORE),
+    Mutant("the soft-cap has no slope", "ops/tiled.py", "into.mul_(slope)", "pass", MORE),
+    Mutant("sinks take no weight", "ops/tiled.py", "torch.ones_like(top)", "torch.zeros_like(top)", MORE),
+    Mutant("keys' gradient is not scaled", "ops/tiled.py", "into.mT, queries, scale)", "into.mT, queries)", MORE),
+    Mutant("the bias of the next distance", "ops/backend.py", "clamp(-reach, reach) + reach", "clamp(-reach, reach - 1) + reach + 1", MORE),
+    Mutant("a window's tiles one too few", "masks.py", "return nearest < self.size,", "return nearest < self.size - 1,", TILES),
+    Mutant("causal tiles by their first query", "masks.py", "return k.order.low <= q.order.high,", "return k.order.low <= q.order.low,", TILES),
+    Mutant("documents meet in tiles", "ops/tiles.py", "every & same", "every", TILES),
+    Mutant("not is not turned round", "masks.py", "return ~a_all, ~a_some", "return ~a_some, ~a_all", TILES),
+    # Kinds of attention
+    Mutant("slopes of ALiBi from 1", "nn/positions.py", "2 ** (-8 * i / n)", "2 ** (-8 * (i - 1) / n)", KINDS),
+    Mutant("T5 looks ahead", "nn/positions.py", "(-distance).clamp(min=0)", "distance.abs()", KINDS),
+    Mutant("values are absorbed as keys", "nn/latent.py", "keys, values = self.kv_proj", "values, keys = self.kv_proj", KINDS),
+    Mutant("cross-attention shares its keys", "nn/cross.py", "k, v = self._keys(memory)", "k = v = self._keys(memory)[0]", KINDS),
+    Mutant("a decoding query stands first", "masks.py", "q[:2] += n_keys - n_queries", "q[:2] += 0", KINDS),
     # Masks
     Mutant("a token does not see itself", "masks.py", "return k.order <= q.order", "return k.order < q.order", ATTEND),
     Mutant("a window one token wider", "masks.py", "(q.index - k.index).abs() < self.size", "(q.index - k.index).abs() <= self.size", ATTEND),
-    Mutant("documents see each other", "masks.py", "return allowed & (a == b) & (b > 0)", "return allowed & (b > 0)", LAWS),
+    Mutant("documents see each other", "masks.py", "Place(k_index, k_order)) & (a == b) & (b > 0)", "Place(k_index, k_order)) & (b > 0)", LAWS),
     Mutant("and is or", "masks.py", "self.a.allow(q, k) & self.b.allow(q, k)", "self.a.allow(q, k) | self.b.allow(q, k)", ATTEND),
     Mutant("packed is taken for full", "masks.py",
            "None if q.layout is Layout.FULL else q.segment", "None", LAWS),
@@ -81,9 +101,18 @@ MUTANTS = [
     # Caches
     Mutant("decoding forgets the last token", "caches.py", "self.bound += self._new.shape[1]", "self.bound += self._new.shape[1] - 1", LAWS),
     Mutant("padding is kept in the cache", "caches.py",
-           "torch.where(new.valid, self.length[:, None] + rank, self.capacity)", "self.length[:, None] + torch.arange(n)", LAWS),
+           "torch.where(new.valid, length[:, None] + _rank(new), self.places)", "length[:, None] + torch.arange(n)", LAWS),
     Mutant("ragged rows start at the longest", "models/transformer.py",
            "0 if cache is None else cache.bound if cache.even else cache.length", "0 if cache is None else cache.bound", LAWS),
+    Mutant("a ring one place too small", "caches.py", "return Ring(batch, reach + rollback, device)", "return Ring(batch, reach + rollback - 1, device)", CACHES),
+    Mutant("a ring keeps the first tokens", "caches.py", "rank >= count[:, None] - self.places", "rank < self.places", CACHES),
+    Mutant("a ring is read after it was written", "caches.py", "before = None if bound == 0 else self._tokens(length)", "before = None if bound == 0 else self._tokens(length + count)", CACHES),
+    Mutant("rollback keeps the length", "caches.py", "self.length, self.bound = self.length - n, self.bound - n", "self.bound = self.bound - n", CACHES),
+    Mutant("beams keep the old values", "caches.py", "self._values = [x[rows] for x in self._values]", "pass", CACHES),
+    Mutant("a memory is computed each time", "caches.py", "if slot not in self._memory:", "if True:", CACHES),
+    # The harness
+    Mutant("a NaN is within bounds", "laws/check.py", "if not difference <= worst.difference:", "if difference > worst.difference:", HARNESS),
+    Mutant("the neighbour is not changed", "laws/laws.py", "changed = other.clone()", "changed = x.clone()", HARNESS),
     # Models
     Mutant("a shared block has one slot", "models/transformer.py", "slot + self._slots[i]", "slot", LAWS),
     Mutant("biases survive initialisation", "models/init.py", "nn.init.zeros_(part.bias)", "pass", PARTS),
