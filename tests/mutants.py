@@ -39,7 +39,7 @@ class Mutant:
 MUTANTS = [
     # Attention
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
-    Mutant("scale is 1/K", "nn/attention.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
+    Mutant("scale is 1/K", "nn/mixer.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
     Mutant("kv heads in turn", "ops/reference.py",
            "k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], dim=1)", "k = p.k.repeat(1, p.q.shape[1] // p.k.shape[1], 1, 1)", ATTEND),
     Mutant("a row that sees nothing sees all", "ops/reference.py", "weights * allowed", "weights", ATTEND),
@@ -52,6 +52,9 @@ MUTANTS = [
     Mutant("dropout lives in evaluation", "nn/attention.py",
            "self.weight_dropout if training else 0.0", "self.weight_dropout", LAWS),
     Mutant("no norm of keys", "nn/attention.py", "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)", PARTS),
+    Mutant("a narrow gradient of the bias", "ops/backend.py", "torch.promote_types(self.bias.dtype, torch.float32)", "self.bias.dtype", MORE),
+    Mutant("a mask of another length", "ops/attend.py", "if mask.size not in (None, (q.shape[2], k.shape[2])):", "if False:", MORE),
+    Mutant("the last position for -1", "nn/positions.py", "F.embedding(index, self.weight).to(dtype)", "self.weight[index].to(dtype)", PARTS),
     # Tiles
     Mutant("tiles forget what came before", "ops/tiled.py", "total = total.mul_(shrink)", "total = total", MORE),
     Mutant("the sum is not shrunk", "ops/tiled.py", "_add_product(summed.mul_(shrink)", "_add_product(summed", MORE),
@@ -69,13 +72,13 @@ MUTANTS = [
     Mutant("T5 looks ahead", "nn/positions.py", "(-distance).clamp(min=0)", "distance.abs()", KINDS),
     Mutant("values are absorbed as keys", "nn/latent.py", "keys, values = self.kv_proj", "values, keys = self.kv_proj", KINDS),
     Mutant("cross-attention shares its keys", "nn/cross.py", "k, v = self._keys(memory)", "k = v = self._keys(memory)[0]", KINDS),
-    Mutant("a decoding query stands first", "masks.py", "q[:2] += n_keys - n_queries", "q[:2] += 0", KINDS),
+    Mutant("a decoding query stands first", "lowered.py", "q[:2] += n_keys - n_queries", "q[:2] += 0", KINDS),
     # Masks
     Mutant("a token does not see itself", "masks.py", "return k.order <= q.order", "return k.order < q.order", ATTEND),
     Mutant("a window one token wider", "masks.py", "(q.index - k.index).abs() < self.size", "(q.index - k.index).abs() <= self.size", ATTEND),
     Mutant("documents see each other", "masks.py", "Place(k_index, k_order)) & (a == b) & (b > 0)", "Place(k_index, k_order)) & (b > 0)", LAWS),
     Mutant("and is or", "masks.py", "self.a.allow(q, k) & self.b.allow(q, k)", "self.a.allow(q, k) | self.b.allow(q, k)", ATTEND),
-    Mutant("packed is taken for full", "masks.py",
+    Mutant("packed is taken for full", "lowered.py",
            "None if q.layout is Layout.FULL else q.segment", "None", LAWS),
     # Positions
     Mutant("exponent of the next pair", "nn/positions.py",

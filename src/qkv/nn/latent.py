@@ -10,7 +10,8 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.masks import LoweredMask, Mask
+from qkv.lowered import LoweredMask
+from qkv.masks import Mask
 from qkv.nn.mixer import Heads, Mixer
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
@@ -80,6 +81,7 @@ class LatentAttention(Mixer):
         c = self.config = config
         self.mask, self.rope, self.rotated = c.mask, c.position, c.position.width(c.rotary_dim)
         self.scale = 1 / math.sqrt(c.plain_dim + c.rotary_dim) if c.scale is None else c.scale
+        self.heads = Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)  # those of the expanded way
         width = c.n_heads * (c.plain_dim + c.rotary_dim)
         self.q_down_proj = None if c.q_rank is None else nn.Linear(d_model, c.q_rank, bias=c.bias)
         self.q_norm = None if c.q_rank is None else c.norm.build(c.q_rank)
@@ -124,12 +126,6 @@ class LatentAttention(Mixer):
         q = torch.cat([torch.einsum("bhtk,hkr->bhtr", plain, keys), turned], dim=-1)
         out = self.attend(Problem(q, latents, latents[..., : c.kv_rank], mask, self.scale), ctx)
         return torch.einsum("bthr,hvr->bthv", out.unflatten(-1, (c.n_heads, -1)), values).flatten(2)
-
-    @property
-    def heads(self) -> Heads:
-        """Those of the expanded way."""
-        c = self.config
-        return Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)
 
     def cache_shape(self) -> CacheShape:
         """The latent and the rotated key."""

@@ -39,8 +39,18 @@ class TokenEmbedder(Embedder):
         self.weight = nn.Parameter(torch.empty(config.vocab_size, d_model))
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The vector of each id."""
-        return F.embedding(inputs, self.weight)
+        """The vector of each id.
+
+        Raises:
+            ConfigError: There is no such id (on CPUs; on a GPU the kernel stops the process).
+        """
+        try:
+            return F.embedding(inputs, self.weight)
+        except IndexError:
+            raise ConfigError(
+                f"ids from {int(inputs.min())} to {int(inputs.max())} do not fit a vocabulary of {len(self.weight)} "
+                "tokens; use the model's own tokenizer"
+            ) from None
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
