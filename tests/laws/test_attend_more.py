@@ -225,3 +225,10 @@ def test_wrong_use():
     with pytest.raises(ConfigError, match="start=-1 must be at least 0"):
         Tokens.full(1, 3, start=-1)
     assert math.isfinite(attend(*tensors, mask=Causal()).sum().item())
+
+
+def test_the_gradient_of_a_narrow_bias_is_summed_wide():
+    """An end of the bias takes thousands of pairs; one by one in bfloat16, most would be lost."""
+    tensors, how = problem(97, 0, 4, 4, 8, 8, Full(), "full", ("bias",), seed=0, dtype=torch.bfloat16)
+    want, got = run(tensors, how, "reference")[-1], run(tensors, how, "sdpa", torch.bfloat16)[-1]
+    assert ((got - want).norm() / want.norm()).item() < 0.01  # a rounding of the gradients that are summed
