@@ -1,7 +1,7 @@
 """Tensors on disk: safetensors files and folders of them, read with distrust.
 
 The header is checked here: the safetensors library lets through duplicate keys and names such as `../x`. The data are
-memory-mapped: read when they are used, and given back to the system when they are used no more, which the library's maps
+memory-mapped: read when they are used, and given back to the system when used no more, which the library's maps
 cannot do. See https://github.com/huggingface/safetensors, "Format"; the tests hold both ways to the library.
 """
 
