@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.huggingface import load_model, save_model
+from qkv.presets import preset
 from qkv.tokens import Tokens
 from tolerances import HF_FLOAT32_INSIDE
 
@@ -163,6 +164,30 @@ def test_a_ragged_batch_and_more_tokens_from_the_cache(saved):
     for i in range(n, 14):
         step = ours(ids[:, i : i + 1], cache=cache)[:, 0]
         agree(step, torch.stack([want[row][lengths[row] + i - n] for row in range(2)]))
+
+
+PRESETS_AND_FAMILIES = {
+    "mistral-7b": "mistral", "qwen2.5-0.5b": "qwen2", "qwen3-0.6b": "qwen3", "phi3-mini": "phi3",
+    "gemma2-2b": "gemma2", "olmo2-1b": "olmo2", "pythia-160m": "gpt_neox", "llama3-8b": "llama", "gpt2": "gpt2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "family"), PRESETS_AND_FAMILIES.items())
+def test_presets_have_as_many_parameters_as_theirs(name, family):
+    config = preset(name)
+    data = FAMILIES[family].write(config)
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**data | {"pad_token_id": None})
+        )
+        ours = config.build()
+    assert sum(p.numel() for p in ours.parameters()) == theirs.num_parameters()
+    want = {name: x.shape for name, x in theirs.state_dict().items()}
+    head = want.pop("lm_head.weight")
+    if not config.head.tied:
+        want[FAMILIES[family].head] = head  # GPT-NeoX has another name for it in files
+    written = FAMILIES[family].keys(config).to_theirs(ours.state_dict())
+    assert {name: x.shape for name, x in written.items()} == want
 
 
 def test_a_config_is_written_as_it_was_read(saved):

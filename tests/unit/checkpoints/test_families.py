@@ -260,7 +260,7 @@ def test_the_first_family_that_can():
     assert family_of(config, "phi3").name == "phi3"
     with pytest.raises(ConfigError, match="no family 'lama'; did you mean 'llama'"):
         family_of(config, "lama")
-    with pytest.raises(ConfigError, match="gpt2 cannot express this model: .*; llama cannot express this model"):
+    with pytest.raises(ConfigError, match=r"gpt2 cannot express this model: .*; llama cannot express this model"):
         family_of(tiny_config(position=qkv.ALiBiConfig()))
 
 
