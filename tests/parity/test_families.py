@@ -106,7 +106,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(scope="module", params=CASES.values(), ids=[name.replace(",", "").replace(" ", "-") for name in CASES])
 def saved(request, tmp_path_factory):
     """A family's name, a model of it with wide weights, the folder where it is saved, and what qkv reads there."""
     (kind, settings), folder = request.param, tmp_path_factory.mktemp("theirs")
