@@ -19,6 +19,8 @@ PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary
 MORE, TILES, CACHES, KINDS, HARNESS = (
     f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
 )
+FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
+FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
@@ -190,6 +192,29 @@ MUTANTS = [
            'if path.exists() and (not path.is_dir() or any(path.iterdir())):', 'if False:', f"{TRAINER}::test_a_folder_that_is_taken"),
     Mutant('the sparkline counts what is not finite', "training/display.py",
            '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
+    # Families
+    Mutant("Gemma's norm without the 1", "nn/norms.py", "self.weight.to(wide.dtype) + self.offset", "self.weight.to(wide.dtype)", f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma's embeddings are not scaled", "nn/embedders/token.py", "math.sqrt(d_model) if", "1.0 if", f"{FAMILIES}[gemma2]"),
+    Mutant("the scale is not rounded", "nn/embedders/token.py", "torch.tensor(self.scale, dtype=x.dtype)", "self.scale", PARTS),
+    Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
+    Mutant("the loss forgets the soft-cap", "nn/heads.py", "softcap=self.softcap)", "softcap=None)", PARTS),
+    Mutant("the logits' soft-cap has no slope", "ops/loss.py", "grad.mul_(1 - bounded.square_())", "pass", LOSS),
+    Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == head_dim else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma's norms change places", "checkpoints/families/decoder.py",
+           '    "post_attention_layernorm": "out_norms.attention",\n    "pre_feedforward_layernorm": "norms.ffn",',
+           '    "post_attention_layernorm": "norms.ffn",\n    "pre_feedforward_layernorm": "out_norms.attention",', f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma 3 turns all layers alike", "checkpoints/families/decoder.py", '"position": ropes[kind]', '"position": ropes[FULL]', f"{FAMILIES}[gemma3]"),
+    Mutant("Mistral's window is lost", "checkpoints/families/decoder.py", "[FULL if size is None else SLIDING] * n, size", "[FULL] * n, size", f"{FAMILIES}[mistral]"),
+    Mutant("Qwen's early layers have the windows", "checkpoints/families/decoder.py", "size is None or i < late", "size is None or i >= late", f"{FAMILIES}[qwen2-windows-in-late-layers]"),
+    Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES}[phi3]"),
+    Mutant("LongRoPE's factors change places", "nn/positions.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES}[phi3-part-of-a-head-long]"),
+    Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES}[olmo2]"),
+    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(h), ctx)", "f(norm(x), ctx)", f"{FAMILIES}[gpt_neox]"),
+    Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),
+    Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
+    Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
+    Mutant("a page that a neighbour shares is given back", "checkpoints/tensors.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
+    Mutant("half a folder is left", "checkpoints/huggingface.py", "shutil.rmtree(partial, ignore_errors=True)", "pass", FOLDERS),
 ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from qkv.models.transformer import TransformerConfig as TransformerConfig
 from qkv.nn.attention import AttentionConfig as AttentionConfig
 from qkv.nn.blocks import OutputNormConfig as OutputNormConfig
 from qkv.nn.blocks import ParallelConfig as ParallelConfig
+from qkv.nn.blocks import ParallelPreNormConfig as ParallelPreNormConfig
 from qkv.nn.blocks import PostNormConfig as PostNormConfig
 from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
@@ -54,6 +55,7 @@ from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig
 from qkv.nn.positions import LearnedPositionsConfig as LearnedPositionsConfig
 from qkv.nn.positions import LinearScalingConfig as LinearScalingConfig
 from qkv.nn.positions import Llama3ScalingConfig as Llama3ScalingConfig
+from qkv.nn.positions import LongRoPEScalingConfig as LongRoPEScalingConfig
 from qkv.nn.positions import NTKScalingConfig as NTKScalingConfig
 from qkv.nn.positions import RoPEConfig as RoPEConfig
 from qkv.nn.positions import SinusoidalPositionsConfig as SinusoidalPositionsConfig

@@ -78,6 +78,7 @@ NEEDED = {
     "LearnedPositionsConfig": lambda: {"length": 16},
     "LinearScalingConfig": lambda: {"factor": 2.0},
     "NTKScalingConfig": lambda: {"factor": 2.0},
+    "LongRoPEScalingConfig": lambda: {"original_length": 64, "short_factors": (1.0, 2.0), "long_factors": (3.0, 4.0)},
     "BPETokenizerConfig": lambda: {"vocab_size": 300},
     "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
     "FilesConfig": lambda: {"path": "corpus.txt"},
@@ -90,7 +91,10 @@ NEEDED = {
     for name in ("DynamicNTKScalingConfig", "YaRNScalingConfig", "Llama3ScalingConfig")
 } | {
     name: lambda: {"norm": qkv.RMSNormConfig(), "sublayers": (qkv.GLUConfig(), qkv.FFNConfig(bias=True))}
-    for name in ("PreNormConfig", "PostNormConfig", "OutputNormConfig", "SandwichConfig", "ParallelConfig")
+    for name in (
+        "PreNormConfig", "PostNormConfig", "OutputNormConfig", "SandwichConfig", "ParallelConfig",
+        "ParallelPreNormConfig",
+    )
 }  # fmt: skip
 
 

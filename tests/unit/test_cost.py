@@ -20,7 +20,11 @@ from qkv.presets import PRESETS, preset
 from qkv.presets.gpt2 import gpt2
 from qkv.tokens import Tokens
 
-PUBLISHED = {"gpt2": 124_439_808, "llama3-8b": 8_030_261_248, "smollm2-135m": 134_515_008}
+PUBLISHED = {
+    "gpt2": 124_439_808, "llama3-8b": 8_030_261_248, "smollm2-135m": 134_515_008, "mistral-7b": 7_241_732_096,
+    "qwen2.5-0.5b": 494_032_768, "qwen3-0.6b": 596_049_920, "gemma2-2b": 2_614_341_888, "phi3-mini": 3_821_079_552,
+    "olmo2-1b": 1_484_916_736, "pythia-160m": 162_322_944,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())

@@ -1,20 +1,22 @@
-"""Models from folders in the layout of Hugging Face: `config.json` and safetensors."""
+"""Models in folders in the layout of Hugging Face, in and out: `config.json` and safetensors."""
 
 import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qkv.checkpoints.families import FAMILIES, Family
-from qkv.checkpoints.families.family import ConfigReader, one_block
-from qkv.checkpoints.maps import check_fit
-from qkv.checkpoints.tensors import read_folder
-from qkv.errors import FileError, suggest
+from qkv.checkpoints import tensors
+from qkv.checkpoints.families import FAMILIES, Family, family_of
+from qkv.checkpoints.families.family import ConfigReader, layers_of
+from qkv.checkpoints.tensors import is_plain_name, read_folder, write_tensors
+from qkv.errors import ConfigError, FileError, suggest
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
-
-MAX_CONFIG = 4 << 20  # bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,17 +25,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         FileError: The file is missing, too large, or holds something else.
     """
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise FileError(f"{path}: has {path.stat().st_size} bytes, more than a config can have ({MAX_CONFIG})")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (ValueError, RecursionError):
-        raise FileError(f"{path}: is not JSON; download or write it again") from None
+    data = tensors.read_json(path)
     if not isinstance(data, dict):
-        raise FileError(f"{path}: holds a {type(data).__name__} and must hold an object")
+        raise FileError(f"{path}: holds a {type(data).__name__} and must hold an object; write it again")
     return data
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
 
 
 def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
@@ -52,18 +50,26 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
     if kind not in FAMILIES:
         raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
     family = FAMILIES[kind]
-    config = family.read(ConfigReader(data, str(path)))
     state = read_folder(folder, allow_pickle=allow_pickle)
-    n_layers, _ = one_block(config)
-    if n_layers > len(state):  # before anything of that size is built
-        raise FileError(f"{path}: asks for {n_layers} layers and the folder has {len(state)} tensors; mend the file")
-    with torch.device("meta"):
-        model = config.build()
+    model = _empty_model(family, data, path, len(state))
     state = _normalise(state, family, folder, "head.weight" in model.state_dict())
-    ours = family.keys(config).to_ours(state, source=str(folder))
-    check_fit(ours, model.state_dict(), source=str(folder))
-    model.load_state_dict(ours, assign=True)
+    keys = family.keys(model.config)
+    keys.check(state, model.state_dict(), source=str(folder))
+    model.load_state_dict(keys.to_ours(state, source=str(folder)), assign=True)
     return model.requires_grad_().eval()
+
+
+def _empty_model(family: Family, data: dict[str, Any], path: Path, n_tensors: int) -> Transformer:
+    """The model on the meta device."""
+    try:
+        config = family.read(ConfigReader(data, str(path)))
+        n_layers = len(layers_of(config))
+        if n_layers > n_tensors:  # before anything of that size is built
+            raise FileError(f"{path}: asks for {n_layers} layers and the folder has {n_tensors} tensors; mend the file")
+        with torch.device("meta"):
+            return config.build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def _normalise(state: dict[str, Tensor], family: Family, folder: Path, own_head: bool) -> dict[str, Tensor]:
@@ -78,3 +84,109 @@ def _normalise(state: dict[str, Tensor], family: Family, folder: Path, own_head:
                 "set 'tie_word_embeddings' to false"
             )
     return state
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
+def save_model(
+    model: Transformer,
+    folder: Path,
+    *,
+    family: str | None = None,
+    max_shard_bytes: int = 5 << 30,
+    stop_ids: Sequence[int] = (),
+    begin_id: int | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a model as a folder that `transformers` and the servers built on it load: whole, or not at all.
+
+    Args:
+        model: With weights of its own, not quantised.
+        folder: Is made; it may exist if it is empty.
+        family: The `model_type` to write; None: the first that can express the model.
+        max_shard_bytes: Weights in one file, unless a single one is larger.
+        stop_ids: Tokens that end a text.
+        begin_id: What a text begins with.
+        files: Further files to put there by name, such as `tokenizer.json`.
+
+    Raises:
+        ConfigError: No family can express the model, or the folder is taken.
+        FileError: It cannot be written.
+    """
+    chosen = family_of(model.config, family)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    ids = {"bos_token_id": begin_id, "eos_token_id": _one_or_many(stop_ids), "pad_token_id": None}
+    dtype = str(max(state.values(), key=lambda tensor: tensor.nbytes).dtype).removeprefix("torch.")
+    config = chosen.write(model.config) | ids | {"torch_dtype": dtype}
+    texts = {"config.json": _json(config), "generation_config.json": _json(ids)} | dict(files or {})
+    for name in texts:
+        if not is_plain_name(name):
+            raise ConfigError(f"{name!r} cannot name a file of a model; use letters, digits, '_', '-' and '.'")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already; choose another place, or remove it")
+    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        _write_weights(chosen.keys(model.config).to_theirs(state), partial, max_shard_bytes)
+        for name, text in texts.items():
+            _write(partial / name, text)
+        _sync_folder(partial)
+        partial.replace(folder)
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _one_or_many(ids: Sequence[int]) -> int | list[int] | None:
+    return ids[0] if len(ids) == 1 else list(ids) or None
+
+
+def _write_weights(state: dict[str, Tensor], folder: Path, max_bytes: int) -> None:
+    shards = list(_shards(state, max_bytes))
+    if len(shards) == 1:
+        write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+        return
+    shard_of: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        write_tensors(folder / name, {key: state[key] for key in names}, {"format": "pt"})
+        shard_of |= dict.fromkeys(names, name)
+    size = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
+    _write(folder / "model.safetensors.index.json", _json(index))
+
+
+def _shards(state: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
+    """The names in each file, in the order of the model."""
+    names, size = list[str](), 0
+    for name, tensor in state.items():
+        if names and size + tensor.nbytes > max_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    yield names
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, text: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,6 +21,7 @@ from typing import TypeAlias, final
 
 import torch
 
+from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.shapes import Tensor
 
@@ -249,11 +250,10 @@ class KeyMap:
             source: What errors call the file or folder.
 
         Raises:
-            FileError: A key is missing or left over, or a shape does not fit.
+            FileError: Keys are missing or left over, or shapes do not fit: all that do not are named.
         """
-        made = _convert(state, [(rule.theirs, rule.ours, rule.forward) for rule in self._rules], source)
-        _refuse_rest([key for key in state if not any(p.fullmatch(key) for p in self._ignore)], source)
-        return made
+        steps = [(rule.theirs, rule.ours, rule.forward) for rule in self._rules]
+        return _convert(state, steps, source, self._carries_nothing)
 
     def to_theirs(self, state: dict[str, Tensor], *, source: str = "the model") -> dict[str, Tensor]:
         """Their tensors from ours: the inverse of `to_ours`. Also empties `state`.
@@ -261,9 +261,24 @@ class KeyMap:
         Raises:
             FileError: As in `to_ours`.
         """
-        made = _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self._rules], source)
-        _refuse_rest(list(state), source)
-        return made
+        return _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self._rules], source)
+
+    def check(self, state: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
+        """Check their tensors against a model of ours before any is converted, in their names and shapes.
+
+        Args:
+            state: What was read.
+            model: The model's `state_dict()`, on the meta device.
+            source: What errors call the file or folder.
+
+        Raises:
+            FileError: Keys are missing or left over, or shapes differ: all that do are named.
+        """
+        found = {key: tensor for key, tensor in state.items() if not self._carries_nothing(key)}
+        check_fit(found, self.to_theirs(dict(model)), source=source)
+
+    def _carries_nothing(self, key: str) -> bool:
+        return any(pattern.fullmatch(key) for pattern in self._ignore)
 
 
 def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
@@ -275,15 +290,16 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
         source: What errors call the file or folder.
 
     Raises:
-        FileError: A key is missing or left over, or a shape differs.
+        FileError: Keys are missing or left over, or shapes differ: all that do are named.
     """
+    faults: list[str] = []
     for key, needed in model.items():
         if key not in tensors:
-            raise FileError(f"{source}: lacks {key!r} of shape {tuple(needed.shape)}; {_REMEDY}")
-        if tensors[key].shape != needed.shape:
+            faults.append(f"lacks {key!r} of shape {tuple(needed.shape)}")
+        elif tensors[key].shape != needed.shape:
             found = tuple(tensors[key].shape)
-            raise FileError(f"{source}: {key!r} has shape {found}, the model needs {tuple(needed.shape)}; {_REMEDY}")
-    _refuse_rest([key for key in tensors if key not in model], source)
+            faults.append(f"{key!r} has shape {found}, the model needs {tuple(needed.shape)}")
+    _refuse(faults + [_left_over(key) for key in tensors if key not in model], source)
 
 
 def _expand(rule: Rule, n_layers: int) -> list[Rule]:
@@ -296,24 +312,42 @@ def _convert(
     state: dict[str, Tensor],
     steps: Sequence[tuple[tuple[str, ...], tuple[str, ...], Callable[[Tensors], Tensors]]],
     source: str,
+    ignored: Callable[[str], bool] = lambda key: False,
 ) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
+    faults: list[str] = []
     for inputs, outputs, function in steps:
-        for key in inputs:
-            if key not in state:
-                raise FileError(f"{source}: lacks {key!r}; {_REMEDY}")
-        tensors = tuple(state.pop(key) for key in inputs)
+        missing = [key for key in inputs if key not in state]
+        tensors = tuple(state.pop(key) for key in inputs if key in state)
+        if missing:
+            faults += [f"lacks {key!r}" for key in missing]
+            continue
         try:
-            made.update(zip(outputs, function(tensors), strict=True))
+            results = function(tensors)
         except ShapeError as error:
-            raise FileError(f"{source}: {', '.join(map(repr, inputs))}: {error}; {_REMEDY}") from None
+            faults.append(f"{', '.join(map(repr, inputs))}: {error}")
+            continue
+        made.update(zip(outputs, results, strict=True))
+        kept = {tensor.untyped_storage().data_ptr() for tensor in results}
+        give_back(tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in kept)
+    _refuse(faults + [_left_over(key) for key in state if not ignored(key)], source)
     return made
 
 
-def _refuse_rest(keys: Sequence[str], source: str) -> None:
-    if keys:
-        others = f" (nor have {len(keys) - 1} others)" if len(keys) > 1 else ""
-        raise FileError(f"{source}: {keys[0]!a} has no place in the model{others}; {_REMEDY}")
+_TOLD = 20
+"""So many faults are told one by one."""
+
+
+def _refuse(faults: Sequence[str], source: str) -> None:
+    if not faults:
+        return
+    count = f"{len(faults)} things do not fit: " if len(faults) > 1 else ""
+    more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+    raise FileError(f"{source}: {count}{'; '.join(faults[:_TOLD])}{more}; {_REMEDY}")
+
+
+def _left_over(key: str) -> str:
+    return f"{key!a} has no place in the model"
 
 
 def _expect(tensors: Tensors, sizes: tuple[int, ...], dim: int) -> None:

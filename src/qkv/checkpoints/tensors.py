@@ -1,22 +1,25 @@
 """Tensors on disk: safetensors files and folders of them, read with distrust.
 
-The safetensors library reads the data (memory-mapped, so lazily). The header is checked here first: the library lets
-through duplicate keys and names such as `../x`. See https://github.com/huggingface/safetensors, "Format".
+The header is checked here: the safetensors library lets through duplicate keys and names such as `../x`. The data are
+memory-mapped: read when they are used, and given back to the system when used no more, which the library's maps
+cannot do. See https://github.com/huggingface/safetensors, "Format"; the tests hold both ways to the library.
 """
 
 import json
 import math
+import mmap
 import os
 import re
 import reprlib
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from qkv.checkpoints.pickled import read_pickled
 from qkv.errors import FileError
@@ -59,12 +62,64 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         FileError: The file is missing, or breaks a rule of the format; the message names the tensor.
     """
-    _check_file(path)
+    start, entries = _check_file(path)
+    if not any(entry.end > entry.begin for entry in entries.values()):
+        return {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in entries.items()}
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise FileError(f"{path}: not readable as safetensors ({_line(error)}); {_AGAIN}") from None
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be mapped ({_line(error)}); check the disk and its permissions") from None
+    tensors = {name: _view(mapped, start + entry.begin, entry) for name, entry in entries.items()}
+    _Map.remember(mapped)
+    return tensors
+
+
+def give_back(tensors: Iterable[Tensor]) -> None:
+    """Tell the system that tensors are needed no more: what was read of a mapped file leaves the memory at once.
+
+    Whoever calls this promises to use none of them again, nor views of them: what was written to them is lost. Nothing
+    happens to tensors that `read_tensors` did not map, nor where the system cannot be told.
+    """
+    for tensor in tensors:
+        if tensor.device.type == "cpu" and tensor.is_contiguous():
+            for known in list(_Map.known):
+                known.drop(tensor.data_ptr(), tensor.nbytes)
+
+
+class _Map:
+    """A mapped file, while it is mapped: no other memory can lie in its range meanwhile."""
+
+    known: ClassVar[list["_Map"]] = []
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self.begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
+        self.size = len(mapped)
+        self.mapped = weakref.ref(mapped, lambda _: _Map.known.remove(self))
+
+    @classmethod
+    def remember(cls, mapped: mmap.mmap) -> None:
+        if sys.platform == "linux":  # elsewhere the advice means something else, or there is none
+            cls.known.append(cls(mapped))
+
+    def drop(self, address: int, size: int) -> None:
+        """The whole pages of a range, if it lies in this map; those at its ends hold parts of others."""
+        mapped, begin = self.mapped(), address - self.begin
+        if mapped is None or begin < 0 or begin + size > self.size:
+            return
+        first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _view(mapped: mmap.mmap, begin: int, entry: "_Entry") -> Tensor:
+    count = math.prod(entry.shape)
+    if count == 0:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    if begin % entry.dtype.itemsize:  # not aligned: the format does not promise it
+        whole = bytearray(mapped[begin : begin + count * entry.dtype.itemsize])
+        return torch.frombuffer(whole, dtype=entry.dtype).view(entry.shape)
+    return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=begin).view(entry.shape)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -226,28 +281,39 @@ def _read_shards(index: Path, suffix: str, read: Callable[[Path], dict[str, Tens
 # --- the header -----------------------------------------------------------------------------------------------------
 
 
-def _check_file(path: Path) -> None:
+class _Entry(NamedTuple):
+    """Where a tensor lies, in bytes of the data, and what it is."""
+
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: list[int]
+
+
+def _check_file(path: Path) -> tuple[int, dict[str, _Entry]]:
+    """Where the data begin, and what they are."""
     size = file_size(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_JSON):
                 raise ValueError(f"header length {length} does not fit a file of {size} bytes (at most {MAX_JSON})")
-            _check_header(file.read(length), size - 8 - length)
+            return 8 + length, _check_header(file.read(length), size - 8 - length)
     except ValueError as error:
         raise FileError(f"{path}: {error}; {_AGAIN}") from None
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
 
 
-def _check_header(text: bytes, data_size: int) -> None:
+def _check_header(text: bytes, data_size: int) -> dict[str, _Entry]:
     header = parse_json(text)
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__ must hold text only")
-    ranges = sorted((*_data_range(name, entry), name) for name, entry in header.items())
+    entries = {name: _entry(name, entry) for name, entry in header.items()}
+    ranges = sorted((entry.begin, entry.end, name) for name, entry in entries.items())
     position = 0
     for begin, end, name in ranges:
         if begin != position:
@@ -256,10 +322,11 @@ def _check_header(text: bytes, data_size: int) -> None:
         position = end
     if position != data_size:
         raise ValueError(f"data_offsets end at {position}, the data has {data_size} bytes")
+    return entries
 
 
-def _data_range(name: str, entry: object) -> tuple[int, int]:
-    """First byte and end of a tensor's data, after all checks that need no other tensor."""
+def _entry(name: str, entry: object) -> _Entry:
+    """A tensor's entry, after all checks that need no other tensor."""
     where = f"tensor {_quote(name)}"
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise ValueError(f"{where}: a name has 1 to {MAX_NAME} printable characters")
@@ -278,7 +345,7 @@ def _data_range(name: str, entry: object) -> tuple[int, int]:
     begin, end = offsets
     if end - begin != (needed := math.prod(shape) * DTYPES[code].itemsize):
         raise ValueError(f"{where}: shape {shape} of {code} needs {needed} bytes, data_offsets give {end - begin}")
-    return begin, end
+    return _Entry(begin, end, DTYPES[code], shape)
 
 
 def _are_counts(values: object, at_most: int) -> TypeGuard[list[int]]:

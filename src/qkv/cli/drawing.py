@@ -17,6 +17,7 @@ from qkv.nn.blocks import (
     BlockConfig,
     OutputNormConfig,
     ParallelConfig,
+    ParallelPreNormConfig,
     PostNormConfig,
     PreNormConfig,
     SandwichConfig,
@@ -50,6 +51,7 @@ WIRINGS: dict[type[BlockConfig], _Wiring] = {
     OutputNormConfig: _Wiring("x = x + norm(f(x))", after=True),
     SandwichConfig: _Wiring("x = x + norm₂(f(norm₁(x)))", before=True, after=True),
     ParallelConfig: _Wiring("x = x + Σ f(norm(x))", before=True),
+    ParallelPreNormConfig: _Wiring("x = x + Σ f(norm_f(x))", before=True),
 }
 
 
@@ -117,8 +119,8 @@ def _block(config: BlockConfig, part: PartCost, d_model: int) -> Iterator[Text]:
     equation = Text.assemble((wiring.equation, _FORMULA), (f"    norm: {config.norm.tag()}", _QUIET))
     yield Text.assemble(" " * (_STREAM_AT - 1), ("│  ", _WIRE), equation)
     sublayers = [(each.name, describe(each.config, d_model)) for each in part.parts[1:]]
-    if isinstance(config, ParallelConfig):
-        yield from _parallel(sublayers)
+    if isinstance(config, (ParallelConfig, ParallelPreNormConfig)):
+        yield from _parallel(sublayers, shared=isinstance(config, ParallelConfig))
         return
     for name, notes in sublayers:
         way = "├─▸ " + " ─▸ ".join(["norm"] * wiring.before + [name] + ["norm"] * wiring.after) + " ─╮"
@@ -128,16 +130,20 @@ def _block(config: BlockConfig, part: PartCost, d_model: int) -> Iterator[Text]:
             yield _row(picture or "│", note or "")
 
 
-def _parallel(sublayers: list[tuple[str, list[str]]]) -> Iterator[Text]:
+def _parallel(sublayers: list[tuple[str, list[str]]], *, shared: bool) -> Iterator[Text]:
     width = max(len(name) for name, _ in sublayers)
     yield _row("│")
     for i, (name, notes) in enumerate(sublayers):
         first, last = i == 0, i == len(sublayers) - 1
-        start = "├─▸ norm ─┬─▸ " if first else "│         ├─▸ " if not last else "│         ╰─▸ "
+        if shared:
+            start = "├─▸ norm ─┬─▸ " if first else "│         ├─▸ " if not last else "│         ╰─▸ "
+        else:
+            start = "├─┬─▸ norm ─▸ " if first else "│ ├─▸ norm ─▸ " if not last else "│ ╰─▸ norm ─▸ "
         yield _row(f"{start}{name} {'─' * (width - len(name))}─{'╮' if first else '┤'}", notes[0])
         inner = " " if last else "│"
+        inner = f"│         {inner}   " if shared else f"│ {inner}           "
         for note in notes[1:]:
-            yield _row(f"│         {inner}   {' ' * width}  │", note)
+            yield _row(f"{inner}{' ' * width}  │", note)
     yield _row(f"⊕◂{'─' * (width + 14)}╯")
 
 

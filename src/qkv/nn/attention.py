@@ -1,7 +1,7 @@
 """Multi-head self-attention: four matrix products (qkv, q kᵀ, weights times v, output)."""
 
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import nn
@@ -28,6 +28,8 @@ class AttentionConfig(HeadsConfig):
     Attributes:
         position: Rotary embedding, or a bias of the scores; None where positions were added to the embeddings, or there
             are none.
+        qk_norm_over: Whether `qk_norm` is taken over each head, with one weight for all of them, or over all heads of a
+            token side by side (OLMo 2).
         softcap: c in c · tanh(score / c) (Gemma 2); None: scores are not bounded.
         sinks: Whether each head has a trained logit for a key that has no value (gpt-oss).
     """
@@ -35,6 +37,7 @@ class AttentionConfig(HeadsConfig):
     name: ClassVar[str] = "attention"
 
     position: AttentionPositionConfig | None = None
+    qk_norm_over: Literal["head", "heads"] = "head"
     softcap: float | None = None
     sinks: bool = False
 
@@ -69,8 +72,10 @@ class Attention(Mixer):
         out_bias = config.bias if config.out_bias is None else config.out_bias
         self.qkv_proj = nn.Linear(d_model, self.n_kv_heads * per_group, bias=config.bias)
         self.o_proj = nn.Linear(self.n_heads * self.value_dim, d_model, bias=out_bias)
-        self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
-        self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
+        self.norm_heads = config.qk_norm_over == "heads"
+        q_heads, k_heads = (self.n_heads, self.n_kv_heads) if self.norm_heads else (1, 1)
+        self.q_norm = config.qk_norm.build(q_heads * self.head_dim) if config.qk_norm else None
+        self.k_norm = config.qk_norm.build(k_heads * self.head_dim) if config.qk_norm else None
         self.score_bias = config.position.build(self.n_heads) if isinstance(config.position, ScoreBiasConfig) else None
         self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if config.sinks else None
 
@@ -100,7 +105,10 @@ class Attention(Mixer):
         q, k, v = qkv.split([per_key * self.head_dim, self.head_dim, self.value_dim], dim=-1)
         q = q.unflatten(-1, (per_key, self.head_dim))  # (B, T, G, H/G, K)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            if self.norm_heads:
+                q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
+            else:
+                q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
             by = ctx.rotations[self.seat.rotation]
             q, k = rotate(q, by, self.rope.layout), rotate(k, by, self.rope.layout)

@@ -201,6 +201,33 @@ class Parallel(Block):
         return x, aux
 
 
+@final
+@config
+class ParallelPreNormConfig(BlockConfig):
+    """x = x + Σ f(norm_f(x)) over all sublayers f, each with a norm of its own (Black et al. 2022, GPT-NeoX)."""
+
+    def build(self, d_model: int) -> "ParallelPreNorm":
+        """The block for a stream of width `d_model`."""
+        return ParallelPreNorm(self, d_model)
+
+
+@final
+class ParallelPreNorm(Block):
+    """See `ParallelPreNormConfig`."""
+
+    def __init__(self, config: ParallelPreNormConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+
+    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """x = x + Σ f(norm_f(x))."""
+        aux, h = None, x
+        for f, norm in self.parts(self.norms):
+            update, report = f(norm(h), ctx)
+            x, aux = x + update, merge(aux, report)
+        return x, aux
+
+
 def sublayers_of(block: Block) -> list[Sublayer]:
     """The sublayers of a block, in the order in which they act."""
     return [part for part in block.sublayers.values() if isinstance(part, Sublayer)]

@@ -54,9 +54,15 @@ class LMHeadConfig(HeadConfig):
 
     Attributes:
         tied: Whether it uses the embedder's table as its weight (Press and Wolf 2017).
+        softcap: c in c · tanh(logit / c) (Gemma Team 2024, Gemma 2, section 2); None: logits are not bounded.
     """
 
     tied: bool = True
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and self.softcap <= 0:
+            raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "LMHead":
         """The head of a model of width `d_model` with this embedder.
@@ -76,6 +82,7 @@ class LMHead(Head):
     def __init__(self, config: LMHeadConfig, d_model: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
+        self.softcap = config.softcap
 
     def _weight(self, table: Tensor | None) -> Tensor:
         weight = table if self.weight is None else self.weight
@@ -84,7 +91,8 @@ class LMHead(Head):
 
     def forward(self, x: Float[Tensor, "B T D"], table: Float[Tensor, "V D"] | None) -> Float[Tensor, "B T V"]:
         """Logits."""
-        return F.linear(x, self._weight(table))
+        logits = F.linear(x, self._weight(table))
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def loss(
         self,
@@ -96,7 +104,8 @@ class LMHead(Head):
     ) -> Float[Tensor, ""]:
         """Cross-entropy in nats, without the logits of all tokens at once."""
         targets = torch.where(valid, targets, IGNORE)
-        return linear_cross_entropy(x.flatten(0, 1), self._weight(table), targets.flatten(), scale=scale)
+        weight = self._weight(table)
+        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), scale=scale, softcap=self.softcap)
 
     def count(self, targets: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> int:
         """How many tokens have a target: those that are no padding and whose target is not -100."""

@@ -68,11 +68,17 @@ class LayerNorm(Norm):
 @final
 @config
 class RMSNormConfig(NormConfig):
-    """x / √(mean(x²) + ε) · weight.
+    """x / √(mean(x²) + ε) · (offset + weight).
 
     Source: Zhang and Sennrich 2019, equation 4; ε as in the authors' code. The weight is applied before rounding to the
     type of x (Llama's own code and Hugging Face round first; the difference is within one rounding of that type).
+
+    Attributes:
+        offset: Added to the weight, in at least float32. Gemma's is 1: its weights lie around 0, where bfloat16 is
+            finest, and decay towards a factor of 1.
     """
+
+    offset: float = 0.0
 
     def build(self, width: int) -> "RMSNorm":
         """The norm of vectors of `width` numbers."""
@@ -85,10 +91,11 @@ class RMSNorm(Norm):
 
     def __init__(self, config: RMSNormConfig, width: int) -> None:
         super().__init__()
-        self.eps = config.eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.offset = config.eps, config.offset
+        self.weight = nn.Parameter(torch.full((width,), 1 - config.offset))
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Normalise each vector."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight).to(x.dtype)
+        weight = self.weight if self.offset == 0 else self.weight.to(wide.dtype) + self.offset
+        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt() * weight).to(x.dtype)

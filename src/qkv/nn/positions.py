@@ -250,6 +250,9 @@ class RoPEScalingConfig(Config, ABC):
         """What cosines and sines are multiplied with."""
         return 1.0
 
+    def check_width(self, width: int) -> None:
+        """Raise where it is not made for heads of so many rotated coordinates."""
+
     def check_cache(self, capacity: int) -> None:
         """Raise where keys that were rotated earlier would not fit those to come."""
 
@@ -382,6 +385,57 @@ class Llama3ScalingConfig(RoPEScalingConfig):
 
 @final
 @config
+class LongRoPEScalingConfig(RoPEScalingConfig):
+    """Each pair's frequency divided by a factor of its own, found by search (Ding et al. 2024, LongRoPE; Phi-3).
+
+    Texts of up to `original_length` tokens take the short factors, longer ones the long. So keys in a cache go stale
+    where a text grows past that: a cache that could hold more is refused.
+
+    Attributes:
+        original_length: Tokens of the longest text before it was stretched.
+        short_factors: One for each pair, for texts of up to `original_length` tokens.
+        long_factors: One for each pair, for longer texts.
+        attention_factor: What cosines and sines are multiplied with, whatever the length.
+    """
+
+    original_length: int
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not all(factor > 0 for factor in self.short_factors + self.long_factors):
+            raise ConfigError("the factors of LongRoPE divide frequencies and must be above 0; mend those that are not")
+
+    @property
+    def magnitude(self) -> float:
+        """The attention factor."""
+        return self.attention_factor
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """The frequencies for a text of `longest` tokens."""
+        factors = self.short_factors if longest <= self.original_length else self.long_factors
+        return _frequencies(theta, width, device) / torch.tensor(factors, dtype=torch.float64, device=device)
+
+    def check_width(self, width: int) -> None:
+        """A factor for each pair."""
+        if not len(self.short_factors) == len(self.long_factors) == width // 2:
+            raise ConfigError(
+                f"LongRoPE has {len(self.short_factors)} short and {len(self.long_factors)} long factors, and a head "
+                f"has {width // 2} pairs that turn; give one for each"
+            )
+
+    def check_cache(self, capacity: int) -> None:
+        """Refuse a cache in which keys could go stale."""
+        if capacity > self.original_length:
+            raise ConfigError(
+                f"LongRoPE rotates anew beyond {self.original_length} tokens and a cache for {capacity} would go "
+                f"stale; use a cache of at most {self.original_length} tokens"
+            )
+
+
+@final
+@config
 class RoPEConfig(AttentionPositionConfig):
     """Rotary position embedding of queries and keys (Su et al. 2021, RoFormer, section 3.2).
 
@@ -420,6 +474,8 @@ class RoPEConfig(AttentionPositionConfig):
         if width % 2 or not width:
             share = "" if self.fraction == 1 else f", of which {width} turn,"
             raise ConfigError(f"rotary embedding pairs coordinates and head_dim={head_dim}{share} is odd; make it even")
+        if self.scaling is not None:
+            self.scaling.check_width(width)
         return width
 
     def rotation(self, tokens: Tokens, width: int, longest: int, dtype: torch.dtype) -> Rotation:

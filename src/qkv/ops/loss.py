@@ -17,9 +17,16 @@ _CACHE_BYTES = 2 * 2**20
 
 
 def linear_cross_entropy(
-    x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"], *, scale: float = 1.0
+    x: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, ""]:
     """`scale` times the sum over tokens of -log softmax(x Wᵀ)[target], in nats; targets of -100 count nothing.
+
+    With a `softcap` c the softmax is that of c · tanh(x Wᵀ / c).
 
     The gradients are computed together with the loss, chunk by chunk over the tokens: memory is one chunk of logits
     instead of N x V. The softmax runs in at least float32. Pass the normaliser as `scale` (1 / number of tokens) rather
@@ -27,12 +34,14 @@ def linear_cross_entropy(
 
     Differs from `torch.nn.functional.cross_entropy` only in memory, and in having no second derivative.
     """
-    return _LinearCrossEntropy.apply(x, weight, targets, scale)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(x, weight, targets, scale, softcap)  # type: ignore[no-any-return]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:  # pyright: ignore
+    def forward(  # pyright: ignore
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
+    ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         vocab = weight.shape[0]
         size = _chunk_size(len(x), max(1, _CHUNK_BYTES // (vocab * x.element_size())))
@@ -43,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             chunk = torch.mm(x[rows], weight.T, out=logits[: len(x) - start])
-            total += _loss_and_gradient(chunk, targets[rows], scale)
+            total += _loss_and_gradient(chunk, targets[rows], scale, softcap)
             if grad_x is not None:
                 torch.mm(chunk, weight, out=grad_x[rows])
             if grad_weight is not None:
@@ -56,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads: tuple[Tensor | None, ...] = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1.0:  # reading the number would stop a GPU
             grads = tuple(None if g is None else g * grad.to(g.dtype) for g in grads)
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 def _chunk_size(n: int, most: int) -> int:
@@ -64,7 +73,7 @@ def _chunk_size(n: int, most: int) -> int:
     return max(1, -(-n // max(1, -(-n // most))))
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float, softcap: float | None) -> Tensor:
     """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
@@ -73,9 +82,13 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
         part, target = logits[start : start + rows], targets[start : start + rows]
         counted = target != IGNORE
         target = target.where(counted, 0)[:, None]
-        log_p = torch.log_softmax(part, dim=-1, dtype=wide)
+        bounded = part if softcap is None else (part.to(wide) / softcap).tanh_()
+        log_p = torch.log_softmax(bounded if softcap is None else bounded * softcap, dim=-1, dtype=wide)
         total -= (log_p.gather(1, target)[:, 0] * counted).sum()
         grad = log_p.exp_()
         grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
-        part.copy_(grad.mul_((counted.to(wide) * scale)[:, None]))
+        grad.mul_((counted.to(wide) * scale)[:, None])
+        if softcap is not None:  # the slope of tanh
+            grad.mul_(1 - bounded.square_())
+        part.copy_(grad)
     return total

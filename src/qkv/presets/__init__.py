@@ -3,9 +3,13 @@
 from collections.abc import Callable
 
 from qkv.errors import ConfigError, suggest
+from qkv.masks import Causal, Window
 from qkv.models.transformer import TransformerConfig
+from qkv.presets.gemma2 import gemma2
 from qkv.presets.gpt2 import gpt2
 from qkv.presets.llama import llama
+from qkv.presets.olmo2 import olmo2
+from qkv.presets.pythia import pythia
 from qkv.presets.small import small
 
 PRESETS: dict[str, Callable[[], TransformerConfig]] = {
@@ -28,6 +32,58 @@ PRESETS: dict[str, Callable[[], TransformerConfig]] = {
     "llama3-8b": lambda: llama(
         d_model=4096, n_layers=32, n_heads=32, n_kv_heads=8, d_ff=14_336, vocab_size=128_256, theta=5e5, context=8192
     ),
+    "mistral-7b": lambda: llama(
+        d_model=4096,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=8,
+        d_ff=14_336,
+        vocab_size=32_000,
+        theta=1e4,
+        context=32_768,
+        mask=Causal() & Window(size=4096),
+    ),
+    "qwen2.5-0.5b": lambda: llama(
+        d_model=896,
+        n_layers=24,
+        n_heads=14,
+        n_kv_heads=2,
+        d_ff=4864,
+        vocab_size=151_936,
+        theta=1e6,
+        context=32_768,
+        tied=True,
+        eps=1e-6,
+        qkv_bias=True,
+    ),
+    "qwen3-0.6b": lambda: llama(
+        d_model=1024,
+        n_layers=28,
+        n_heads=16,
+        n_kv_heads=8,
+        d_ff=3072,
+        vocab_size=151_936,
+        theta=1e6,
+        context=40_960,
+        tied=True,
+        eps=1e-6,
+        head_dim=128,
+        qk_norm=True,
+    ),
+    "phi3-mini": lambda: llama(
+        d_model=3072,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=32,
+        d_ff=8192,
+        vocab_size=32_064,
+        theta=1e4,
+        context=4096,
+        mask=Causal() & Window(size=2047),
+    ),
+    "gemma2-2b": lambda: gemma2(d_model=2304, n_rounds=13, n_heads=8, n_kv_heads=4, head_dim=256, d_ff=9216),
+    "olmo2-1b": lambda: olmo2(d_model=2048, n_layers=16, n_heads=16, d_ff=8192),
+    "pythia-160m": lambda: pythia(d_model=768, n_layers=12, n_heads=12),
 }
 
 

@@ -141,7 +141,10 @@ def test_the_good_one_passes_with_what_may_be_ignored():
     [
         ({"h.0.q": None}, r"x\.bin: lacks 'h\.0\.q'; use the config"),
         ({"h.1.q": torch.ones(1)}, r"x\.bin: 'h\.1\.q' has no place in the model; use"),
-        ({"y": torch.ones(1), "z": torch.ones(1)}, r"'y' has no place in the model \(nor have 1 others\)"),
+        (
+            {"y": torch.ones(1), "z": torch.ones(1)},
+            r"2 things do not fit: 'y' has no place in the model; 'z' has no place in the model; use",
+        ),
         ({"h.0.masks": torch.ones(1)}, r"'h\.0\.masks' has no place"),
         ({"hx0.mask": torch.ones(1)}, r"'hx0\.mask' has no place"),
         ({"h.0.k": torch.ones(5, 5)}, r"'h\.0\.q', 'h\.0\.k', 'h\.0\.v': found \(5, 5\), needs \(4, 5\)"),
@@ -155,6 +158,34 @@ def test_errors_name_the_key_and_both_facts(change, message):
     state = {name: tensor for name, tensor in (good() | change).items() if tensor is not None}
     with pytest.raises(FileError, match=message):
         MAP.to_ours(state, source="x.bin")
+
+
+def test_all_mistakes_are_told_at_once():
+    state = good() | {f"x{i}": torch.ones(1) for i in range(30)} | {"h.0.k": torch.ones(5, 5)}
+    del state["wte"]
+    with pytest.raises(FileError) as caught:
+        MAP.to_ours(state)
+    message = str(caught.value)
+    assert message.startswith("the checkpoint: 32 things do not fit: 'h.0.q', 'h.0.k', 'h.0.v': found (5, 5), needs")
+    assert "lacks 'wte'; 'x0' has no place" in message
+    assert "'x17' has no place in the model; and 12 more; use the config" in message
+    assert "x18" not in message
+    assert "\n" not in message
+
+
+def test_a_state_is_checked_in_its_own_names_before_anything_is_converted():
+    model = {"blocks.0.qkv": torch.empty(18, 5, device="meta"), "embed": torch.empty(3, 2, device="meta")}
+    MAP.check(good() | {"h.0.mask": torch.ones(1)}, model, source="x")
+    state = good() | {"h.0.q": torch.ones(9, 5), "wte": torch.ones(2, 4), "y": torch.ones(1)}
+    del state["h.0.v"]
+    with pytest.raises(FileError) as caught:
+        MAP.check(state, model, source="x")
+    assert str(caught.value) == (
+        "x: 4 things do not fit: 'h.0.q' has shape (9, 5), the model needs (8, 5); lacks 'h.0.v' of shape (6, 5); "
+        "'wte' has shape (2, 4), the model needs (2, 3); 'y' has no place in the model; "
+        "use the config that belongs to these weights"
+    )
+    assert len(state) == 4
 
 
 def test_errors_on_the_way_back():

@@ -1,5 +1,6 @@
 """Norms, FFNs, blocks, heads and initialisation against small answers by hand and PyTorch's own parts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,12 +12,19 @@ from qkv.errors import ConfigError
 from qkv.masks import Causal
 from qkv.models.init import InitConfig
 from qkv.nn.attention import AttentionConfig
-from qkv.nn.blocks import OutputNormConfig, ParallelConfig, PostNormConfig, PreNormConfig, SandwichConfig
+from qkv.nn.blocks import (
+    OutputNormConfig,
+    ParallelConfig,
+    ParallelPreNormConfig,
+    PostNormConfig,
+    PreNormConfig,
+    SandwichConfig,
+)
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.norms import LayerNormConfig, RMSNormConfig
-from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig, SinusoidalPositionsConfig
+from qkv.nn.positions import LearnedPositionsConfig, LongRoPEScalingConfig, RoPEConfig, SinusoidalPositionsConfig
 from qkv.nn.sublayer import Aux, merge
 from qkv.ops import attend, rotate
 from qkv.presets import preset
@@ -50,6 +58,21 @@ def test_norms_equal_torch(eps):
     ours, theirs = LayerNormConfig(eps=eps, bias=False).build(8).double(), nn.LayerNorm(8, eps=eps, bias=False).double()
     ours.weight.data, theirs.weight.data = weight, weight
     close(ours(x), theirs(x))
+
+
+def test_the_offset_of_a_norms_weight():
+    norm, x = RMSNormConfig(eps=0.0, offset=1.0).build(2), torch.tensor([[3.0, 4.0]])
+    close(norm.double()(x.double()), x.double() / 12.5**0.5)  # fresh weights do nothing
+    norm.weight.data.fill_(0.001953125)
+    want = x / 12.5**0.5 * 1.001953125
+    torch.testing.assert_close(norm.float()(x), want, rtol=1e-6, atol=0)
+    # In bfloat16 1 + 2^-9 is 1: the sum is taken in float32, so only the result is rounded.
+    many = torch.rand(1, 4096).bfloat16() + 1
+    norm = RMSNormConfig(offset=1.0).build(4096).bfloat16()
+    norm.weight.data.fill_(0.001953125)
+    with_weight = norm(many).double().mean().item()
+    norm.weight.data.fill_(0.0)
+    assert with_weight / norm(many).double().mean().item() == pytest.approx(1.001953125, abs=2e-4)
 
 
 @pytest.mark.parametrize("norm", [RMSNormConfig(), LayerNormConfig()])
@@ -123,6 +146,13 @@ def test_a_parallel_block_is_its_equation():
     close(block(x, model._context(x, Tokens.full(2, 5)))[0], want)
 
 
+def test_parallel_with_a_norm_for_each():
+    model = tiny_model(block=ParallelPreNormConfig, layers=1)
+    block, x = model.blocks[0], torch.randn(2, 5, 16, dtype=torch.float64)
+    want = x + sum(f(block.norms[name](x))[0] for name, f in block.sublayers.items())
+    close(block(x, model._context(x, Tokens.full(2, 5)))[0], want)
+
+
 def test_equal_sublayers_get_names_of_their_own():
     block = PreNormConfig(norm=NORM, sublayers=(FFNConfig(), FFNConfig(), GLUConfig())).build(8)
     assert list(block.sublayers) == list(block.norms) == ["ffn", "ffn_2", "ffn_3"]
@@ -170,6 +200,20 @@ def test_queries_and_keys_are_normed_before_the_rotation():
     close(layer(x)[0], layer.o_proj(out.transpose(1, 2).flatten(2)))
 
 
+def test_queries_and_keys_may_be_normed_over_all_heads():
+    norm = RMSNormConfig(eps=0.1)
+    settings = {"n_heads": 4, "n_kv_heads": 2, "mask": Causal(), "qk_norm": norm, "qk_norm_over": "heads"}
+    layer = AttentionConfig(**settings).build(8).double()
+    assert (layer.q_norm.weight.numel(), layer.k_norm.weight.numel()) == (8, 4)
+    for part in (layer.q_norm, layer.k_norm):
+        part.weight.data.normal_()
+    x = torch.randn(1, 5, 8, dtype=torch.float64)
+    q, k, v = layer.qkv_proj(x).view(1, 5, 2, 8).split([4, 2, 2], -1)
+    q, k = layer.q_norm(q.reshape(1, 5, 8)).view(1, 5, 4, 2), layer.k_norm(k.reshape(1, 5, 4)).view(1, 5, 2, 2)
+    out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=Causal(), backend="reference")
+    close(layer(x)[0], layer.o_proj(out.transpose(1, 2).flatten(2)))
+
+
 # --- embedders and heads --------------------------------------------------------------------------------------------
 
 
@@ -195,12 +239,30 @@ def test_the_loss_of_vectors_counts_tokens_only():
     close(model.loss(x, y, tokens)[0], error[tokens.valid].mean())
 
 
-def test_the_loss_of_tokens_is_torch_cross_entropy():
-    model, ids = tiny_model(), token_ids(2, 6)
+def test_embeddings_may_be_scaled():
+    for scale, factor in ((None, 4.0), (3.0, 3.0), (1.0, 1.0)):
+        embed = TokenEmbedderConfig(vocab_size=7, scale=scale).build(16).double()
+        embed.weight.data.normal_()
+        close(embed(token_ids(1, 3) % 7, Tokens.full(1, 3)), embed.weight[token_ids(1, 3) % 7] * factor)
+
+
+def test_the_scale_is_rounded_to_the_type_of_the_weights():
+    """As in Gemma's code: √2304 is 48, but √3072 is 55.43, and 55.5 in bfloat16."""
+    embed = TokenEmbedderConfig(vocab_size=2, scale=None).build(3072).bfloat16()
+    embed.weight.data.fill_(1.125)
+    assert embed(torch.tensor([[1]]), Tokens.full(1, 1)).unique().item() == 62.5  # 1.125 · 55.4256 would be 62.25
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+def test_the_loss_of_tokens_is_torch_cross_entropy(softcap):
+    config = tiny_config()
+    config = dataclasses.replace(config, head=dataclasses.replace(config.head, softcap=softcap))
+    model, ids = tiny_model(config=config), token_ids(2, 6)
     targets = token_ids(2, 6, seed=4)
     targets[0, 2:4] = -100
     tokens = Tokens.padded([6, 4])
     logits = model(ids, tokens)
+    assert softcap is None or 0.5 < logits.abs().max() < softcap
     want = F.cross_entropy(logits.flatten(0, 1), targets.where(tokens.valid, -100).flatten())
     close(model.loss(ids, targets, tokens)[0], want)
 
@@ -282,6 +344,25 @@ def test_inputs_that_are_too_long_are_refused():
         rope(token_ids(2, 4), Tokens.packed([[2, 2], [4]]), cache=cache)
     with pytest.raises(ConfigError, match=r"tokens are \(1, 3\) and inputs \(2, 4\)"):
         rope(token_ids(2, 4), Tokens.full(1, 3))
+
+
+def test_longrope_by_hand():
+    scaling = LongRoPEScalingConfig(
+        original_length=4, short_factors=(1.0, 2.0), long_factors=(4.0, 8.0), attention_factor=1.5
+    )
+    position = RoPEConfig(theta=100.0, scaling=scaling)
+    for n, factors in ((4, (1.0, 2.0)), (5, (4.0, 8.0))):
+        by = position.rotation(Tokens.full(1, n), 4, n, torch.float64)
+        angle = torch.tensor([3 / factors[0], 3 * 0.1 / factors[1]], dtype=torch.float64)
+        close(by.cos[0, 3], 1.5 * angle.cos())
+        close(by.sin[0, 3], 1.5 * angle.sin())
+    with pytest.raises(ConfigError, match=r"2 short and 2 long factors, and a head has 3 pairs"):
+        position.width(6)
+    model = tiny_model(config=tiny_config(position=position))
+    with pytest.raises(ConfigError, match="cache for 9 would go stale"):
+        model.make_cache(1, 9)
+    with pytest.raises(ConfigError, match="must be above 0"):
+        dataclasses.replace(scaling, long_factors=(0.0, 1.0))
 
 
 def test_dynamic_ntk_refuses_a_cache_that_would_go_stale():

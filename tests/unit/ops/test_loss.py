@@ -1,5 +1,7 @@
 """The head's loss in chunks: torch's cross-entropy, with less memory."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ from qkv.ops.loss import linear_cross_entropy
 from tolerances import FLOAT64
 
 
-def plain(x, weight, targets):
-    return F.cross_entropy((x @ weight.T).to(torch.promote_types(x.dtype, torch.float32)), targets, reduction="sum")
+def plain(x, weight, targets, softcap=None):
+    logits = x @ weight.T if softcap is None else torch.tanh(x @ weight.T / softcap) * softcap
+    return F.cross_entropy(logits.to(torch.promote_types(x.dtype, torch.float32)), targets, reduction="sum")
 
 
 def draw(n, width, vocab, dtype, scale=1.0, seed=0):
@@ -21,13 +24,14 @@ def draw(n, width, vocab, dtype, scale=1.0, seed=0):
     return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
+@pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_it_is_cross_entropy_in_any_chunks(monkeypatch, chunk):
+def test_it_is_cross_entropy_in_any_chunks(monkeypatch, chunk, softcap):
     x, weight, targets = draw(7, 5, 11, torch.float64)
     targets[[1, 4]] = -100
     monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * 11 * chunk)
-    got = torch.autograd.grad(loss := linear_cross_entropy(x, weight, targets, scale=0.2), (x, weight))
-    want = torch.autograd.grad(truth := 0.2 * plain(x, weight, targets), (x, weight))
+    got = torch.autograd.grad(loss := linear_cross_entropy(x, weight, targets, scale=0.2, softcap=softcap), (x, weight))
+    want = torch.autograd.grad(truth := 0.2 * plain(x, weight, targets, softcap), (x, weight))
     for a, b in zip((loss, *got), (truth, *want), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
     assert (got[0][[1, 4]] == 0).all()
@@ -40,13 +44,15 @@ def test_the_gradient_is_scaled_by_what_comes_down():
         torch.testing.assert_close(3 * a, b, rtol=0, atol=FLOAT64)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_gradcheck(softcap):
     x, weight, targets = draw(4, 3, 6, torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: linear_cross_entropy(a, b, targets, scale=0.5), (x, weight))
+    loss = functools.partial(linear_cross_entropy, targets=targets, scale=0.5, softcap=softcap)
+    assert torch.autograd.gradcheck(loss, (x, weight))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_its_error_is_at_most_twice_that_of_the_plain_formula(dtype, monkeypatch):
+@pytest.mark.parametrize(("dtype", "softcap"), [(torch.float32, None), (torch.bfloat16, None), (torch.float32, 5.0)])
+def test_its_error_is_at_most_twice_that_of_the_plain_formula(dtype, softcap, monkeypatch):
     """Law 31, at a large vocabulary and confident logits, in several chunks; every element, forward and backward."""
     vocab = 50_000
     x, weight, targets = draw(96, 64, vocab, dtype, scale=4.0)
@@ -54,7 +60,7 @@ def test_its_error_is_at_most_twice_that_of_the_plain_formula(dtype, monkeypatch
 
     def run(function, dtype):
         a, b = (z.detach().to(dtype).requires_grad_() for z in (x, weight))
-        loss = function(a, b, targets) / 96
+        loss = function(a, b, targets, softcap=softcap) / 96
         return [loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, (a, b)))]
 
     exact = run(plain, torch.float64)

@@ -1,9 +1,19 @@
 """GPT-2 in the layout of Hugging Face: fused q|k|v, weights stored inputs by outputs, tied head."""
 
-from qkv.checkpoints.families.family import ConfigReader, Family, attention_of, one_block
+from typing import Any
+
+from qkv.checkpoints.families.family import (
+    ConfigReader,
+    Family,
+    activation_name,
+    context_of,
+    parts_of,
+    stack,
+    sublayer,
+)
 from qkv.checkpoints.maps import FuseQKV, KeyMap, Rule, Split, Transpose
 from qkv.masks import Causal
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
@@ -44,9 +54,7 @@ def read(source: ConfigReader) -> TransformerConfig:
             position=LearnedPositionsConfig(length=context),
             dropout=source.take("embd_pdrop", float, 0.1),
         ),
-        blocks=Repeat(
-            n=source.take_positive("n_layer", 12), pattern=PreNormConfig(norm=norm, sublayers=(attention, ffn))
-        ),
+        blocks=stack([PreNormConfig(norm=norm, sublayers=(attention, ffn))] * source.take_layers("n_layer", 12)),
         final_norm=norm,
         head=LMHeadConfig(tied=source.take("tie_word_embeddings", bool, True)),
         context=context,
@@ -59,10 +67,33 @@ def read(source: ConfigReader) -> TransformerConfig:
     return config
 
 
+def draft(config: TransformerConfig) -> dict[str, Any]:
+    """What `config.json` would say of a model."""
+    embed, layers, attention, head = parts_of(config)
+    ffn = sublayer(layers[0], 1, FFNConfig)
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": embed.vocab_size,
+        "n_positions": context_of(config),
+        "n_embd": config.d_model,
+        "n_layer": len(layers),
+        "n_head": attention.n_heads,
+        "n_inner": ffn.d_ff or 4 * config.d_model,
+        "activation_function": activation_name(ffn.activation, "gelu_new"),
+        "layer_norm_epsilon": layers[0].norm.eps,
+        "scale_attn_weights": attention.scale != 1.0,
+        "tie_word_embeddings": head.tied,
+        "resid_pdrop": attention.dropout,
+        "embd_pdrop": embed.dropout,
+        "attn_pdrop": attention.weight_dropout,
+    }
+
+
 def keys(config: TransformerConfig) -> KeyMap:
     """The map between Hugging Face's keys and ours."""
-    n_layers, block = one_block(config)
-    n_heads, width = attention_of(block).n_heads, config.d_model
+    _, layers, attention, head = parts_of(config)
+    n_heads, width = attention.n_heads, config.d_model
     thirds, fuse = Split((width,) * 3), FuseQKV(n_heads, n_heads, width // n_heads, width // n_heads)
     ours, theirs = "blocks.{}.sublayers", "transformer.h.{}"
     rules = [
@@ -84,10 +115,18 @@ def keys(config: TransformerConfig) -> KeyMap:
             Rule(f"{theirs}.{their}.weight", f"{ours}.{our}.weight", Transpose()),
             Rule(f"{theirs}.{their}.bias", f"{ours}.{our}.bias"),
         ]
-    if isinstance(config.head, LMHeadConfig) and not config.head.tied:
+    if not head.tied:
         rules.append(Rule("lm_head.weight", "head.weight"))
     masks = (f"{theirs}.attn.bias", f"{theirs}.attn.masked_bias")  # buffers in older files
-    return KeyMap(rules, n_layers, ignore=masks)
+    return KeyMap(rules, len(layers), ignore=masks)
 
 
-GPT2 = Family(read, keys, prefix="transformer.", head="lm_head.weight", table="transformer.wte.weight")
+GPT2 = Family(
+    read,
+    keys,
+    prefix="transformer.",
+    head="lm_head.weight",
+    table="transformer.wte.weight",
+    name="gpt2",
+    draft=draft,
+)

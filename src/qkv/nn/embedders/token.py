@@ -1,5 +1,6 @@
 """Token ids to vectors."""
 
+import math
 from typing import final
 
 import torch
@@ -19,9 +20,12 @@ class TokenEmbedderConfig(EmbedderConfig):
 
     Attributes:
         vocab_size: Tokens in the vocabulary. None: in a recipe, that of the tokenizer.
+        scale: What the vectors are multiplied with, rounded to the type of the weights, as in Gemma's code. None: √D
+            (Vaswani et al. 2017, section 3.4; Gemma).
     """
 
     vocab_size: int | None = None
+    scale: float | None = 1.0
 
     def build(self, d_model: int) -> "TokenEmbedder":
         """The embedder for a stream of width `d_model`."""
@@ -36,6 +40,7 @@ class TokenEmbedder(Embedder):
         super().__init__(config, d_model)
         if config.vocab_size is None or config.vocab_size < 1:
             raise ConfigError(f"embed.vocab_size={config.vocab_size}; set it to the number of tokens of the tokenizer")
+        self.scale = math.sqrt(d_model) if config.scale is None else config.scale
         self.weight = nn.Parameter(torch.empty(config.vocab_size, d_model))
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
@@ -45,12 +50,13 @@ class TokenEmbedder(Embedder):
             ConfigError: There is no such id (on CPUs; on a GPU the kernel stops the process).
         """
         try:
-            return F.embedding(inputs, self.weight)
+            x = F.embedding(inputs, self.weight)
         except IndexError:
             raise ConfigError(
                 f"ids from {int(inputs.min())} to {int(inputs.max())} do not fit a vocabulary of {len(self.weight)} "
                 "tokens; use the model's own tokenizer"
             ) from None
+        return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
 
     @property
     def table(self) -> Float[Tensor, "V D"]:

@@ -1,0 +1,332 @@
+"""Llama and its descendants: RMSNorm, rotary attention and a GLU. What tells them apart is a table, `Decoder`."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from qkv.checkpoints.families.family import (
+    ConfigReader,
+    Family,
+    activation_name,
+    context_of,
+    parts_of,
+    stack,
+    sublayer,
+)
+from qkv.checkpoints.families.rope import PLAIN, RopeKeys, read_parameters, read_rope, write_rope
+from qkv.checkpoints.maps import Fuse, FuseQKV, KeyMap, Rule, Split
+from qkv.errors import FileError
+from qkv.masks import And, Causal, Window
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import BlockConfig, PreNormConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.ffn import GLUConfig
+from qkv.nn.heads import LMHeadConfig
+from qkv.nn.norms import RMSNormConfig
+from qkv.nn.positions import RoPEConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Hugging Face's names of the two kinds of layers."""
+
+PRE_NORMS = {"input_layernorm": "norms.attention", "post_attention_layernorm": "norms.ffn"}
+SANDWICH_NORMS = {
+    "input_layernorm": "norms.attention",
+    "post_attention_layernorm": "out_norms.attention",
+    "pre_feedforward_layernorm": "norms.ffn",
+    "post_feedforward_layernorm": "out_norms.ffn",
+}
+
+
+@final
+@dataclass(frozen=True)
+class Decoder:
+    """How a family differs from its relatives.
+
+    Attributes:
+        name: Its `model_type`.
+        architecture: The class that loads its checkpoints.
+        defaults: What Hugging Face takes where a file leaves a key out and no width follows from others.
+        block: Where the norms stand.
+        norms: Their names of a layer's norms, and ours.
+        norm_offset: What is added to the weights of norms.
+        embed_scale: What embeddings are multiplied with; None: √D.
+        bias: Which of attention's projections have biases: none, q, k and v, or what 'attention_bias' says of all.
+        mlp_bias: Whether there is a key for biases of the GLU.
+        qk_norm_over: Of what queries and keys are normed, if they are.
+        windows: Which layers have sliding windows: none; all, where 'sliding_window' is set; those from
+            'max_window_layers' on; or all but each so many-th. 'layer_types' goes before the latter two.
+        rope: The names of the parts of the rotary embedding.
+        local_rope: Whether layers with windows have a rotary embedding of their own.
+        activation: The key of the GLU's activation.
+        softcaps: Whether there are keys for soft-caps of scores and logits.
+        query_scalar: Whether there is a key for the scale of the scores.
+        fused: Whether q, k, v, and gate and up, are stored in one weight each: rows of all queries, keys, values.
+        dropouts: Whether there are keys for dropout of embeddings and of the stream's updates.
+        fixed: Keys with the one value that is implemented.
+        harmless: Keys that change nothing.
+    """
+
+    name: str
+    architecture: str
+    defaults: Mapping[str, Any]
+    block: type[BlockConfig] = PreNormConfig
+    norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
+    norm_offset: float = 0.0
+    embed_scale: float | None = 1.0
+    bias: Literal["none", "qkv", "config"] = "none"
+    mlp_bias: bool = False
+    qk_norm_over: Literal["head", "heads"] | None = None
+    windows: Literal["none", "all", "late"] | int = "none"
+    rope: RopeKeys = PLAIN
+    local_rope: bool = False
+    activation: str = "hidden_act"
+    softcaps: bool = False
+    query_scalar: bool = False
+    fused: bool = False
+    dropouts: bool = False
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    harmless: tuple[str, ...] = ()
+
+    def family(self) -> Family:
+        """The family of this table."""
+        return Family(
+            read=functools.partial(_read, self),
+            keys=functools.partial(_keys, self),
+            prefix="model.",
+            head="lm_head.weight",
+            table="model.embed_tokens.weight",
+            name=self.name,
+            draft=functools.partial(_draft, self),
+        )
+
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+
+def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
+    """The config of a model.
+
+    Raises:
+        FileError: The file asks for something that qkv does not implement, or knows.
+    """
+    default = spec.defaults.get
+    context = source.take_positive("max_position_embeddings", default("max_position_embeddings"))
+    norm = RMSNormConfig(eps=source.take("rms_norm_eps", float, default("rms_norm_eps")), offset=spec.norm_offset)
+    kinds, window = _read_windows(spec, source, source.take_layers("num_hidden_layers"))
+    d_model = source.take_positive("hidden_size")
+    attention = _read_attention(spec, source, d_model, norm)
+    glu = GLUConfig(
+        d_ff=source.take_positive("intermediate_size"),
+        activation=source.activation(spec.activation, default(spec.activation, "silu")),
+        bias=source.take("mlp_bias", bool, False) if spec.mlp_bias else False,
+        dropout=source.take("resid_pdrop", float, 0.0) if spec.dropouts else 0.0,
+    )
+    ropes = _read_ropes(spec, source, context)
+
+    def block(kind: str) -> BlockConfig:
+        mask = Causal() if kind == FULL or window is None else Causal() & Window(size=window)
+        settings: dict[str, Any] = {"mask": mask, "position": ropes[kind], "dropout": glu.dropout}
+        return spec.block(norm=norm, sublayers=(AttentionConfig(**attention, **settings), glu))
+
+    blocks = {kind: block(kind) for kind in sorted(set(kinds))}
+    config = TransformerConfig(
+        d_model=d_model,
+        embed=TokenEmbedderConfig(
+            vocab_size=source.take_positive("vocab_size", default("vocab_size")),
+            scale=spec.embed_scale,
+            dropout=source.take("embd_pdrop", float, 0.0) if spec.dropouts else 0.0,
+        ),
+        blocks=stack([blocks[kind] for kind in kinds]),
+        final_norm=norm,
+        head=LMHeadConfig(
+            tied=source.take("tie_word_embeddings", bool, default("tie_word_embeddings", False)),
+            softcap=_softcap(spec, source, "final_logit_softcapping"),
+        ),
+        context=context,
+    )
+    for key, value in spec.fixed.items():
+        source.require(key, value)
+    source.finish(*spec.harmless)
+    return config
+
+
+def _read_attention(spec: Decoder, source: ConfigReader, d_model: int, norm: RMSNormConfig) -> dict[str, Any]:
+    """What is the same in every layer."""
+    n_heads = source.take_positive("num_attention_heads")
+    head_dim = source.take_positive("head_dim", spec.defaults.get("head_dim", d_model // n_heads))
+    n_kv_heads = source.nullable("num_key_value_heads", int, spec.defaults.get("num_key_value_heads"))
+    made: dict[str, Any] = {
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
+        "head_dim": head_dim,
+        "bias": source.take("attention_bias", bool, False) if spec.bias == "config" else spec.bias == "qkv",
+        "out_bias": False if spec.bias == "qkv" else None,
+        "weight_dropout": source.take("attention_dropout", float, 0.0),
+        "softcap": _softcap(spec, source, "attn_logit_softcapping"),
+    }
+    if spec.qk_norm_over is not None:
+        made |= {"qk_norm": norm, "qk_norm_over": spec.qk_norm_over}
+    if spec.query_scalar:
+        scalar = source.take("query_pre_attn_scalar", float, 256.0)
+        if scalar <= 0:
+            raise FileError(f"{source.source}: 'query_pre_attn_scalar' is {scalar} and must be above 0; mend the file")
+        made["scale"] = None if scalar == head_dim else scalar**-0.5
+    return made
+
+
+def _softcap(spec: Decoder, source: ConfigReader, key: str) -> float | None:
+    return source.nullable(key, float, spec.defaults.get(key)) if spec.softcaps else None
+
+
+def _read_windows(spec: Decoder, source: ConfigReader, n: int) -> tuple[list[str], int | None]:
+    """The kind of each layer, and the size of the windows."""
+    if spec.windows == "none":
+        return [FULL] * n, None
+    size = source.nullable("sliding_window", int, spec.defaults.get("sliding_window"))
+    if spec.windows == "all":
+        return [FULL if size is None else SLIDING] * n, size
+    if spec.windows == "late":
+        size = size if source.take("use_sliding_window", bool, False) else None
+        late = source.take("max_window_layers", int, 28)
+        kinds = [FULL if size is None or i < late else SLIDING for i in range(n)]
+    else:
+        every = source.take_positive(
+            "sliding_window_pattern", source.optional("_sliding_window_pattern", int) or spec.windows
+        )
+        kinds = [SLIDING if (i + 1) % every else FULL for i in range(n)]
+    kinds = source.optional("layer_types", list) or kinds
+    if len(kinds) != n or not all(kind in (FULL, SLIDING) for kind in kinds):
+        raise FileError(f"{source.source}: 'layer_types' must say {FULL!r} or {SLIDING!r} for each of {n} layers")
+    if size is None and SLIDING in kinds:
+        raise FileError(f"{source.source}: layers have windows and 'sliding_window' gives no size; mend the file")
+    return kinds, size
+
+
+def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, RoPEConfig]:
+    """The rotary embedding of each kind of layer."""
+    if not spec.local_rope:
+        rope = read_rope(source, context, spec.rope)
+        return {FULL: rope, SLIDING: rope}
+    local = source.take("rope_local_base_freq", float, 10_000.0)
+    newer = source.optional("rope_parameters", dict)
+    if newer is None:
+        return {FULL: read_rope(source, context, spec.rope), SLIDING: RoPEConfig(theta=local)}
+    outer = ConfigReader(newer, f"{source.source}, rope_parameters")
+    made = {
+        kind: read_parameters(
+            ConfigReader(outer.optional(kind, dict) or {}, f"{outer.source}.{kind}"), context, RopeKeys(base=theta)
+        )
+        for kind, theta in ((FULL, source.take("rope_theta", float, spec.rope.base)), (SLIDING, local))
+    }
+    outer.finish()
+    return made
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
+def _draft(spec: Decoder, config: TransformerConfig) -> dict[str, Any]:
+    embed, layers, attention, head = parts_of(config)
+    glu, norm = sublayer(layers[0], 1, GLUConfig), layers[0].norm
+    head_dim = attention.head_dim or config.d_model // attention.n_heads
+    data: dict[str, Any] = {
+        "model_type": spec.name,
+        "architectures": [spec.architecture],
+        "vocab_size": embed.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": glu.width(config.d_model),
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": attention.n_heads,
+        "num_key_value_heads": attention.n_kv_heads or attention.n_heads,
+        "head_dim": head_dim,
+        spec.activation: activation_name(glu.activation),
+        "max_position_embeddings": context_of(config),
+        "rms_norm_eps": norm.eps,
+        "tie_word_embeddings": head.tied,
+        "attention_dropout": attention.weight_dropout,
+    }
+    if head_dim * attention.n_heads == config.d_model and "head_dim" not in spec.defaults:
+        del data["head_dim"]  # it follows, and some loaders do not know the key
+    if spec.bias == "config":
+        data["attention_bias"] = attention.bias
+    if spec.mlp_bias:
+        data["mlp_bias"] = glu.bias
+    if spec.softcaps:
+        data |= {"attn_logit_softcapping": attention.softcap, "final_logit_softcapping": head.softcap}
+    if spec.query_scalar:
+        data["query_pre_attn_scalar"] = head_dim if attention.scale is None else round(attention.scale**-2)
+    if spec.dropouts:
+        data |= {"resid_pdrop": attention.dropout, "embd_pdrop": embed.dropout}
+    return data | _draft_windows(spec, layers) | _draft_rope(spec, layers, context_of(config))
+
+
+def _draft_windows(spec: Decoder, layers: list[BlockConfig]) -> dict[str, Any]:
+    if spec.windows == "none":
+        return {}
+    sizes = [_window(block) for block in layers]
+    size = next((size for size in sizes if size is not None), None)
+    if spec.windows == "all":
+        return {"sliding_window": size}
+    data = {"sliding_window": size, "layer_types": [FULL if size is None else SLIDING for size in sizes]}
+    if spec.windows == "late":
+        first = next((i for i, size in enumerate(sizes) if size is not None), len(sizes))
+        return data | {"use_sliding_window": size is not None, "max_window_layers": first}
+    return data | {"sliding_window_pattern": spec.windows} if size is not None else data
+
+
+def _draft_rope(spec: Decoder, layers: list[BlockConfig], context: int) -> dict[str, Any]:
+    full = [block for block in layers if _window(block) is None]
+    data = write_rope(sublayer((full or layers)[0], 0, AttentionConfig).position, context, spec.rope)
+    if spec.local_rope:
+        local = next((block for block in layers if _window(block) is not None), layers[0])
+        position = sublayer(local, 0, AttentionConfig).position
+        data["rope_local_base_freq"] = position.theta if isinstance(position, RoPEConfig) else None
+    return data
+
+
+def _window(block: BlockConfig) -> int | None:
+    """The size of the sliding window of a layer."""
+    mask = sublayer(block, 0, AttentionConfig).mask
+    return mask.b.size if isinstance(mask, And) and isinstance(mask.b, Window) else None
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+def _keys(spec: Decoder, config: TransformerConfig) -> KeyMap:
+    """The map between Hugging Face's keys and ours."""
+    _, layers, attention, head = parts_of(config)
+    glu = sublayer(layers[0], 1, GLUConfig)
+    head_dim = attention.head_dim or config.d_model // attention.n_heads
+    n_kv_heads = attention.n_kv_heads or attention.n_heads
+    rows = (attention.n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
+    fuse = FuseQKV(attention.n_heads, n_kv_heads, head_dim, head_dim)
+    their, our = "model.layers.{}", "blocks.{}.sublayers"
+    rules = [
+        Rule("model.embed_tokens.weight", "embed.weight"),
+        Rule("model.norm.weight", "final_norm.weight"),
+        *(Rule(f"{their}.{name}.weight", f"blocks.{{}}.{place}.weight") for name, place in spec.norms.items()),
+    ]
+    if attention.qk_norm is not None:
+        rules += [Rule(f"{their}.self_attn.{x}_norm.weight", f"{our}.attention.{x}_norm.weight") for x in "qk"]
+    for part in ["weight"] + ["bias"] * attention.bias:
+        ours = f"{our}.attention.qkv_proj.{part}"
+        if spec.fused:
+            rules.append(Rule(f"{their}.self_attn.qkv_proj.{part}", ours, Split(rows), fuse))
+        else:
+            rules.append(Rule(tuple(f"{their}.self_attn.{x}_proj.{part}" for x in "qkv"), ours, fuse))
+    out_bias = attention.bias if attention.out_bias is None else attention.out_bias
+    for part in ["weight"] + ["bias"] * out_bias:
+        rules.append(Rule(f"{their}.self_attn.o_proj.{part}", f"{our}.attention.o_proj.{part}"))
+    for part in ["weight"] + ["bias"] * glu.bias:
+        ours, halves = f"{our}.ffn.gate_up_proj.{part}", Fuse((glu.width(config.d_model),) * 2)
+        if spec.fused:  # gate, then up, as ours
+            rules.append(Rule(f"{their}.mlp.gate_up_proj.{part}", ours))
+        else:
+            rules.append(Rule(tuple(f"{their}.mlp.{x}_proj.{part}" for x in ("gate", "up")), ours, halves))
+        rules.append(Rule(f"{their}.mlp.down_proj.{part}", f"{our}.ffn.down_proj.{part}"))
+    if not head.tied:
+        rules.append(Rule("lm_head.weight", "head.weight"))
+    return KeyMap(rules, len(layers), ignore=(f"{their}.self_attn.rotary_emb.inv_freq",))
