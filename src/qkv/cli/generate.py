@@ -105,9 +105,7 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
     if file is not None and prompt:
         raise ConfigError("there is a prompt and a --file of them; give one of the two")
     if samples != 1:
-        raise ConfigError(
-            f"--samples {samples} is for a single prompt; with several, name each as often as you want it"
-        )
+        raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
     lines = read_standard_input() if file is None or str(file) == "-" else _lines(file)
