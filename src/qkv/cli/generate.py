@@ -109,12 +109,10 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
         raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    lines = read_standard_input() if STANDARD_INPUT in (prompt, str(file)) else _lines(file)
-    prompts = [line for line in lines if line.strip()]
+    typed = file is None or str(file) == STANDARD_INPUT
+    prompts = [line for line in (read_standard_input() if typed else _lines(file)) if line.strip()]
     if not prompts:
-        raise FileError(
-            f"{'standard input' if STANDARD_INPUT in (prompt, str(file)) else file}: holds no prompt; put one in each line"
-        )
+        raise FileError(f"{'standard input' if typed else file}: holds no prompt; put one in each line")
     return prompts
 
 
