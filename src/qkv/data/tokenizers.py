@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from qkv.config import Config, config
 from qkv.data.rendered import Rendered
-from qkv.errors import ConfigError, FileError
+from qkv.errors import ConfigError, FileError, QkvError
 from qkv.fetch import write_atomic
 
 END_OF_TEXT: Final = "<|endoftext|>"
@@ -115,7 +115,7 @@ class Tokenizer:
         """
         path = path / "tokenizer.json" if path.is_dir() else path
         data = _read(path, MAX_FILE_BYTES)
-        with _no_panic(f"{path}: not a tokenizer.json that can be read"):
+        with no_panic(f"{path}: not a tokenizer.json that can be read"):
             inner = tokenizers.Tokenizer.from_buffer(data)
             largest = max(inner.get_vocab().values(), default=-1)
         if not 0 <= largest < len(data):
@@ -165,7 +165,7 @@ class Tokenizer:
         """The ids of each text, on all cores. See `encode`."""
         pieces = [list(self._pieces(text)) for text in texts]
         try:
-            with _no_panic("the tokenizer failed on this text"):
+            with no_panic("the tokenizer failed on this text"):
                 encoded = self._inner.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False)
         except FileError as error:
             raise self._unknown(texts) or error from None
@@ -222,13 +222,13 @@ class Tokenizer:
             twin.encode_special_tokens = not special
             twin.post_processor = None
             self._twins[special] = twin
-        with _no_panic("the tokenizer failed on this text"):
+        with no_panic("the tokenizer failed on this text"):
             encoding = self._twins[special].encode(text, add_special_tokens=False)
         return Encoded(encoding.ids, encoding.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 become U+FFFD."""
-        with _no_panic("the tokenizer failed on these ids"):
+        with no_panic("the tokenizer failed on these ids"):
             return self._inner.decode(ids, skip_special_tokens=True)
 
     def stream(self) -> "TextStream":
@@ -481,12 +481,13 @@ def _chat_template(path: Path, settings: _Settings) -> str | None:
 
 
 @contextlib.contextmanager
-def _no_panic(what: str) -> Iterator[None]:
+def no_panic(what: str) -> Iterator[None]:
     """Turn what the library raises, also its `PanicException` that is no `Exception`, into a `FileError`."""
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        ours = isinstance(error, QkvError)  # says already what is wrong
+        if ours or (not isinstance(error, Exception) and type(error).__name__ != "PanicException"):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileError(f"{what} ({reason}); get the tokenizer again") from None
