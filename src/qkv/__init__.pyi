@@ -33,6 +33,9 @@ from qkv.models.init import InitConfig as InitConfig
 from qkv.models.transformer import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
+from qkv.nn.adapters import LoRAConfig as LoRAConfig
+from qkv.nn.adapters import add_adapters as add_adapters
+from qkv.nn.adapters import merge_adapters as merge_adapters
 from qkv.nn.attention import AttentionConfig as AttentionConfig
 from qkv.nn.blocks import OutputNormConfig as OutputNormConfig
 from qkv.nn.blocks import ParallelConfig as ParallelConfig
