@@ -71,6 +71,7 @@ from qkv.training import AdamWConfig as AdamWConfig
 from qkv.training import CosineConfig as CosineConfig
 from qkv.training import RecipeConfig as RecipeConfig
 from qkv.training import SampleConfig as SampleConfig
+from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
 from qkv.training import train as train
 

@@ -4,17 +4,18 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, final, overload
+from typing import Literal, NamedTuple, final, overload
 
 import torch
 
-from qkv.checkpoints import Store, check_fit
+from qkv.checkpoints import Checkpoint, Store, check_fit, digest
 from qkv.checkpoints.huggingface import load_model, read_json
 from qkv.config import read_yaml
 from qkv.data import TextStream, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig, Step, StopFilter, generate
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
+from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import TokenEmbedderConfig
 
 _RECIPE = "recipe.yaml"
@@ -174,9 +175,15 @@ def load(
     Raises:
         FileError: The folder is neither, has no checkpoint yet, or does not fit together.
     """
-    folder = Path(path).expanduser()
+    loaded = _load_folder(Path(path).expanduser(), allow_pickle, ())
+    loaded.model.to(device=device, dtype=dtype)
+    return loaded
+
+
+def _load_folder(folder: Path, allow_pickle: bool, above: tuple[Path, ...]) -> Loaded:
+    """See `load`. `above`: the runs whose adapters sit on what is loaded."""
     if (folder / _RECIPE).is_file():
-        loaded = _load_run(folder)
+        loaded = _load_run(folder, above)
     elif (folder / "config.json").is_file():
         loaded = _load_hugging_face(folder, allow_pickle)
     elif folder.is_dir():
@@ -186,33 +193,73 @@ def load(
     else:
         raise FileError(f"{folder}: there is no such folder; give a run or a folder in Hugging Face's layout")
     _check_vocabulary(loaded, folder)
-    loaded.model.to(device=device, dtype=dtype)
     return loaded
 
 
-def _load_run(folder: Path) -> Loaded:
-    config = _run_config(folder / _RECIPE)
+def _load_run(folder: Path, above: tuple[Path, ...]) -> Loaded:
+    recipe = _read_recipe(folder / _RECIPE)
     checkpoint = Store(folder / "checkpoints").latest()
     if checkpoint is None:
         raise FileError(f"{folder}: the run has no checkpoint yet; go on with it, or wait for its first one")
     for warning in checkpoint.warnings:
-        warnings.warn(warning, stacklevel=3)
+        warnings.warn(warning, stacklevel=4)
+    if recipe.adapter is not None:
+        return _load_adapted(folder, recipe, checkpoint, above)
     state = checkpoint.tensors("model")
     with torch.device("meta"):
-        model = _build(config, len(state), folder / _RECIPE)
+        model = _build(recipe.model, len(state), folder / _RECIPE)
     check_fit(state, model.state_dict(), source=str(checkpoint.path))
     model.load_state_dict(state, assign=True)
     tokenizer = _tokenizer(folder)
     stop = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
-    return Loaded(model.requires_grad_().eval(), tokenizer, config, stop)
+    return Loaded(model.requires_grad_().eval(), tokenizer, recipe.model, stop)
 
 
-def _run_config(path: Path) -> TransformerConfig:
+def _load_adapted(folder: Path, recipe: "_Recipe", checkpoint: Checkpoint, above: tuple[Path, ...]) -> Loaded:
+    """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
+    above = (*above, folder.resolve())
+    start = Path(recipe.start).expanduser()
+    if start.resolve() in above:
+        raise FileError(f"{folder / _RECIPE}: its adapters sit on {start}, which sits on them; mend 'start'")
+    try:
+        base = _load_folder(start, False, above)
+    except FileError as error:
+        raise FileError(f"{folder}: what its adapters sit on cannot be loaded: {error}") from None
+    if checkpoint.state.get("base") != digest(base.model.state_dict()):
+        raise FileError(
+            f"{folder}: its adapters belong to the weights that {start} had when the run began, and those are others "
+            "now; put them back"
+        )
+    assert recipe.adapter is not None
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        add_adapters(base.model.float(), recipe.adapter)
+    state = checkpoint.tensors("adapter")
+    check_fit(state, adapter_state(base.model), source=str(checkpoint.path))
+    load_adapters(base.model, state)
+    merge_adapters(base.model)
+    return base
+
+
+class _Recipe(NamedTuple):
+    """What loading reads of a run's recipe."""
+
+    model: TransformerConfig
+    adapter: LoRAConfig | None
+    start: str
+
+
+def _read_recipe(path: Path) -> _Recipe:
     try:
         data = read_yaml(path)
         if not isinstance(data, dict) or "model" not in data:
             raise ConfigError("it has no 'model'")
-        return TransformerConfig.from_dict(data["model"], path="model")
+        model = TransformerConfig.from_dict(data["model"], path="model")
+        if data.get("adapter") is None:
+            return _Recipe(model, None, "")
+        match data.get("start"):
+            case {"path": str(start)}:
+                return _Recipe(model, LoRAConfig.from_dict(data["adapter"], path="adapter"), start)
+        raise ConfigError("it has an 'adapter' and no 'start' with a path")
     except ConfigError as error:
         raise FileError(f"{path}: not the recipe of a run: {error}") from None
 

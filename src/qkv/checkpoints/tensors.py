@@ -4,6 +4,7 @@ The safetensors library reads the data (memory-mapped, so lazily). The header is
 through duplicate keys and names such as `../x`. See https://github.com/huggingface/safetensors, "Format".
 """
 
+import hashlib
 import json
 import math
 import os
@@ -121,6 +122,18 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     for name in order:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the safetensors file that the tensors would make: names, types, shapes and every bit of the data.
+
+    Raises:
+        FileError: As `encode_tensors`.
+    """
+    made = hashlib.sha256()
+    for piece in encode_tensors(tensors):
+        made.update(piece)
+    return made.hexdigest()
 
 
 def read_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:

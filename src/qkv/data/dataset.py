@@ -37,7 +37,7 @@ class DataConfig(Config):
 
     Attributes:
         source: The corpus.
-        tokenizer: How text becomes ids; None for vectors.
+        tokenizer: How text becomes ids; None for vectors, and where a recipe's `start` brings its own.
         validation: The share that is held out, above 0 and below 1.
     """
 
@@ -49,8 +49,6 @@ class DataConfig(Config):
         if not 0 < self.validation < 1:
             raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
         text, tag = isinstance(self.source, TextSourceConfig), self.source.tag()
-        if text and self.tokenizer is None:
-            raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
         if not text and self.tokenizer is not None:
             raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")
 
@@ -117,21 +115,28 @@ class Dataset:
     n_features: int | None
 
 
-def prepare(config: DataConfig) -> Dataset:
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     """Read the corpus, train the tokenizer and encode, or take all that from the cache if nothing has changed.
 
     The cache is `cache_dir()/tokens/<key>`, where the key is a hash of the documents, the tokenizer's config and
     `validation`. BPE is trained on the training split only.
 
+    Args:
+        config: The corpus.
+        tokenizer: To use one that exists, instead of one that the config says how to get.
+
     Raises:
-        ConfigError: The tokenizer has no end-of-text token.
+        ConfigError: The tokenizer has no end-of-text token, or the source is text and there is no tokenizer.
         FileError: The corpus is missing, damaged or too short, or the cache cannot be written.
     """
-    digest, n_documents = _survey(config)
+    if isinstance(config.source, TextSourceConfig) and config.tokenizer is None and tokenizer is None:
+        tag = config.source.tag()
+        raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
+    digest, n_documents = _survey(config, tokenizer)
     folder = cache_dir() / "tokens" / digest
     if (known := _open(folder)) is not None:
         return known
-    tokenizer = _train(config, n_documents)
+    tokenizer = tokenizer or _train(config, n_documents)
     try:
         _publish(config, n_documents, tokenizer, folder)
     except OSError as error:
@@ -141,9 +146,9 @@ def prepare(config: DataConfig) -> Dataset:
     return made
 
 
-def _survey(config: DataConfig) -> tuple[str, int]:
+def _survey(config: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, int]:
     """The key of the cache, and the number of documents."""
-    identity = config.tokenizer.identity() if config.tokenizer else None
+    identity = config.tokenizer.identity() if config.tokenizer else tokenizer and tokenizer.identity()
     digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
     n_documents = 0
     for document in config.source.documents():
