@@ -1,6 +1,7 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
 from qkv.api import Loaded as Loaded
+from qkv.api import export_adapter as export_adapter
 from qkv.api import load as load
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory

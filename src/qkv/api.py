@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, final, overload
 
 import torch
 
-from qkv.checkpoints import Checkpoint, Store, check_fit, digest
-from qkv.checkpoints.huggingface import load_model, read_json
+from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft
+from qkv.checkpoints.huggingface import family_of, load_model, read_json
 from qkv.config import read_yaml
 from qkv.data import TextStream, Tokenizer
 from qkv.errors import ConfigError, FileError
@@ -184,6 +184,8 @@ def _load_folder(folder: Path, allow_pickle: bool, above: tuple[Path, ...]) -> L
     """See `load`. `above`: the runs whose adapters sit on what is loaded."""
     if (folder / _RECIPE).is_file():
         loaded = _load_run(folder, above)
+    elif (folder / peft.CONFIG).is_file():
+        loaded = _load_peft(folder)
     elif (folder / "config.json").is_file():
         loaded = _load_hugging_face(folder, allow_pickle)
     elif folder.is_dir():
@@ -231,13 +233,49 @@ def _load_adapted(folder: Path, recipe: "_Recipe", checkpoint: Checkpoint, above
             "now; put them back"
         )
     assert recipe.adapter is not None
+    return _with_adapters(base, peft.Adapter(recipe.adapter, checkpoint.tensors("adapter")), str(checkpoint.path))
+
+
+def _with_adapters(base: Loaded, adapter: peft.Adapter, source: str) -> Loaded:
+    """The same with adapters merged into its weights, in float32."""
+    model = base.model.float()
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-        add_adapters(base.model.float(), recipe.adapter)
-    state = checkpoint.tensors("adapter")
-    check_fit(state, adapter_state(base.model), source=str(checkpoint.path))
-    load_adapters(base.model, state)
-    merge_adapters(base.model)
+        add_adapters(model, adapter.config)
+    check_fit(adapter.state, adapter_state(model), source=source)
+    load_adapters(model, adapter.state)
+    merge_adapters(model)
     return base
+
+
+def _load_peft(folder: Path) -> Loaded:
+    start = read_json(folder / peft.CONFIG).get("base_model_name_or_path")
+    if not isinstance(start, str) or not (Path(start).expanduser() / "config.json").is_file():
+        raise FileError(
+            f"{folder / peft.CONFIG}: 'base_model_name_or_path' is {start!r} and must be the folder of the model that "
+            "the adapters belong to, in Hugging Face's layout; mend it"
+        )
+    base = _load_hugging_face(Path(start).expanduser(), False)
+    family = family_of(Path(start).expanduser())
+    return _with_adapters(base, peft.read_adapter(folder, family, base.config), str(folder))
+
+
+def export_adapter(run: str | Path, folder: str | Path) -> None:
+    """Write the adapters of a run as a folder of PEFT's, which `peft`, vLLM and others read.
+
+    Args:
+        run: A run with adapters, whose `start` is a folder in Hugging Face's layout.
+        folder: Made if it is not there.
+
+    Raises:
+        FileError: The run has no adapters or no checkpoint, or the folder cannot be written.
+    """
+    run = Path(run).expanduser()
+    recipe, checkpoint = _read_recipe(run / _RECIPE), Store(run / "checkpoints").latest()
+    if recipe.adapter is None or checkpoint is None:
+        raise FileError(f"{run}: has no adapters to write; give a run whose recipe has 'adapter'")
+    adapter = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter"))
+    family = family_of(Path(recipe.start).expanduser())
+    peft.write_adapter(Path(folder).expanduser(), adapter, family, recipe.model, base=recipe.start)
 
 
 class _Recipe(NamedTuple):

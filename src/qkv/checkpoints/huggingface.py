@@ -36,6 +36,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def family_of(folder: Path) -> Family:
+    """The family that the folder's `config.json` names.
+
+    Raises:
+        FileError: There is no such file, or the family is not known.
+    """
+    path = folder / "config.json"
+    kind = read_json(path).get("model_type")
+    if kind not in FAMILIES:
+        raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
+    return FAMILIES[kind]
+
+
 def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
     """The model of a Hugging Face folder, on the CPU, in the types of its file, memory-mapped where possible.
 
@@ -47,12 +60,8 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
         FileError: The family is not known, a key is not understood, or the weights do not fit the config.
     """
     path = folder / "config.json"
-    data = read_json(path)
-    kind = data.get("model_type")
-    if kind not in FAMILIES:
-        raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
-    family = FAMILIES[kind]
-    config = family.read(ConfigReader(data, str(path)))
+    family = family_of(folder)
+    config = family.read(ConfigReader(read_json(path), str(path)))
     state = read_folder(folder, allow_pickle=allow_pickle)
     n_layers, _ = one_block(config)
     if n_layers > len(state):  # before anything of that size is built

@@ -60,7 +60,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, slices: dict[str, Int[Tensor, " rows"]], config: LoRAConfig) -> None:
         super().__init__()
-        self.base, self.in_features = base, base.in_features
+        self.base, self.in_features, self.out_features = base, base.in_features, base.out_features
         self.scale, self.dropout = config.alpha / config.rank, config.dropout
         self.names = tuple(slices)  # the order of the rows; a ParameterDict sorts its names
         like = {"dtype": base.weight.dtype, "device": base.weight.device}
