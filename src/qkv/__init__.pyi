@@ -9,6 +9,7 @@ from qkv.cost import Cost as Cost
 from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
 from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
+from qkv.data import ConversationsConfig as ConversationsConfig
 from qkv.data import DataConfig as DataConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig

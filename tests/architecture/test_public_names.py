@@ -81,6 +81,7 @@ NEEDED = {
     "BPETokenizerConfig": lambda: {"vocab_size": 300},
     "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
     "FilesConfig": lambda: {"path": "corpus.txt"},
+    "ConversationsConfig": lambda: {"path": "chat.jsonl"},
     "VectorFilesConfig": lambda: {"path": "vectors.npy"},
     "PackageConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "files": "*.txt"},
     "DataConfig": lambda: {"source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig()},

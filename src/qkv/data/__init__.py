@@ -2,6 +2,7 @@
 
 from qkv.data.batches import IGNORE, Batch, Batches
 from qkv.data.chat import ChatTemplate, Message
+from qkv.data.conversations import Conversation, ConversationsConfig
 from qkv.data.dataset import DataConfig, Dataset, Split, prepare
 from qkv.data.rendered import Rendered
 from qkv.data.sources import (
@@ -32,6 +33,8 @@ __all__ = [
     "Batches",
     "CharacterTokenizerConfig",
     "ChatTemplate",
+    "Conversation",
+    "ConversationsConfig",
     "DataConfig",
     "Dataset",
     "Encoded",

@@ -155,7 +155,7 @@ class Tokenizer:
 
     def identity(self) -> str:
         """Equal for tokenizers that are the same."""
-        return json.dumps([self.end_of_text, self.to_json()])
+        return json.dumps([self.end_of_text, self.begin_of_text, self.chat_template, self.to_json()])
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens.

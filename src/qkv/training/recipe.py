@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from qkv.config import Config, assign, config, read_yaml
-from qkv.data import DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
+from qkv.data import ConversationsConfig, DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
 from qkv.masks import sees_ahead
@@ -342,7 +342,7 @@ def _check_prompt(n: int, context: int) -> None:
 def _absolute(data: DataConfig) -> DataConfig:
     """The same corpus, whatever the working directory is."""
     source, tokenizer = data.source, data.tokenizer
-    if isinstance(source, FilesConfig | VectorFilesConfig):
+    if isinstance(source, FilesConfig | VectorFilesConfig | ConversationsConfig):
         source = dataclasses.replace(source, path=str(Path(source.path).expanduser().absolute()))
     if isinstance(tokenizer, TokenizerFileConfig):
         tokenizer = dataclasses.replace(tokenizer, path=str(Path(tokenizer.path).expanduser().absolute()))

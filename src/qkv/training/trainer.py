@@ -166,6 +166,12 @@ class Trainer:
         began = time.monotonic()
         if self.precision_note:
             self.display.say(self.precision_note)
+        if self.dataset.train.counted is not None and self.batches.n_cut:
+            self.display.say(
+                f"warning: {self.batches.n_cut} of {self.dataset.train.n_documents} conversations are longer than "
+                f"context={self.recipe.context} and are cut into pieces that do not see one another; the longest takes "
+                f"context={self.batches.longest}"
+            )
         with Interrupts() as interrupts:
             try:
                 self._loop(interrupts)
@@ -290,4 +296,6 @@ def fingerprint(split: Split) -> str:
     """A hash of the tokens and where documents begin: the order of the data means nothing for another corpus."""
     digest = hashlib.sha256(split.offsets.tobytes())
     digest.update(np.ascontiguousarray(split.values).data)
+    if split.counted is not None:
+        digest.update(np.ascontiguousarray(split.counted).data)
     return digest.hexdigest()
