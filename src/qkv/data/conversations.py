@@ -17,8 +17,8 @@ ROLES = ("system", "user", "assistant")
 
 
 @final
-class Conversation(NamedTuple):
-    """One conversation.
+class Example(NamedTuple):
+    """One conversation of a corpus.
 
     Attributes:
         messages: Each with `role` and `content`, from the first to the last.
@@ -47,7 +47,7 @@ class ConversationsConfig(SourceConfig):
 
     path: str
 
-    def documents(self) -> Iterator[Conversation]:
+    def documents(self) -> Iterator[Example]:
         """The conversations.
 
         Raises:
@@ -55,10 +55,10 @@ class ConversationsConfig(SourceConfig):
         """
         for path in files_below(Path(self.path), (".jsonl",)):
             for record, where in json_records(path):
-                yield Conversation(_messages(record, where), where)
+                yield Example(_messages(record, where), where)
 
 
-class EncodedConversation(NamedTuple):
+class EncodedExample(NamedTuple):
     """A conversation as a model reads it.
 
     Attributes:
@@ -72,39 +72,19 @@ class EncodedConversation(NamedTuple):
     n_bytes: int
 
 
-def encode_conversation(
-    tokenizer: Tokenizer, template: ChatTemplate, conversation: Conversation
-) -> EncodedConversation:
+def encode_example(tokenizer: Tokenizer, template: ChatTemplate, example: Example) -> EncodedExample:
     """The text of the model's own chat template; counted are the assistant's turns with what ends them.
 
     Raises:
         ConfigError: The template does not take such messages, or does not show which text is the assistant's.
     """
     try:
-        text, spans = template.render_with_spans(conversation.messages)
+        text, spans = template.render_with_spans(example.messages)
         encoded = tokenizer.encode_rendered(text)
     except ConfigError as error:
-        raise ConfigError(f"{conversation.where}: {error}") from None
+        raise ConfigError(f"{example.where}: {error}") from None
     counted = np.array(encoded.inside(spans), dtype=np.bool_)
-    return EncodedConversation(encoded.ids, counted, sum(len(text[a:b].encode("utf-8")) for a, b in spans))
-
-
-def chat_template(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that came with a tokenizer.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            "the source is conversations and the model has no chat template; start from a model made for chat (its "
-            "folder has a chat_template.jinja, or a chat_template in tokenizer_config.json)"
-        )
-    names = (
-        "" if token is None else tokenizer.name_of(token) for token in (tokenizer.begin_of_text, tokenizer.end_of_text)
-    )
-    bos, eos = names
-    return ChatTemplate(tokenizer.chat_template, bos=bos, eos=eos)
+    return EncodedExample(encoded.ids, counted, sum(len(text[a:b].encode("utf-8")) for a, b in spans))
 
 
 def _messages(record: dict[str, Any], where: str) -> tuple[dict[str, str], ...]:

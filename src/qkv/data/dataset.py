@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple, final
 import numpy as np
 
 from qkv.config import Config, config
-from qkv.data.conversations import Conversation, ConversationsConfig, chat_template, encode_conversation
+from qkv.data.chat import template_of
+from qkv.data.conversations import ConversationsConfig, Example, encode_example
 from qkv.data.sources import SourceConfig, VectorFilesConfig
 from qkv.data.tokenizers import Tokenizer, TokenizerConfig, TokenizerFileConfig
 from qkv.errors import ConfigError, FileError
@@ -169,11 +170,11 @@ def _survey(config: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, int]:
     return digest.hexdigest(), n_documents
 
 
-def _bytes(document: str | Conversation | np.ndarray) -> bytes:
+def _bytes(document: str | Example | np.ndarray) -> bytes:
     match document:
         case str():
             return document.encode("utf-8")
-        case Conversation():
+        case Example():
             return document.to_bytes()
     return document.tobytes()
 
@@ -185,7 +186,7 @@ def _divide(config: DataConfig, n: int) -> Iterator[tuple[Any, Any]]:
     """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
     held_out = _held_out(n, config.validation)
     for i, document in enumerate(config.source.documents()):
-        if isinstance(document, Conversation):
+        if isinstance(document, Example):
             yield (None, document) if i in held_out else (document, None)
             continue
         whole = 0 if i in held_out else len(document)
@@ -241,10 +242,15 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Documen
             yield _Document(np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8")))
 
 
-def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Conversation]) -> Iterator[_Document]:
-    template = chat_template(tokenizer)
+def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]) -> Iterator[_Document]:
+    template = template_of(tokenizer)
+    if template is None:
+        raise ConfigError(
+            "the source is conversations and the model has no chat template; start from a model made for chat (its "
+            "folder has a chat_template.jinja, or a chat_template in tokenizer_config.json)"
+        )
     for conversation in filter(None, conversations):
-        encoded = encode_conversation(tokenizer, template, conversation)
+        encoded = encode_example(tokenizer, template, conversation)
         yield _Document(np.array(encoded.ids, dtype=_dtype(tokenizer)), encoded.n_bytes, encoded.counted)
 
 

@@ -114,7 +114,8 @@ class SampleConfig(Config):
     """The text that a run writes after each evaluation.
 
     Attributes:
-        prompt: What it goes on from; empty: the beginning of a document.
+        prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
+            user says, to which the text is the answer.
         tokens: How many tokens at most.
         temperature: As in generation.
     """

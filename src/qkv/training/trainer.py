@@ -13,11 +13,11 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint
 from qkv.cost import training_flops_per_token
-from qkv.data import Batch, Batches, Dataset, Split
+from qkv.data import Batch, Batches, ConversationsConfig, Dataset, Split
 from qkv.errors import ConfigError, FileError, QkvError, TrainingError
+from qkv.loaded import Loaded
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 from qkv.training.display import Display, Progress, clock, make_display
@@ -230,6 +230,10 @@ class Trainer:
         if self.base is not None:
             loaded = dataclasses.replace(self.base, model=self.model)
         sampling = settings.sampling(self.recipe.seed)
+        if isinstance(self.recipe.data.source, ConversationsConfig):
+            question = {"role": "user", "content": settings.prompt}
+            answer = loaded.chat([question], max_new_tokens=settings.tokens, sampling=sampling)
+            return f"{settings.prompt}\n{answer}"
         text = loaded.generate(settings.prompt, max_new_tokens=settings.tokens, sampling=sampling)
         return settings.prompt + str(text)
 
@@ -276,7 +280,8 @@ class Trainer:
             say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
         if self.dataset.tokenizer is not None:
             folder = shlex.quote(str(path))
-            say(f'next: qkv generate {folder} "Once"   ·   qkv eval {folder} FILE   ·   qkv show {folder}')
+            write = f'qkv generate {folder} "Once"' if self.dataset.train.counted is None else f"qkv chat {folder}"
+            say(f"next: {write}   ·   qkv eval {folder} FILE   ·   qkv show {folder}")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
