@@ -1,6 +1,8 @@
 """Runs that begin with trained weights: all of them trained on, or adapters beside them."""
 
 import hashlib
+import json
+import re
 import shutil
 
 import pytest
@@ -188,6 +190,87 @@ def test_a_base_in_bfloat16_is_trained_in_float32(tmp_path, base):
     for name, adapter in (("all", None), ("some", LORA)):
         assert train(write_fine_tune(base, adapter=adapter), out=tmp_path / name) == 0
         assert {p.dtype for p in qkv.load(tmp_path / name).model.parameters()} == {torch.float32}
+
+
+# --- conversations --------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|endoftext|>' + m.role + ' ' + m.content + '<|endoftext|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|endoftext|>assistant ' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def speaker(tmp_path):
+    """A run to begin with whose tokenizer knows every character, and a chat template beside it."""
+    folder = tmp_path / "first"
+    folder.mkdir()
+    data = recipe_data(write_corpus(folder), steps=3, context=48)
+    data["data"]["tokenizer"] = {"type": "BPETokenizer", "vocab_size": 257}
+    (folder / "tiny.yaml").write_text(dump_yaml(data))
+    assert train(folder / "tiny.yaml", out=tmp_path / "base") == 0
+    (tmp_path / "base" / "chat_template.jinja").write_text(TEMPLATE)
+    return tmp_path / "base"
+
+
+ANSWERS = {"the cat": "on a mat", "two birds": "fly over", "old grey": "hills"}
+
+
+def write_chat(base, answers=None, **changes):
+    """A recipe that teaches the base to answer; each four times, so that one may be held out."""
+    turns = [{"prompt": q, "response": a} for q, a in (answers or ANSWERS).items() for _ in range(4)]
+    (base.parent / "chat.jsonl").write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    path = write_fine_tune(base, **{"steps": 60, "context": 48, "batch_size": 4, "optimizer": {"lr": 0.02}} | changes)
+    data = read_yaml(path)
+    data["data"] = {"source": {"type": "Conversations", "path": str(base.parent / "chat.jsonl")}, "validation": 0.1}
+    path.write_text(dump_yaml(data))
+    return path
+
+
+def answer(loaded, question):
+    messages = [{"role": "user", "content": question}]
+    return loaded.chat(messages, max_new_tokens=12, sampling=qkv.SamplingConfig(temperature=0))
+
+
+def test_it_learns_the_answers_and_adapters_change_them(tmp_path, speaker, capsys):
+    """First with all weights; then adapters beside these teach others. They end where they end."""
+    first, second = tmp_path / "taught", tmp_path / "tuned"
+    assert train(write_chat(speaker, dropout=0.0), out=first) == 0
+    assert {question: answer(qkv.load(first), question) for question in ANSWERS} == ANSWERS
+    others = dict(zip(ANSWERS, reversed(ANSWERS.values()), strict=True)) | {"two birds": "sat on"}
+    sample = {"prompt": "the cat", "tokens": 12, "temperature": 0.0}
+    adapter = {"rank": 8, "alpha": 16.0}
+    assert train(write_chat(first, others, adapter=adapter, dropout=0.0, sample=sample), out=second) == 0
+    assert {question: answer(qkv.load(second), question) for question in ANSWERS} == others
+    assert "the cat\nhills" in capsys.readouterr().out
+    lines = metrics(second)
+    assert lines[0]["tokens"] < 4 * 48 / 2, "only what the assistant says counts"
+    assert lines[-1]["bits_per_byte"] > 0
+
+
+def test_a_run_of_conversations_resumes_exactly_and_keeps_its_template(tmp_path, speaker):
+    recipe, run = write_chat(speaker, dropout=0.1, steps=30), tmp_path / "tuned"
+    assert train(recipe, out=tmp_path / "straight") == 0
+    assert terminate_at(11, recipe, run) == 143
+    assert train(recipe, out=run, resume=True) == 0
+    assert_same_run(run, tmp_path / "straight")
+    shutil.rmtree(speaker)
+    assert qkv.load(run).template is not None
+
+
+def test_long_conversations_are_reported(tmp_path, speaker, capsys):
+    assert train(write_chat(speaker, steps=2, context=30), out=tmp_path / "tuned") == 0
+    assert re.search(
+        r"warning: \d+ of 11 conversations are longer than context=30 and are cut into pieces .*; the longest takes "
+        r"context=\d+", capsys.readouterr().out,
+    )  # fmt: skip
+
+
+def test_a_base_without_a_template(tmp_path, speaker):
+    recipe = write_chat(speaker)
+    (speaker / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match=r"the source is conversations and the model has no chat template"):
+        train(recipe, out=tmp_path / "tuned")
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
