@@ -1,5 +1,6 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
+from qkv.api import export_adapter as export_adapter
 from qkv.api import load as load
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory
@@ -9,6 +10,7 @@ from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
 from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
 from qkv.data import ChatTemplate as ChatTemplate
+from qkv.data import ConversationsConfig as ConversationsConfig
 from qkv.data import DataConfig as DataConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig
@@ -36,6 +38,9 @@ from qkv.models.init import InitConfig as InitConfig
 from qkv.models.transformer import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
+from qkv.nn.adapters import LoRAConfig as LoRAConfig
+from qkv.nn.adapters import add_adapters as add_adapters
+from qkv.nn.adapters import merge_adapters as merge_adapters
 from qkv.nn.attention import AttentionConfig as AttentionConfig
 from qkv.nn.blocks import OutputNormConfig as OutputNormConfig
 from qkv.nn.blocks import ParallelConfig as ParallelConfig
@@ -73,6 +78,7 @@ from qkv.training import AdamWConfig as AdamWConfig
 from qkv.training import CosineConfig as CosineConfig
 from qkv.training import RecipeConfig as RecipeConfig
 from qkv.training import SampleConfig as SampleConfig
+from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
 from qkv.training import train as train
 

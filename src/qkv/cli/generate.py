@@ -110,7 +110,8 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
     typed = file is None or str(file) == STANDARD_INPUT
-    prompts = [line for line in (read_standard_input() if typed else _lines(file)) if line.strip()]
+    lines = read_standard_input() if file is None or typed else _lines(file)
+    prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise FileError(f"{'standard input' if typed else file}: holds no prompt; put one in each line")
     return prompts

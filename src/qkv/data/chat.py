@@ -11,6 +11,7 @@ from typing import Any, Final, final
 from qkv.data.guarded import CHARACTER, STEP, RefusedError, TooMuchError
 from qkv.data.rendered import Rendered, mark
 from qkv.data.sandbox import RaisedError, compile_template
+from qkv.data.tokenizers import Tokenizer
 from qkv.errors import ConfigError, FileError
 
 Message = Mapping[str, Any]
@@ -133,6 +134,15 @@ class ChatTemplate:
                 "put {% generation %} … {% endgeneration %} around that text in the template"
             )
         return start, end
+
+
+def template_of(tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The template that came with a tokenizer, if one did."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        return None
+    ids = (tokenizer.begin_of_text, tokenizer.end_of_text)
+    bos, eos = ("" if token is None else tokenizer.name_of(token) for token in ids)
+    return ChatTemplate(tokenizer.chat_template, bos=bos, eos=eos)
 
 
 def _marked(message: Message, place: int) -> dict[str, Any]:

@@ -153,6 +153,10 @@ class Tokenizer:
         """The content of `tokenizer.json`."""
         return self._inner.to_str(pretty=True)
 
+    def identity(self) -> str:
+        """Equal for tokenizers that are the same."""
+        return json.dumps([self.end_of_text, self.begin_of_text, self.chat_template, self.to_json()])
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens.
 
@@ -414,8 +418,7 @@ class TokenizerFileConfig(TokenizerConfig):
 
     def identity(self) -> str:
         """See `TokenizerConfig.identity`."""
-        tokenizer = self.train(())
-        return json.dumps([tokenizer.end_of_text, tokenizer.to_json()])
+        return self.train(()).identity()
 
 
 def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:

@@ -12,9 +12,10 @@ from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.nn.mixer import Heads, HeadsConfig, Mixer
 from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
+from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
@@ -126,3 +127,9 @@ class Attention(Mixer):
         """Two per weight, and two for each key and coordinate in q kᵀ and in the sum of values."""
         weights = self.qkv_proj.weight.numel() + self.o_proj.weight.numel()
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q, k and v, whose rows go kv group by kv group, and o."""
+        per_key = self.n_heads // self.n_kv_heads
+        qkv = in_turn(self.n_kv_heads, q=per_key * self.head_dim, k=self.head_dim, v=self.value_dim)
+        return {"qkv_proj": qkv, "o_proj": in_turn(1, o=self.o_proj.out_features)}

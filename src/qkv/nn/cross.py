@@ -9,8 +9,9 @@ from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.nn.mixer import Heads, HeadsConfig, Mixer
+from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
@@ -97,3 +98,11 @@ class CrossAttention(Mixer):
         """Of a token of the stream; the keys and values of the memory, computed once, are left out."""
         weights = self.q_proj.weight.numel() + self.o_proj.weight.numel()
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q; k and v, head by head; o."""
+        return {
+            "q_proj": in_turn(1, q=self.n_heads * self.head_dim),
+            "kv_proj": in_turn(self.n_kv_heads, k=self.head_dim, v=self.value_dim),
+            "o_proj": in_turn(1, o=self.o_proj.out_features),
+        }

@@ -15,10 +15,10 @@ from qkv.masks import Mask
 from qkv.nn.mixer import Heads, Mixer
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import SublayerConfig
+from qkv.nn.sublayer import SublayerConfig, in_turn
 from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
@@ -140,3 +140,10 @@ class LatentAttention(Mixer):
         c = self.config
         weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
         return 2 * weights + 2 * c.n_heads * n_keys * (c.plain_dim + c.rotary_dim + c.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q and o. Keys and values come from a weight that `absorbed` multiplies into the queries."""
+        return {
+            "q_proj": in_turn(1, q=self.q_proj.out_features),
+            "o_proj": in_turn(1, o=self.o_proj.out_features),
+        }

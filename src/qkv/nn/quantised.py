@@ -129,7 +129,7 @@ class Int8Linear(Packed):
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch K"]:
         """Some of the rows, in bfloat16."""
-        return self.weight[ids, : self.in_features] * self.scale[ids][..., None]
+        return F.embedding(ids, self.weight)[..., : self.in_features] * self.scale[ids][..., None]
 
     @property
     def n_bytes(self) -> int:
@@ -137,12 +137,19 @@ class Int8Linear(Packed):
         return self.weight.nbytes + self.scale.nbytes
 
 
-def look_up(ids: Int[Tensor, "*batch"], table: Tensor | Int8Linear) -> Float[Tensor, "*batch D"]:
+Table: TypeAlias = Float[Tensor, "V D"] | Packed
+"""A vector for each token: plain, or packed."""
+
+
+def look_up(ids: Int[Tensor, "*batch"], table: Table) -> Float[Tensor, "*batch D"]:
     """The rows of a table of vectors, packed or not."""
-    return table.rows(ids) if isinstance(table, Int8Linear) else F.embedding(ids, table)
+    if isinstance(table, Packed):
+        assert isinstance(table, Int8Linear)  # as `quantise` packs tables
+        return table.rows(ids)
+    return F.embedding(ids, table)
 
 
-def project(x: Float[Tensor, "*batch D"], table: Tensor | Packed) -> Float[Tensor, "*batch V"]:
+def project(x: Float[Tensor, "*batch D"], table: Table) -> Float[Tensor, "*batch V"]:
     """The product of each vector with all rows of a table, packed or not."""
     return table(x) if isinstance(table, Packed) else F.linear(x, table)
 
