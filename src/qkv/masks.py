@@ -231,7 +231,8 @@ class And(Mask):
     @property
     def reach(self) -> int | None:
         """The shorter one."""
-        return min((reach for reach in (self.a.reach, self.b.reach) if reach is not None), default=None)
+        a, b = self.a.reach, self.b.reach
+        return b if a is None else a if b is None else min(a, b)
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
         """`a & b`, of both."""
