@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from qkv.config import config
-from qkv.nn.adapters import LoRAConfig, add_adapters
 from qkv.models.transformer import TransformerConfig
+from qkv.nn.adapters import LoRAConfig, add_adapters
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
@@ -156,6 +156,8 @@ def test_adapters_compile_without_a_break_and_train_the_same():
                         p.sub_(0.1 * p.grad)
         torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=FLOAT32)
     assert compiled.frame_count <= 2
+
+
 def test_windows_scaled_embeddings_and_bounded_logits_are_one_graph():
     from qkv.presets.gemma2 import gemma2
 

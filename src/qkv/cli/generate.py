@@ -109,11 +109,13 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
         raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    typed = file is None or str(file) == STANDARD_INPUT
-    lines = read_standard_input() if file is None or typed else _lines(file)
+    if file is None or str(file) == STANDARD_INPUT:
+        lines, place = read_standard_input(), "standard input"
+    else:
+        lines, place = _lines(file), str(file)
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise FileError(f"{'standard input' if typed else file}: holds no prompt; put one in each line")
+        raise FileError(f"{place}: holds no prompt; put one in each line")
     return prompts
 
 
