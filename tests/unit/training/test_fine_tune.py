@@ -232,6 +232,7 @@ def answer(loaded, question):
     return loaded.chat(messages, max_new_tokens=12, sampling=qkv.SamplingConfig(temperature=0))
 
 
+@pytest.mark.slow
 def test_it_learns_the_answers_and_adapters_change_them(tmp_path, speaker, capsys):
     """First with all weights; then adapters beside these teach others. They end where they end."""
     first, second = tmp_path / "taught", tmp_path / "tuned"
