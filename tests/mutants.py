@@ -25,6 +25,8 @@ TRAINER, TRAINING, RECIPE, DISPLAY = (
 )
 ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
 CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
+CHAT, TOKENIZERS = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers"))
+CONVERSATION = "tests/unit/test_conversation.py"
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,27 @@ MUTANTS = [
     Mutant('what the user says counts', "data/conversations.py",
            'np.array(encoded.inside(spans), dtype=np.bool_)', 'np.ones(len(encoded.ids), dtype=np.bool_)', CONVERSATIONS),
     Mutant('the mask is one token late', "data/batches.py", '[~counted[following]] = IGNORE', '[~counted[begin : begin + length]] = IGNORE', CONVERSATIONS),
+    # Chat
+    Mutant("no price of a repetition", "data/guarded.py",
+           "charge((ITEM + (_size(value) if isinstance(value, str) else ITEM * len(value))) * max(times, 0))", "pass", CHAT),
+    Mutant("loops are free", "data/sandbox.py", "charge((cost + ITEM) * n)", "pass", CHAT),
+    Mutant("what lists hold is free", "data/sandbox.py", "        case nodes.List() | nodes.Dict():\n            return _call(_WEIGHED, value)\n", "", CHAT),
+    Mutant("comparisons are free", "data/sandbox.py", "return nodes.Compare(_call(_WEIGHED, value.expr), operands)", "return value", CHAT),
+    Mutant("attributes of Python", "data/sandbox.py", "        return self.undefined(obj=obj, name=str(argument)[:100])\n\n    def _item", "        return getattr(obj, str(argument))\n\n    def _item", CHAT),
+    Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),
+    Mutant("a split loses the source", "data/guarded.py", "found.append(text.cut(at, at + len(part)))", "found.append(part)", CHAT),
+    Mutant("a cut keeps the places", "data/rendered.py", "runs.append((max(a, start) - start, min(b, stop) - start, source))", "runs.append((a, b, source))", CHAT),
+    Mutant("the answer's end is not in the span", "data/chat.py", "start, end = len(before), len(until.rstrip())", "start, end = len(before), _end(until, place)", CHAT),
+    Mutant("special tokens in messages", "data/tokenizers.py", "wanted = self._special.find(text.own())", "wanted = self._special.find(text)", TOKENIZERS),
+    Mutant("special tokens in messages, unseen", "data/tokenizers.py", "if self._special.holds(whole, wanted):", "if True:", TOKENIZERS),
+    Mutant("the chat template is not kept", "data/tokenizers.py", "if self.chat_template is not None:", "if False:", TOKENIZERS),
+    Mutant("a kept cache is not rolled back", "generation/generate.py", "cache.rollback(len(held) - same)", "cache.rollback(0)", CONVERSATION),
+    Mutant("a broken step leaves its cache", "generation/generate.py", "kept.keep(None, ())  # until the step is done", "pass", CONVERSATION),
+    Mutant("every turn is read anew", "generation/generate.py", "if cache is None or cache.capacity < capacity:", "if True:", CONVERSATION),
+    Mutant("the system's message is dropped", "conversation.py", "[*messages[: questions[0]], *messages[questions[1] :]]", "messages[questions[1] :]", CONVERSATION),
+    Mutant("the end of a turn is not known", "loaded.py", "(*self.stop_ids, *special)", "self.stop_ids", CONVERSATION),
+    Mutant("rows of a batch draw from other streams", "cli/generate.py", "streams = None if sampling.seed is None else [0] * len(batch)", "streams = None", "tests/cli/test_generate.py"),
+    Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
 ]  # fmt: skip
 
 

@@ -118,8 +118,11 @@ class ChatTemplate:
         return compile_template(self.source)
 
     def _span(self, messages: Sequence[Message], place: int, text: Rendered) -> tuple[int, int]:
-        before = self.render(messages[:place], add_generation_prompt=True)
-        until = self.render(messages[: place + 1], add_generation_prompt=False)
+        try:
+            before = self.render(messages[:place], add_generation_prompt=True)
+            until = self.render(messages[: place + 1], add_generation_prompt=False)
+        except (ConfigError, FileError):  # it takes whole conversations only
+            before = until = Rendered("")
         start, end = len(before), len(until.rstrip())
         closed = bool(str.strip(until[max(start, _end(until, place)) :]))
         sources = {source for a, b, source in text.runs if a < end and b > start}

@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
     places: list[tuple[int, int]]
 
     def inside(self, spans: Iterable[tuple[int, int]]) -> list[bool]:
-        """Which ids stand wholly within one of these stretches of the text."""
+        """Which ids stand wholly within one of these stretches of the text; one that reaches out of it does not."""
         spans = sorted(spans)
         starts = [start for start, _ in spans]
         at = [bisect.bisect_right(starts, start) - 1 for start, _ in self.places]
@@ -114,7 +114,7 @@ class Tokenizer:
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
         path = path / "tokenizer.json" if path.is_dir() else path
-        data = _read(path)
+        data = _read(path, MAX_FILE_BYTES)
         with _no_panic(f"{path}: not a tokenizer.json that can be read"):
             inner = tokenizers.Tokenizer.from_buffer(data)
             largest = max(inner.get_vocab().values(), default=-1)
@@ -428,7 +428,7 @@ def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
     return str(inner.pre_tokenizer) in known and inner.normalizer is None and only_special
 
 
-def _read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
