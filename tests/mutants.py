@@ -25,6 +25,8 @@ RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resum
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
+ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
+CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
 CHAT, TOKENIZERS = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers"))
 CONVERSATION = "tests/unit/test_conversation.py"
 
@@ -217,6 +219,25 @@ MUTANTS = [
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
     Mutant("a page that a neighbour shares is given back", "checkpoints/tensors.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
     Mutant("half a folder is left", "checkpoints/huggingface.py", "shutil.rmtree(partial, ignore_errors=True)", "pass", FOLDERS),
+    # Fine-tuning
+    Mutant('slices in the order of their names', "nn/adapters.py",
+           'torch.block_diag(*(self.lora_b[name] for name in self.names))', 'torch.block_diag(*(self.lora_b[name] for name in sorted(self.names)))', ADAPTERS),
+    Mutant('adapters are twice as strong', "nn/adapters.py", 'self._a()) * self.scale', 'self._a()) * 2 * self.scale', ADAPTERS),
+    Mutant('merging forgets the strength', "nn/adapters.py", 'return self.scale * (self._b() @ self._a())', 'return self._b() @ self._a()', ADAPTERS),
+    Mutant('weights are not frozen', "nn/adapters.py", '    model.requires_grad_(False)\n', '', ADAPTERS),
+    Mutant('adapters drop in evaluation', "nn/adapters.py", '        self.train(base.training)\n', '', ADAPTERS),
+    Mutant('B does not begin at zero', "nn/adapters.py", 'torch.zeros(len(r), config.rank, **like)', 'torch.ones(len(r), config.rank, **like)', ADAPTERS),
+    Mutant('keys and values in turn', "nn/attention.py", 'k=self.head_dim, v=self.value_dim)', 'v=self.value_dim, k=self.head_dim)', ADAPTERS),
+    Mutant('a base that changed is taken', "api.py",
+           'if checkpoint.state.get("base") != digest(base.model.state_dict()):', 'if False:', f"{FINE_TUNE}::test_a_base_that_changed_or_moved"),
+    Mutant('loading adapters draws', "api.py", 'with torch.random.fork_rng(devices=[]):', 'if True:', f"{FINE_TUNE}::test_loading_draws_no_random_numbers"),
+    Mutant('the root of the rank is passed over', "checkpoints/peft.py",
+           '(math.sqrt(rank) if self.by_root else rank)', 'rank', PEFT),
+    Mutant('smaller ranks keep the strength of the largest', "checkpoints/peft.py",
+           'self.strength(module.theirs) / self.strength()', '1.0', PEFT),
+    Mutant('what the user says counts', "data/conversations.py",
+           'np.array(encoded.inside(spans), dtype=np.bool_)', 'np.ones(len(encoded.ids), dtype=np.bool_)', CONVERSATIONS),
+    Mutant('the mask is one token late', "data/batches.py", '[~counted[following]] = IGNORE', '[~counted[begin : begin + length]] = IGNORE', CONVERSATIONS),
     # Chat
     Mutant("no price of a repetition", "data/guarded.py",
            "charge((ITEM + (_size(value) if isinstance(value, str) else ITEM * len(value))) * max(times, 0))", "pass", CHAT),

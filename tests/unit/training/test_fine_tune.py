@@ -232,15 +232,16 @@ def answer(loaded, question):
     return loaded.chat(messages, max_new_tokens=12, sampling=qkv.SamplingConfig(temperature=0))
 
 
+@pytest.mark.slow
 def test_it_learns_the_answers_and_adapters_change_them(tmp_path, speaker, capsys):
     """First with all weights; then adapters beside these teach others. They end where they end."""
     first, second = tmp_path / "taught", tmp_path / "tuned"
-    assert train(write_chat(speaker, dropout=0.0), out=first) == 0
+    assert train(write_chat(speaker, dropout=0.0, steps=150), out=first) == 0
     assert {question: answer(qkv.load(first), question) for question in ANSWERS} == ANSWERS
     others = dict(zip(ANSWERS, reversed(ANSWERS.values()), strict=True)) | {"two birds": "sat on"}
     sample = {"prompt": "the cat", "tokens": 12, "temperature": 0.0}
     adapter = {"rank": 8, "alpha": 16.0}
-    assert train(write_chat(first, others, adapter=adapter, dropout=0.0, sample=sample), out=second) == 0
+    assert train(write_chat(first, others, adapter=adapter, dropout=0.0, steps=120, sample=sample), out=second) == 0
     assert {question: answer(qkv.load(second), question) for question in ANSWERS} == others
     assert "the cat\nhills" in capsys.readouterr().out
     lines = metrics(second)
