@@ -30,6 +30,8 @@ _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
 _MARKS = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{_MARKS}"
 _DIGITS = (r"\p{N}", _GPT2)
+_SIGNS = r"[\p{P}\$\+<=>\^~\|]+"
+_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 
 
 @final
@@ -60,8 +62,8 @@ RULES: Final[dict[str, _Rule]] = {
     "qwen2": _Rule((_QWEN2,), compose=True),
     "qwen35": _Rule((_QWEN35,)),
     "falcon": _Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
-    "deepseek-coder": _Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")),
-    "default": _Rule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "deepseek-coder": _Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")),
+    "default": _Rule((_SIGNS, _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
 }  # fmt: skip
 """By `tokenizer.ggml.pre`."""
 
@@ -204,8 +206,8 @@ def _merges(tokens: list[str], types: list[int], scores: list[float]) -> list[tu
 
 def _rule_of(data: Mapping[str, Any]) -> str:
     """The name of a tokenizer's way to split words."""
-    outer = data["pre_tokenizer"] or {"type": "none"}
-    steps = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
+    outer: dict[str, Any] = data["pre_tokenizer"] or {"type": "none"}
+    steps: list[dict[str, Any]] = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
     splits = tuple(split for step in steps for split in _splits(step))
     compose = (data["normalizer"] or {}).get("type") == "NFC"
     whole = data["model"].get("ignore_merges", False)
