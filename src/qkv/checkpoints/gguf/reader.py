@@ -23,7 +23,7 @@ from qkv.shapes import Tensor
 MAX_HEADER: Final = 64 << 20  # bytes; the largest vocabularies take 16 MB
 MAX_ITEMS: Final = 1 << 21  # in all arrays of a file together: they cost time; 262,144 tokens with merges are 1.3 M
 MAX_KEYS: Final = 10_000
-MAX_TENSORS: Final = 50_000
+MAX_TENSORS: Final = 20_000
 MAX_AXES: Final = 4
 ALIGNMENT: Final = 32  # bytes, where the file says nothing
 _AGAIN = "copy or download the file again"
