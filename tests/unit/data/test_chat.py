@@ -259,7 +259,7 @@ HOSTILE = {
     "json": "{{ messages | tojson(indent=10 ** 9) }}",
     "jsons": "{% for i in range(99999) %}{{ messages | tojson }}{% endfor %}",
     "search": "{% for i in range(9999) %}{{ ('a' * 29000).find('a' * 50 ~ 'b') }}{% endfor %}",
-    "compare": "{% set x = 'a' * 99999 %}{% set y = 'a' * 99999 %}{% for i in range(9999) %}{{ x == y }}{% endfor %}",
+    "compare": "{% set x = 'a' * 99999 %}{% set y = 'a' * 99999 %}{% for i in range(999) %}{{ x == y }}{% endfor %}",
     "lipsum": "{{ lipsum(10 ** 6) }}",
     "call": "{% call messages() %}{% endcall %}",
     "charge": "{{ (-10 ** 9) | charged }}",
