@@ -242,7 +242,6 @@ MUTANTS = [
     Mutant("no price of a repetition", "data/guarded.py",
            "charge((ITEM + (_size(value) if isinstance(value, str) else ITEM * len(value))) * max(times, 0))", "pass", CHAT),
     Mutant("loops are free", "data/sandbox.py", "charge((cost + ITEM) * n)", "pass", CHAT),
-    Mutant("what lists hold is free", "data/sandbox.py", "        case nodes.List() | nodes.Dict():\n            return _call(_WEIGHED, value)\n", "", CHAT),
     Mutant("comparisons are free", "data/sandbox.py", "return nodes.Compare(_call(_WEIGHED, value.expr), operands)", "return value", CHAT),
     Mutant("attributes of Python", "data/sandbox.py", "        return self.undefined(obj=obj, name=str(argument)[:100])\n\n    def _item", "        return getattr(obj, str(argument))\n\n    def _item", CHAT),
     Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),

@@ -259,7 +259,7 @@ HOSTILE = {
     "json": "{{ messages | tojson(indent=10 ** 9) }}",
     "jsons": "{% for i in range(99999) %}{{ messages | tojson }}{% endfor %}",
     "search": "{% for i in range(9999) %}{{ ('a' * 29000).find('a' * 50 ~ 'b') }}{% endfor %}",
-    "compare": "{% set x = 'a' * 99999 %}{% for i in range(9999) %}{{ x + 'b' == x + 'b' }}{% endfor %}",
+    "compare": "{% set x = 'a' * 99999 %}{% set y = 'a' * 99999 %}{% for i in range(999) %}{{ x == y }}{% endfor %}",
     "lipsum": "{{ lipsum(10 ** 6) }}",
     "call": "{% call messages() %}{% endcall %}",
     "charge": "{{ (-10 ** 9) | charged }}",
@@ -298,7 +298,7 @@ def verdicts():
     """What became of each, in a process without the checks of types that take longest in these tests."""
     command = [sys.executable, "-c", JUDGE]
     given = json.dumps([HOSTILE, TALK])
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr == ""
     return json.loads(done.stdout)
 
