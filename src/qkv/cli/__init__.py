@@ -28,6 +28,8 @@ app.command("qkv.cli.train:train", name="train", help="Train a model as a recipe
 app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model on a text.")
 app.command("qkv.cli.generate:generate", name="generate", help="Let a trained model go on with a text.")
 app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")
+app.command("qkv.cli.pull:pull", name="pull", help="Download pretrained weights.")
+app.command("qkv.cli.convert:convert", name="convert", help="Write a model in another layout: Hugging Face, GGUF, qkv.")
 app.command("qkv.cli.check:check", name="check", help="Ask a model about the laws it should keep.")
 app.command("qkv.cli.show:show", name="show", help="Draw a model, and count what it costs.")
 
