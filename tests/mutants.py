@@ -193,9 +193,9 @@ MUTANTS = [
     Mutant('the sparkline counts what is not finite', "training/display.py",
            '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
     # GGUF
-    Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
+    Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_transformers_reads_what_we_write"),
     Mutant("Gemma's norms keep llama.cpp's one", "checkpoints/gguf/architectures.py", "(Shift(-1.0),)", "(Shift(0.0),)", f"{GGUF}::test_transformers_reads_what_we_write"),
-    Mutant("GPT-NeoX keeps llama.cpp's rows", "checkpoints/gguf/architectures.py", "        operations=_neox_rows,\n", "", f"{GGUF}::test_out_and_back_is_the_same_model_bit_for_bit"),
+    Mutant("GPT-NeoX keeps llama.cpp's rows", "checkpoints/gguf/architectures.py", "        operations=_neox_rows,\n", "", f"{GGUF}::test_gpt_neox_rows_by_hand"),
     Mutant("factors of frequencies are passed over", "checkpoints/gguf/names.py", "    if factors is not None:\n        made |= _llama3_of", "    if False:\n        made |= _llama3_of", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
     Mutant("the last of equals becomes code 0", "checkpoints/gguf/blocks.py", "torch.arange(32), 32)\n    scale = x.gather(-1, places.amin(", "torch.arange(32), -1)\n    scale = x.gather(-1, places.amax(", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
     Mutant("halves are rounded to even", "checkpoints/gguf/blocks.py", "(size + (2 * (scaled.abs() - size)).floor())", "scaled.abs().round()", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),

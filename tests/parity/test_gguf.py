@@ -329,6 +329,18 @@ def test_transformers_reads_what_we_write(tmp_path, case):
     torch.testing.assert_close(logits(read, ids_of()), logits(model, ids_of()), **CLOSE)
 
 
+def test_gpt_neox_rows_by_hand():
+    """transformers reads no such file. Row h, i of Hugging Face is head h's part i; llama.cpp has the parts apart."""
+    folder = as_folder(build(MODELS["gpt_neox"]))
+    _, tensors = from_huggingface(folder)
+    weight = folder.state["gpt_neox.layers.1.attention.query_key_value.weight"]  # 4 heads of q, k, v, 16 rows each
+    got = tensors["blk.1.attn_qkv.weight"].data
+    for head in range(4):
+        for part in range(3):
+            theirs, ours = 48 * head + 16 * part, 64 * part + 16 * head
+            assert torch.equal(got[ours : ours + 16], weight[theirs : theirs + 16])
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_our_model_is_the_one_that_was_written(tmp_path, case):
     config = MODELS[case]
