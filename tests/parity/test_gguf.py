@@ -88,6 +88,7 @@ def test_quantising_is_that_of_gguf_bit_for_bit(kind):
     x = np.random.default_rng(0).standard_normal((60, 2048)).astype(np.float32)
     x[1], x[2], x[3], x[4] = 0, 3, -np.abs(x[4]), np.round(x[4] * 4) / 4  # no range, one sign, ties
     x[5, ::2], x[5, 1::2] = -2, 2  # two largest magnitudes: the first counts
+    x[6] = np.tile([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 3], 256)  # halves, exactly, with a scale of 1
     with np.errstate(all="ignore"):
         want = gguf.quants.quantize(x, GGMLQuantizationType[kind])
     assert same_bits(quantise(torch.from_numpy(x), kind).numpy(), want)
@@ -217,7 +218,9 @@ MODELS = {
     "llama, untied, wide heads, biases": transformers.LlamaConfig(
         **SIZES, **KV, **rope(), head_dim=24, tie_word_embeddings=False, attention_bias=True
     ),
-    "llama 3": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="llama3", factor=8.0, **LLAMA3)),
+    "llama 3": transformers.LlamaConfig(
+        **SIZES, **KV, **rope(rope_type="llama3", rope_theta=5e5, factor=8.0, **LLAMA3)
+    ),
     "llama, linear": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="linear", factor=3.0)),
     "llama, yarn": transformers.LlamaConfig(
         **SIZES, **KV, **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
