@@ -81,7 +81,8 @@ def find(source: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and (found := _from_hub(str(source))):
         return found
     raise FileError(
-        f"{source}: there is no such file or folder, and no weights of that name; {suggest(str(source), NAMED)}"
+        f"{source}: there is no such file or folder; give a run, a Hugging Face folder, a GGUF file, or a name of "
+        f"`qkv pull` ({suggest(str(source), NAMED)})"
     )
 
 
