@@ -24,7 +24,7 @@ OPTIONS = {
         "--top-p",
     ],
     "check": ["--dtype", "--seed"],
-    "convert": ["--certificate", "--dtype", "--to"],
+    "convert": ["--certificate", "--dtype", "--no-certificate", "--to"],
     "eval": ["--json"],
     "generate": [
         "--batch-size",
