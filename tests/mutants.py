@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant("YaRN without its temperature", "nn/positions.py", "0.1 * math.log(self.factor) + 1 if", "1.0 if", PARITY),
     # Norms, FFN, blocks
     Mutant("ε outside the root", "nn/norms.py",
-           "(wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()", "1 / (wide.square().mean(-1, keepdim=True).sqrt() + self.eps)", PARTS),
+           "F.rms_norm(wide, x.shape[-1:], weight, self.eps)", "(wide / (wide.square().mean(-1, keepdim=True).sqrt() + self.eps) * weight)", PARTS),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
     Mutant("pre-norm without the norm", "nn/blocks.py", "update, report = f(norm(x), ctx)\n            x, aux = x + update", "update, report = f(x, ctx)\n            x, aux = x + update", PARTS),
     # Loss
