@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_folder
-from qkv.checkpoints.gguf import load_gguf, open_gguf
+from qkv.checkpoints.gguf import load_with_metadata
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
 from qkv.checkpoints.named import NAMED, pull
 from qkv.config import read_yaml
@@ -53,9 +53,7 @@ def load(
         FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
     if quantize is not None and (dtype is not None or torch.device(device).type != "cpu"):
-        raise ConfigError(
-            f"quantize={quantize!r} is for the CPU and leaves no choice of dtype; leave dtype and device out"
-        )
+        raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
     path = find(source)
     if path.is_file():
         loaded = _load_gguf(path, torch.bfloat16 if dtype is None and torch.device(device).type != "cpu" else dtype)
@@ -102,9 +100,8 @@ def _from_hub(name: str) -> Path | None:
 
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
-    opened = open_gguf(path)
-    model = load_gguf(path, dtype=dtype)
-    words = read_vocabulary(opened.metadata, source=str(path))
+    model, metadata = load_with_metadata(path, dtype=dtype)
+    words = read_vocabulary(metadata, source=str(path))
     tokenizer = Tokenizer(
         words.tokenizer.inner,
         end_of_text=words.tokenizer.end_of_text,

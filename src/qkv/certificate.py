@@ -4,7 +4,8 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -124,17 +125,16 @@ def _reference(source: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and notes of `transformers`."""
+    """Without the notes of `transformers`, and its progress bars, of which one cannot be turned off."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(StringIO()):
+            yield
     finally:
         logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def _their_stream(model: Any, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "1 n V"]]:

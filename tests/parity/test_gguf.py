@@ -351,7 +351,9 @@ def test_our_model_is_the_one_that_was_written(tmp_path, case):
         pytest.skip(f"qkv has no family {config.model_type} yet")
     model = build(config)
     export(model, tmp_path / "x.gguf")
-    torch.testing.assert_close(logits(load_gguf(tmp_path / "x.gguf"), ids_of()), logits(model, ids_of()), **CLOSE)
+    torch.testing.assert_close(
+        logits(load_gguf(tmp_path / "x.gguf", dtype=torch.float32), ids_of()), logits(model, ids_of()), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", *WRITTEN])
@@ -360,7 +362,7 @@ def test_quantised_weights_are_what_transformers_makes_of_them(tmp_path, case, k
     model = build(MODELS[case])
     export(model, tmp_path / "x.gguf", kind)
     read = reference(tmp_path, MODELS[case])
-    ours = load_gguf(tmp_path / "x.gguf")
+    ours = load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
     torch.testing.assert_close(logits(ours, ids_of()), logits(read, ids_of()), **CLOSE)
     if kind not in ("F16", "BF16"):  # those hold weights of bfloat16 exactly, but for the smallest
         assert (logits(ours, ids_of()) - logits(model, ids_of())).abs().max() > 1e-3
@@ -376,7 +378,7 @@ def test_raw_rows_go_through_all_maps(tmp_path, case):
     _, tensors = from_huggingface(opened.huggingface)
     stored = read_gguf(tmp_path / "x.gguf").tensors
     assert all(torch.equal(tensor.data, stored[name].data) for name, tensor in tensors.items())
-    want = load_gguf(tmp_path / "x.gguf").state_dict()
+    want = load_gguf(tmp_path / "x.gguf", dtype=torch.float32).state_dict()
     for key, tensor in opened.keys.to_ours(opened.huggingface.state).items():
         got = expand(tensor, "Q4_1") if tensor.dtype == torch.uint8 else tensor
         assert torch.equal(got, want[key]), key
@@ -384,7 +386,10 @@ def test_raw_rows_go_through_all_maps(tmp_path, case):
 
 def test_bfloat16_is_rounded_once(tmp_path):
     export(build(MODELS["llama"]), tmp_path / "x.gguf", "Q8_0")
-    exact, short = load_gguf(tmp_path / "x.gguf"), load_gguf(tmp_path / "x.gguf", dtype=torch.bfloat16)
+    exact, short = (
+        load_gguf(tmp_path / "x.gguf", dtype=torch.float32),
+        load_gguf(tmp_path / "x.gguf", dtype=torch.bfloat16),
+    )
     for (key, a), b in zip(exact.state_dict().items(), short.state_dict().values(), strict=True):
         assert torch.equal(a.bfloat16(), b), key
 
@@ -411,7 +416,7 @@ def test_what_may_change_the_model_is_not_passed_over(tmp_path, key):
     metadata, tensors = from_huggingface(as_folder(build(MODELS["llama"])))
     write_gguf(tmp_path / "x.gguf", metadata | {f"llama.{key.strip()}": value}, tensors)
     with pytest.raises(FileError, match=message):
-        load_gguf(tmp_path / "x.gguf")
+        load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
 
 
 def test_other_kinds_of_files_are_named(tmp_path):
@@ -423,7 +428,7 @@ def test_other_kinds_of_files_are_named(tmp_path):
     ):
         write_gguf(tmp_path / "x.gguf", metadata | change, tensors)
         with pytest.raises(FileError, match=message):
-            load_gguf(tmp_path / "x.gguf")
+            load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +464,7 @@ def smollm(folder):
 
 @pytest.mark.slow
 def test_smollm2_answers_as_in_transformers(tmp_path):
-    model = load_gguf(smollm(tmp_path))
+    model = load_gguf(smollm(tmp_path), dtype=torch.float32)
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     ).eval()

@@ -12,12 +12,12 @@ from qkv.shapes import Float, Tensor
 def quantise(model: nn.Module, width: Width) -> None:
     """Pack the weights of a model in place: its linear maps to `width`, tables of tokens and heads to float16.
 
-    All else becomes float32, and so does the stream.
+    All else becomes float32, and so does the stream. Nothing can be trained any more.
 
     Raises:
         ConfigError: As for `quantised`; the message names the layer.
     """
-    model.float()
+    model.float().requires_grad_(requires_grad=False)
     for path, part in list(model.named_modules()):
         for name, child in list(part.named_children()):
             if isinstance(child, nn.Linear):

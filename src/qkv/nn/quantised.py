@@ -14,7 +14,7 @@ from torch import nn
 from qkv.errors import ConfigError
 from qkv.ops import int4
 from qkv.ops.int4 import GROUP
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Float, Int, Integer, Tensor
 
 _MULTIPLE = 16
 """PyTorch's eight-bit product takes multiples of so many columns, unchecked."""
@@ -77,7 +77,7 @@ class Int4Linear(Packed):
 
     def __init__(
         self,
-        codes: Int[Tensor, "N K"],
+        codes: Integer[Tensor, "N K"],
         scale: Float[Tensor, "N groups"],
         zero: Float[Tensor, "N groups"],
         bias: Float[Tensor, " N"] | None = None,
@@ -107,7 +107,7 @@ class Int8Linear(Packed):
     scale: Tensor
 
     def __init__(
-        self, codes: Int[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
+        self, codes: Integer[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
     ) -> None:
         super().__init__(codes.shape[0], codes.shape[1], bias)
         self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
@@ -170,11 +170,11 @@ def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, wi
     weight = weight.detach().float()
     if width == "int8":
         scale = weight.abs().amax(1) / 127
-        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round(), scale, bias)
+        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round().to(torch.int8), scale, bias)
     if weight.shape[1] % GROUP:
         raise ConfigError(f"rows of {weight.shape[1]} weights are not whole groups of {GROUP}; use int8")
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=-1)
     scale = (high - low) / 15
     codes = ((groups - low[..., None]) / scale.clamp(min=_TINY)[..., None]).round()
-    return Int4Linear(codes.flatten(1), scale, low, bias)
+    return Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)

@@ -60,7 +60,16 @@ def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> Transformer:
     Raises:
         FileError: As `open_gguf`, or the weights do not fit the config.
     """
+    return load_with_metadata(path, dtype=dtype)[0]
+
+
+def load_with_metadata(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Transformer, dict[str, Any]]:
+    """`load_gguf`, and the file's metadata."""
     opened = _open(path, expanded=dtype)
+    return _load(opened, path, dtype), opened.metadata
+
+
+def _load(opened: Opened, path: Path, dtype: torch.dtype | None) -> Transformer:
     model, state = _on_meta(opened.config, path), opened.huggingface.state
     if dtype is None:
         return _packed(opened, model, path)
@@ -96,7 +105,7 @@ def _packed(opened: Opened, model: Transformer, path: Path) -> Transformer:
         else:
             del owner.weight
             owner.weight = made
-    return _filled(model, ours, path)
+    return _filled(model, ours, path).requires_grad_(requires_grad=False)
 
 
 _TABLES = {"embed.weight", "head.weight"}
