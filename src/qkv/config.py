@@ -71,7 +71,7 @@ def config(cls: type[T]) -> type[T]:
     Raises (from the decorated constructor):
         ConfigError: An unknown keyword (with the nearest known one), a missing one, or a value of a wrong type.
     """
-    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    settings = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)
     validated_init: Callable[..., None] = made.__init__
 
@@ -183,7 +183,8 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        mark, alias, before = self.peek_event().start_mark, self.check_event(yaml.AliasEvent), self._count
+        mark = typing.cast("yaml.Mark", self.peek_event().start_mark)
+        alias, before = self.check_event(yaml.AliasEvent), self._count
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"values more than {_MAX_DEPTH} deep", problem_mark=mark)

@@ -1,9 +1,9 @@
 """The zoo of hostile files: one line, exit code 3, a second at most, no traceback, no memory, and nothing written.
 
-Two hundred starts of Python with torch would take ten minutes. So one process imports everything and forks for each
-case: the child gets a cap on its address space, does what the command line does, and ends with its exit code. What it
-used is measured by the system for that process alone, in seconds of computing: what other processes do in the meantime
-counts little.
+Five hundred starts of Python with torch would take half an hour. So one process for each of two cores imports
+everything and forks for each case: the child gets a cap on its address space, does what the command line does, and ends
+with its exit code. What it used is measured by the system for that process alone, in seconds of computing: what other
+processes do in the meantime counts little.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from reliability.zoo import GOOD, ZOO
+from reliability.zoo import GOOD, PASSES, ZOO
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform != "linux", reason="forks, and reads /proc")
 
@@ -38,29 +38,43 @@ def results(tmp_path_factory):
         case.make(folder)
         jobs[name] = [word.replace("{}", str(folder)) for word in case.command]
     before = listing(root / "cases")
-    (root / "jobs").write_text(json.dumps(jobs))
     # One thread in the tokenizers' library and one arena of memory: others would take address space from the cap.
     few = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
     home = {"HOME": str(root / "home"), "QKV_CACHE": str(root / "cache"), "COLUMNS": "100"}
     path = os.pathsep.join([str(p) for p in map(os.path.abspath, filter(None, sys.path))])
-    command = [sys.executable, "-m", "reliability.zoo", root / "jobs", root / "results"]
-    subprocess.run(command, env=os.environ | few | home | {"PYTHONPATH": path}, check=True)
-    made = json.loads((root / "results").read_text())
+    made, names, workers = {}, list(jobs), []
+    for place in (root / "a", root / "b"):
+        place.mkdir()
+        half = names[: (len(names) + 1) // 2] if place.name == "a" else names[(len(names) + 1) // 2 :]
+        (place / "jobs").write_text(json.dumps({name: jobs[name] for name in half}))
+        command = [sys.executable, "-m", "reliability.zoo", place / "jobs", place / "results"]
+        workers.append(subprocess.Popen(command, env=os.environ | few | home | {"PYTHONPATH": path}))
+    for worker, place in zip(workers, (root / "a", root / "b"), strict=True):
+        assert worker.wait() == 0
+        made |= json.loads((place / "results").read_text())
     made["written"] = sorted(set(listing(root / "cases")) - set(before))
-    made["written"] += [name for name in listing(root / "tried") if not re.fullmatch(r"\d+(\.\w+)?", name)]
+    made["written"] += [name for name in listing(root) if re.fullmatch(r"[ab]/tried/\d+/.*", name)]
     return made
+
+
+def assert_passes(found):
+    assert found["code"] == 0, found
+    assert all(line.startswith("qkv: note: ") for line in found["stderr"].splitlines())
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_good_ones_pass(results, name):
     """Otherwise the zoo could be refused for what all of it has in common."""
-    found = results[f"good: {name}"]
-    assert (found["code"], found["stderr"]) == (0, "")
+    assert_passes(results[f"good: {name}"])
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_hostile_ones_are_one_line(results, name):
+    """Some do no harm, such as an expression that gives up by itself: these may pass."""
     found, case = results[name], ZOO[name]
+    if case.code == PASSES:
+        assert_passes(found)
+        return
     assert "Traceback" not in found["stderr"], found["stderr"][-3000:]
     assert found["code"] == case.code, found
     lines = found["stderr"].splitlines()

@@ -275,7 +275,8 @@ class KeyMap:
             source: What errors call the file or folder.
 
         Raises:
-            FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all that do are named.
+            FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all of them
+                are named.
         """
         found = {key: tensor for key, tensor in state.items() if not self._carries_nothing(key)}
         check_fit(found, self.to_theirs(dict(model)), source=source)

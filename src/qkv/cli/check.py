@@ -1,6 +1,5 @@
 """`qkv check`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:

@@ -120,6 +120,8 @@ class Tokenizer:
         data = _read(path, MAX_FILE_BYTES)
         with no_panic(f"{path}: not a tokenizer.json that can be read"), quiet():
             inner = tokenizers.Tokenizer.from_buffer(data)
+            inner.no_truncation()
+            inner.no_padding()
             largest = max(inner.get_vocab().values(), default=-1)
             _check_bounds(inner)
             _try_out(inner)
@@ -163,7 +165,7 @@ class Tokenizer:
     @property
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer's file puts around a text, and `encode` does not."""
-        with no_panic("the tokenizer failed on an empty text"):
+        with no_panic("the tokenizer failed on an empty text"), quiet():
             return tuple(self._inner.encode("", add_special_tokens=True).ids)
 
     @property
@@ -453,10 +455,11 @@ def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
 def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size  # Python allocates all that it is asked for, so ask for no more
+            data = file.read(size) if size <= most else b""
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); give a {path.name}") from None
-    if len(data) > most:
+    if size > most:
         raise FileError(f"{path}: more than {most} bytes, so not a {path.name}; give one")
     return data
 
