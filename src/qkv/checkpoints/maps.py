@@ -294,7 +294,7 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
         source: What errors call the file or folder.
 
     Raises:
-        FileError: Keys are missing or left over, or shapes differ: all that do are named.
+        FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all are named.
     """
     faults: list[str] = []
     for key, needed in model.items():
