@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-from qkv.config import Config, assign, config, read_yaml
+from qkv.config import Config, assign, config, expand_home, read_yaml
 from qkv.data import ConversationsConfig, DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
@@ -344,15 +344,15 @@ def _absolute(data: DataConfig) -> DataConfig:
     """The same corpus, whatever the working directory is."""
     source, tokenizer = data.source, data.tokenizer
     if isinstance(source, FilesConfig | VectorFilesConfig | ConversationsConfig):
-        source = dataclasses.replace(source, path=str(Path(source.path).expanduser().absolute()))
+        source = dataclasses.replace(source, path=str(expand_home(source.path).absolute()))
     if isinstance(tokenizer, TokenizerFileConfig):
-        tokenizer = dataclasses.replace(tokenizer, path=str(Path(tokenizer.path).expanduser().absolute()))
+        tokenizer = dataclasses.replace(tokenizer, path=str(expand_home(tokenizer.path).absolute()))
     return dataclasses.replace(data, source=source, tokenizer=tokenizer)
 
 
 def _absolute_path(path: str) -> str:
     """The same place, whatever the working directory is; a name that is no path stays as it is."""
-    place = Path(path).expanduser()
+    place = expand_home(path)
     return str(place.absolute()) if place.exists() else path
 
 
