@@ -1,13 +1,14 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
-from qkv.api import Loaded as Loaded
 from qkv.api import load as load
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory
+from qkv.conversation import Conversation as Conversation
 from qkv.cost import Cost as Cost
 from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
 from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
+from qkv.data import ChatTemplate as ChatTemplate
 from qkv.data import DataConfig as DataConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig
@@ -20,6 +21,8 @@ from qkv.errors import QkvError as QkvError
 from qkv.errors import TrainingError as TrainingError
 from qkv.generation import SamplingConfig as SamplingConfig
 from qkv.generation import generate as generate
+from qkv.loaded import Completion as Completion
+from qkv.loaded import Loaded as Loaded
 from qkv.masks import And as And
 from qkv.masks import Causal as Causal
 from qkv.masks import Chunked as Chunked

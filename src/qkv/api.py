@@ -1,159 +1,21 @@
 """A trained model from a folder, ready to write."""
 
-import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, final, overload
 
 import torch
 
 from qkv.checkpoints import Store, check_fit
 from qkv.checkpoints.huggingface import load_model, read_json
 from qkv.config import read_yaml
-from qkv.data import TextStream, Tokenizer
+from qkv.data import ChatTemplate, Tokenizer
 from qkv.errors import ConfigError, FileError
-from qkv.generation import SamplingConfig, Step, StopFilter, generate
+from qkv.loaded import Loaded
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 
 _RECIPE = "recipe.yaml"
 _MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer.
-
-    Attributes:
-        model: In evaluation mode.
-        tokenizer: None where the folder has none (a model of vectors).
-        config: What the model was built from.
-        stop_ids: Tokens that end a text.
-        begin_id: What an empty prompt begins with; None: the tokenizer's `end_of_text`.
-    """
-
-    model: Transformer
-    tokenizer: Tokenizer | None
-    config: TransformerConfig
-    stop_ids: tuple[int, ...] = ()
-    begin_id: int | None = None
-
-    @overload
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: str | Sequence[str] = (),
-        n: Literal[1] = 1,
-        sampling: SamplingConfig | None = None,
-    ) -> str: ...
-
-    @overload
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: str | Sequence[str] = (),
-        n: int,
-        sampling: SamplingConfig | None = None,
-    ) -> str | list[str]: ...
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: str | Sequence[str] = (),
-        n: int = 1,
-        sampling: SamplingConfig | None = None,
-    ) -> str | list[str]:
-        """How the text goes on after the prompt.
-
-        Args:
-            prompt: The beginning; it is not repeated in the result.
-            max_new_tokens: Tokens to generate at most.
-            stop: Strings before which the text ends, wherever tokens begin and end.
-            n: How many samples to draw.
-            sampling: How tokens are drawn; None: `SamplingConfig()`.
-
-        Returns:
-            The text, or a list of `n` of them where `n` is above 1.
-
-        Raises:
-            ConfigError: There is no tokenizer, or the prompt does not fit the model.
-        """
-        steps, readers = self._start(prompt, max_new_tokens, stop, n, sampling)
-        texts = ["".join(row) for row in zip(*_read(steps, readers), strict=True)]
-        return texts if n > 1 else texts[0]
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: str | Sequence[str] = (),
-        sampling: SamplingConfig | None = None,
-    ) -> Iterator[str]:
-        """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
-        steps, readers = self._start(prompt, max_new_tokens, stop, 1, sampling)
-        return (piece for (piece,) in _read(steps, readers) if piece)
-
-    def _start(
-        self, prompt: str, max_new_tokens: int, stop: str | Sequence[str], n: int, sampling: SamplingConfig | None
-    ) -> "tuple[Iterator[Step], list[_Reader]]":
-        if self.tokenizer is None:
-            raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
-        if n < 1:
-            raise ConfigError(f"n={n} samples: must be at least 1")
-        begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
-        ids = self.tokenizer.encode(prompt) or ([] if begin is None else [begin])
-        if not ids:
-            raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
-        steps = generate(
-            self.model,
-            [ids] * n,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling or SamplingConfig(),
-            stop_ids=self.stop_ids,
-        )
-        stops = (stop,) if isinstance(stop, str) else stop
-        return steps, [_Reader(_stream_after(ids, self.tokenizer), StopFilter(stops)) for _ in range(n)]
-
-
-def _stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> TextStream:
-    """A stream that has seen the prompt: some tokenizers write a word without its space where a text begins."""
-    stream = tokenizer.stream()
-    for token in prompt[-4:]:  # as many as the longest character can take
-        stream.push(token)
-    stream.flush()
-    return stream
-
-
-@dataclasses.dataclass
-class _Reader:
-    """The text of one row of tokens."""
-
-    text: TextStream
-    stops: StopFilter
-
-    def push(self, token: int | None) -> str:
-        return "" if token is None else self.stops.push(self.text.push(token))
-
-    def flush(self) -> str:
-        return self.stops.push(self.text.flush()) + self.stops.flush()
-
-
-def _read(steps: Iterator[Step], readers: list[_Reader]) -> Iterator[list[str]]:
-    """The new text of each row, step by step."""
-    for step in steps:
-        yield [reader.push(token) for reader, token in zip(readers, step.ids, strict=True)]
-        if all(end or reader.stops.stopped for reader, end in zip(readers, step.finish, strict=True)):
-            break
-    yield [reader.flush() for reader in readers]
 
 
 def load(
@@ -204,7 +66,7 @@ def _load_run(folder: Path) -> Loaded:
     model.load_state_dict(state, assign=True)
     tokenizer = _tokenizer(folder)
     stop = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
-    return Loaded(model.requires_grad_().eval(), tokenizer, config, stop)
+    return Loaded(model.requires_grad_().eval(), tokenizer, config, stop, template=_template(tokenizer))
 
 
 def _run_config(path: Path) -> TransformerConfig:
@@ -235,7 +97,8 @@ def _load_hugging_face(folder: Path, allow_pickle: bool) -> Loaded:
     model = load_model(folder, allow_pickle=allow_pickle)
     stop = _special_ids(folder, "eos_token_id")
     begin = _special_ids(folder, "bos_token_id")
-    return Loaded(model, _tokenizer(folder), model.config, stop, begin[0] if begin else None)
+    tokenizer = _tokenizer(folder)
+    return Loaded(model, tokenizer, model.config, stop, begin[0] if begin else None, _template(tokenizer))
 
 
 def _special_ids(folder: Path, key: str) -> tuple[int, ...]:
@@ -258,6 +121,14 @@ def _special_ids(folder: Path, key: str) -> tuple[int, ...]:
 
 def _tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _template(tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    if tokenizer is None or tokenizer.chat_template is None:
+        return None
+    ids = (tokenizer.begin_of_text, tokenizer.end_of_text)
+    bos, eos = ("" if token is None else tokenizer.name_of(token) for token in ids)
+    return ChatTemplate(tokenizer.chat_template, bos=bos, eos=eos)
 
 
 def _check_vocabulary(loaded: Loaded, folder: Path) -> None:

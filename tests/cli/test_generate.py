@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import qkv
-from qkv.api import Loaded
 from qkv.checkpoints import Store
 from qkv.cli import main
 from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig
 from qkv.generation import SamplingConfig
+from qkv.loaded import Loaded
 from qkv.presets.llama import llama
 
 

@@ -9,11 +9,24 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["check", "eval", "generate", "show", "train"]
+VERBS = ["chat", "check", "eval", "generate", "show", "train"]
 OPTIONS = {
+    "chat": [
+        "--max-new-tokens",
+        "--min-p",
+        "--repetition-penalty",
+        "--seed",
+        "--system",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+    ],
     "check": ["--dtype", "--seed"],
     "eval": ["--json"],
     "generate": [
+        "--batch-size",
+        "--file",
+        "--json",
         "--max-new-tokens",
         "--min-p",
         "--repetition-penalty",

@@ -7,13 +7,13 @@ import tokenizers
 import torch
 
 import qkv
-from qkv.api import Loaded
 from qkv.checkpoints import Store, write_tensors
 from qkv.checkpoints.families import FAMILIES
 from qkv.config import dump_yaml, read_yaml
 from qkv.data import CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig, generate
+from qkv.loaded import Loaded
 from qkv.presets.gpt2 import gpt2
 
 DOCUMENT = "abcdefghij .\n"
@@ -245,7 +245,7 @@ def test_nothing_is_computed_after_the_last_stop_string(loaded, monkeypatch):
             taken.append(step)
             yield step
 
-    monkeypatch.setattr("qkv.api.generate", counted)
+    monkeypatch.setattr("qkv.loaded.generate", counted)
     loaded = dataclasses.replace(loaded, stop_ids=())
     texts = loaded.generate("a", n=2, max_new_tokens=25, stop=list(DOCUMENT), sampling=SamplingConfig(seed=0))
     assert texts == ["", ""]

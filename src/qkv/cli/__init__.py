@@ -24,6 +24,7 @@ app = App(
 app.command("qkv.cli.train:train", name="train", help="Train a model as a recipe says.")
 app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model on a text.")
 app.command("qkv.cli.generate:generate", name="generate", help="Let a trained model go on with a text.")
+app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")
 app.command("qkv.cli.check:check", name="check", help="Ask a model about the laws it should keep.")
 app.command("qkv.cli.show:show", name="show", help="Draw a model, and count what it costs.")
 

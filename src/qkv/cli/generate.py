@@ -1,7 +1,18 @@
 """`qkv generate`."""
 
+import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from qkv.errors import ConfigError, FileError
+
+if TYPE_CHECKING:
+    from qkv.generation import SamplingConfig
+    from qkv.loaded import Completion, Loaded
 
 _SEPARATOR = "\n" + "─" * 40 + "\n"
 
@@ -11,6 +22,9 @@ def generate(
     prompt: str = "",
     /,
     *,
+    file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
+    batch_size: int = 8,
+    as_json: Annotated[bool, Parameter("--json")] = False,
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int | None = None,
@@ -27,7 +41,11 @@ def generate(
 
     Args:
         model: A run folder, or a Hugging Face folder.
-        prompt: How the text begins. Empty: the model begins a text of its own.
+        prompt: How the text begins. Empty: the model begins a text of its own. A single dash: one prompt in each line
+            of standard input.
+        file: A file with one prompt in each line; in a .jsonl file, as "prompt". Empty lines do not count.
+        batch_size: How many prompts of a file are read side by side.
+        as_json: Print one JSON object in a line for each text: prompt, text, and why it ended (stop, length, context).
         max_new_tokens: How many tokens to add at most.
         temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
         top_k: Draw from the k likeliest tokens only.
@@ -49,18 +67,116 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    prompts = _prompts(prompt, file, samples, batch_size)
     loaded = load(model)
-    context = loaded.config.context
-    length = len(loaded.tokenizer.encode(prompt)) if loaded.tokenizer else 0
-    if context and length < context < length + max_new_tokens:
-        print(f"qkv: note: the text can have {context} tokens, the context of this model, and no more", file=sys.stderr)
-    options = {"max_new_tokens": max_new_tokens, "stop": stop or (), "sampling": sampling}
-    if samples != 1:
-        texts = loaded.generate(prompt, n=samples, **options)
-        print(_SEPARATOR.join(prompt + text for text in texts))
+    if prompts is None and samples == 1 and not as_json:
+        _stream(loaded, prompt, max_new_tokens, stop or (), sampling)
         return
-    pieces = loaded.stream(prompt, **options)
+    if prompts is None:
+        if samples < 1:
+            raise ConfigError(f"n={samples} samples: must be at least 1")
+        _note(loaded, prompt, max_new_tokens)
+        done = iter(
+            loaded.complete([prompt] * samples, max_new_tokens=max_new_tokens, stop=stop or (), sampling=sampling)
+        )
+    else:
+        _check_lengths(loaded, prompts)
+        done = _in_batches(loaded, prompts, batch_size, max_new_tokens, stop or (), sampling)
+    _print(done, as_json)
+
+
+def read_standard_input() -> Iterator[str]:
+    """The lines of standard input, as they come, without their ends.
+
+    Raises:
+        FileError: One is not UTF-8.
+    """
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise FileError(f"standard input: line {number} is not UTF-8 ({error.reason}); convert it") from None
+
+
+def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> list[str] | None:
+    """The prompts of a file or of standard input; None: there is a single one."""
+    if file is None and prompt != "-":
+        return None
+    if file is not None and prompt:
+        raise ConfigError("there is a prompt and a --file of them; give one of the two")
+    if samples != 1:
+        raise ConfigError(
+            f"--samples {samples} is for a single prompt; with several, name each as often as you want it"
+        )
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size {batch_size} must be at least 1")
+    lines = read_standard_input() if file is None or str(file) == "-" else _lines(file)
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise FileError(f"{'standard input' if file is None else file}: holds no prompt; put one in each line")
+    return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    from qkv.data import FilesConfig
+
+    if file.is_dir():
+        raise FileError(f"{file}: is a folder; give a file with one prompt in each line")
+    texts = list(FilesConfig(path=str(file), field="prompt").documents())
+    return texts if file.suffix == ".jsonl" else [line for text in texts for line in text.split("\n")]
+
+
+def _check_lengths(loaded: "Loaded", prompts: Sequence[str]) -> None:
+    """Refuse a prompt that is too long before anything is written."""
+    from qkv.generation import context_of
+
+    limit = context_of(loaded.model)
+    for number, ids in enumerate(loaded.encode_prompts(prompts), 1):
+        if limit is not None and len(ids) >= limit:
+            raise ConfigError(
+                f"prompt {number} of {len(prompts)} has {len(ids)} tokens and the context {limit}; "
+                f"cut it to {limit - 1} or fewer"
+            )
+
+
+def _in_batches(
+    loaded: "Loaded",
+    prompts: Sequence[str],
+    size: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    sampling: "SamplingConfig",
+) -> Iterator["Completion"]:
+    """The texts in order. With a seed each is the one that its prompt alone gives, whatever the size of the batches."""
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
+        streams = None if sampling.seed is None else [0] * len(batch)
+        yield from loaded.complete(batch, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, streams=streams)
+
+
+def _print(done: Iterator["Completion"], as_json: bool) -> None:
+    for place, one in enumerate(done):
+        if as_json:
+            finish = one.finish.name.lower() if one.finish else None
+            line = json.dumps({"prompt": one.prompt, "text": one.text, "finish": finish}, ensure_ascii=False)
+        else:
+            line = (_SEPARATOR[1:] if place else "") + one.prompt + one.text
+        print(line, flush=True)
+
+
+def _stream(
+    loaded: "Loaded", prompt: str, max_new_tokens: int, stop: Sequence[str], sampling: "SamplingConfig"
+) -> None:
+    _note(loaded, prompt, max_new_tokens)
+    pieces = loaded.stream(prompt, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling)
     print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _note(loaded: "Loaded", prompt: str, max_new_tokens: int) -> None:
+    context = loaded.config.context
+    length = len(loaded.tokenizer.encode(prompt)) if loaded.tokenizer else 0
+    if context and length < context < length + max_new_tokens:
+        print(f"qkv: note: the text can have {context} tokens, the context of this model, and no more", file=sys.stderr)

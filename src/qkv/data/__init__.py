@@ -1,7 +1,9 @@
 """Corpora: sources, tokenizers, prepared datasets and batches."""
 
 from qkv.data.batches import IGNORE, Batch, Batches
+from qkv.data.chat import ChatTemplate, Message
 from qkv.data.dataset import DataConfig, Dataset, Split, prepare
+from qkv.data.rendered import Rendered
 from qkv.data.sources import (
     SHAKESPEARE,
     FilesConfig,
@@ -14,6 +16,7 @@ from qkv.data.tokenizers import (
     END_OF_TEXT,
     BPETokenizerConfig,
     CharacterTokenizerConfig,
+    Encoded,
     TextStream,
     Tokenizer,
     TokenizerConfig,
@@ -28,10 +31,14 @@ __all__ = [
     "Batch",
     "Batches",
     "CharacterTokenizerConfig",
+    "ChatTemplate",
     "DataConfig",
     "Dataset",
+    "Encoded",
     "FilesConfig",
+    "Message",
     "PackageConfig",
+    "Rendered",
     "SourceConfig",
     "Split",
     "TextSourceConfig",

@@ -3,6 +3,7 @@
 One class wraps the `tokenizers` library; the configs say how to get one.
 """
 
+import bisect
 import contextlib
 import itertools
 import json
@@ -10,17 +11,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, Final, NamedTuple, final
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from qkv.config import Config, config
+from qkv.data.rendered import Rendered
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 
 END_OF_TEXT: Final = "<|endoftext|>"
 MAX_FILE_BYTES: Final = 1 << 28
+MAX_SETTINGS_BYTES: Final = 1 << 22
 MAX_VOCAB_SIZE: Final = 1 << 20
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,36 +34,75 @@ _CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
 _PIECE = re.compile(r".{65536,}?(?=\n\w)|.+", re.DOTALL)
 
 
+class Encoded(NamedTuple):
+    """Ids with the places that they come from.
+
+    Attributes:
+        ids: Of the whole text.
+        places: (start, end) in characters of the text, for each id. The bytes of one character share its place.
+    """
+
+    ids: list[int]
+    places: list[tuple[int, int]]
+
+    def inside(self, spans: Iterable[tuple[int, int]]) -> list[bool]:
+        """Which ids stand wholly within one of these stretches of the text."""
+        spans = sorted(spans)
+        starts = [start for start, _ in spans]
+        at = [bisect.bisect_right(starts, start) - 1 for start, _ in self.places]
+        return [i >= 0 and end <= spans[i][1] for i, (_, end) in zip(at, self.places, strict=True)]
+
+
 @final
 class Tokenizer:
     """Text to token ids and back.
 
     `decode(encode(text)) == text` for the tokenizers made here. Text is only ever text: a special token's name, such as
-    `<|endoftext|>`, is encoded like any other word when it stands in a document.
+    `<|endoftext|>`, is encoded like any other word when it stands in a document. Special tokens come from a chat
+    template alone: `encode_rendered`.
 
     Attributes:
         end_of_text: The id that separates documents, or None.
+        begin_of_text: The id that chat templates know as `bos_token`, or None.
+        chat_template: The source of the chat template that came with it, or None.
         vocab_size: Number of ids, one more than the largest.
     """
 
     end_of_text: int | None
+    begin_of_text: int | None
+    chat_template: str | None
     vocab_size: int
 
-    def __init__(self, inner: tokenizers.Tokenizer, *, end_of_text: int | None = None) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        end_of_text: int | None = None,
+        begin_of_text: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._twins: dict[bool, tokenizers.Tokenizer] = {}
+        self._special = _Special(inner)
         self._cuttable = _is_cuttable(inner)
         self._vocabulary = inner.get_vocab()
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         self.end_of_text = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
-        if self.end_of_text not in (None, *self._vocabulary.values()):
-            raise ConfigError(f"end_of_text={end_of_text} is not an id of this tokenizer, which has {self.vocab_size}")
+        self.begin_of_text = begin_of_text
+        self.chat_template = chat_template
+        for name, value in (("end_of_text", self.end_of_text), ("begin_of_text", begin_of_text)):
+            if value not in (None, *self._vocabulary.values()):
+                raise ConfigError(f"{name}={value} is not an id of this tokenizer, which has {self.vocab_size}")
 
     @classmethod
     def load(cls, path: Path, *, end_of_text: int | None = None) -> "Tokenizer":
-        """Read a tokenizer.json, of ours or anyone's.
+        """Read a tokenizer.json, of ours or anyone's, and the chat template beside it.
+
+        The template is in a `chat_template.jinja`, else in the `tokenizer_config.json`; of several there, the one named
+        `default`. It is not run before it is used.
 
         Args:
             path: The file, or a folder that has a `tokenizer.json`.
@@ -78,20 +120,29 @@ class Tokenizer:
             largest = max(inner.get_vocab().values(), default=-1)
         if not 0 <= largest < len(data):
             raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
-        return cls(inner, end_of_text=_end_of_text(path, inner) if end_of_text is None else end_of_text)
+        settings = _settings(path.with_name("tokenizer_config.json"))
+        return cls(
+            inner,
+            end_of_text=settings.id_of("eos_token", inner) if end_of_text is None else end_of_text,
+            begin_of_text=settings.id_of("bos_token", inner),
+            chat_template=_chat_template(path.with_name("chat_template.jinja"), settings),
+        )
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, and `tokenizer_config.json` for `end_of_text`, into an existing folder.
+        """Write `tokenizer.json`, what else is known in `tokenizer_config.json`, and the chat template.
 
-        Each is written whole or not at all. transformers reads them, too.
+        They go into an existing folder, each whole or not at all. transformers reads them, too.
 
         Raises:
             FileError: They cannot be written.
         """
-        named = {} if self.end_of_text is None else {"eos_token": self._inner.id_to_token(self.end_of_text)}
+        ids = {"eos_token": self.end_of_text, "bos_token": self.begin_of_text}
+        named = {key: self.name_of(token) for key, token in ids.items() if token is not None}
         settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
         try:
             write_atomic(folder / "tokenizer_config.json", settings.encode("utf-8"))
+            if self.chat_template is not None:
+                write_atomic(folder / "chat_template.jinja", self.chat_template.encode("utf-8"))
             write_atomic(folder / "tokenizer.json", self.to_json().encode("utf-8"))
         except OSError as error:
             raise FileError(
@@ -121,6 +172,60 @@ class Tokenizer:
         ids = (encoding.ids for encoding in encoded)
         return [list(itertools.chain.from_iterable(itertools.islice(ids, len(text)))) for text in pieces]
 
+    def encode_rendered(self, text: Rendered) -> Encoded:
+        """The ids of what a chat template wrote: special tokens in the template's own text, and only there.
+
+        A special token's name counts where all of its characters are the template's. In a message it is text like any
+        other, also where it is only half in it. All that is as in transformers' `apply_chat_template`, but for messages
+        with such a name inside: there transformers reads it as the token.
+
+        What a tokenizer has as an added but not a special token (`<think>`, in some) is a word of its vocabulary, and
+        is read anywhere, as `encode` does.
+
+        Raises:
+            ConfigError: As for `encode`.
+        """
+        wanted = self._special.find(text.own())
+        try:
+            whole = self._run(text, special=True)
+            if self._special.holds(whole, wanted):
+                return whole
+            return self._between(text, wanted)
+        except FileError as error:
+            raise self._unknown([text]) or error from None
+
+    def special_ids(self, text: str) -> list[int]:
+        """The special tokens whose names stand in a text."""
+        return [token for _, _, token in self._special.find(text)]
+
+    def name_of(self, token: int) -> str:
+        """How an id is written in the vocabulary; empty: there is no such id."""
+        return self._inner.id_to_token(token) or ""
+
+    def _between(self, text: Rendered, wanted: Sequence[tuple[int, int, int]]) -> Encoded:
+        """The ids where a message holds a name: piece by piece, between the special tokens that are meant."""
+        result, at = Encoded([], []), 0
+        for start, end, token in [*wanted, (len(text), len(text), -1)]:
+            piece = self._run(text[at:start], special=False)
+            result.ids.extend(piece.ids)
+            result.places.extend((a + at, b + at) for a, b in piece.places)
+            if token >= 0:
+                result.ids.append(token)
+                result.places.append((start, end))
+            at = end
+        return result
+
+    def _run(self, text: str, *, special: bool) -> Encoded:
+        """Ids with their places, from a twin whose places are not trimmed."""
+        if special not in self._twins:
+            twin = tokenizers.Tokenizer.from_str(self._inner.to_str())
+            twin.encode_special_tokens = not special
+            twin.post_processor = None
+            self._twins[special] = twin
+        with _no_panic("the tokenizer failed on this text"):
+            encoding = self._twins[special].encode(text, add_special_tokens=False)
+        return Encoded(encoding.ids, encoding.offsets)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 become U+FFFD."""
         with _no_panic("the tokenizer failed on these ids"):
@@ -145,6 +250,33 @@ class Tokenizer:
                         "leave it out, or train with a BPE tokenizer"
                     )
         return None
+
+
+@final
+class _Special:
+    """The names of special tokens, found in a text as the library would find them: the longest first."""
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        tokens = {i: token for i, token in inner.get_added_tokens_decoder().items() if token.special and token.content}
+        order = sorted(tokens, key=lambda i: -len(tokens[i].content))
+        self._ids = order
+        self._known = frozenset(order)
+        self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in order)) if order else None
+
+    def find(self, text: str) -> list[tuple[int, int, int]]:
+        """(start, end, id) of each."""
+        found = self._pattern.finditer(text) if self._pattern else ()
+        return [(match.start(), match.end(), self._ids[(match.lastindex or 1) - 1]) for match in found]
+
+    def holds(self, encoded: Encoded, wanted: Sequence[tuple[int, int, int]]) -> bool:
+        """Whether the special tokens are those, in those places, and no others."""
+        pairs = zip(encoded.places, encoded.ids, strict=True)
+        return [(start, end, token) for (start, end), token in pairs if token in self._known] == list(wanted)
+
+
+def _pattern(token: tokenizers.AddedToken) -> str:
+    before, after = r"\s*" * token.lstrip, r"\s*" * token.rstrip
+    return f"({before}{re.escape(token.content)}{after})"
 
 
 @final
@@ -293,29 +425,59 @@ def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
     return str(inner.pre_tokenizer) in known and inner.normalizer is None and only_special
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(most + 1)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); give a tokenizer.json") from None
-    if len(data) > MAX_FILE_BYTES:
-        raise FileError(f"{path}: more than {MAX_FILE_BYTES} bytes, so not a tokenizer.json; give one")
+        raise FileError(f"{path}: cannot be read ({error.strerror}); give a {path.name}") from None
+    if len(data) > most:
+        raise FileError(f"{path}: more than {most} bytes, so not a {path.name}; give one")
     return data
 
 
-def _end_of_text(path: Path, inner: tokenizers.Tokenizer) -> int | None:
-    """The id of the `eos_token` that the settings beside a tokenizer.json name."""
-    settings = path.with_name("tokenizer_config.json")
-    if not settings.is_file():
-        return None
-    try:
-        named: Any = json.loads(_read(settings))
-        token: Any = named.get("eos_token")
+class _Settings(NamedTuple):
+    """A tokenizer_config.json."""
+
+    path: Path
+    data: dict[str, Any]
+
+    def id_of(self, key: str, inner: tokenizers.Tokenizer) -> int | None:
+        """The id of the token that it names; None: it names none."""
+        token = self.data.get(key)
         text = token.get("content") if isinstance(token, dict) else token
-    except (ValueError, RecursionError, AttributeError):
-        raise FileError(f"{settings}: not a JSON object; get the tokenizer again") from None
-    return inner.token_to_id(text) if isinstance(text, str) else None
+        return inner.token_to_id(text) if isinstance(text, str) else None
+
+
+def _settings(path: Path) -> _Settings:
+    if not path.is_file():
+        return _Settings(path, {})
+    try:
+        data = json.loads(_read(path, MAX_SETTINGS_BYTES))
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise FileError(f"{path}: not a JSON object; get the tokenizer again")
+    return _Settings(path, data)
+
+
+def _chat_template(path: Path, settings: _Settings) -> str | None:
+    if path.is_file():
+        try:
+            return _read(path, MAX_SETTINGS_BYTES).decode("utf-8")
+        except UnicodeDecodeError:
+            raise FileError(f"{path}: not UTF-8 text; get the file again") from None
+    match settings.data.get("chat_template"):
+        case None:
+            return None
+        case str(source):
+            return source
+        case list(several):
+            for one in several:
+                match one:
+                    case {"name": "default", "template": str(source)}:
+                        return source
+    raise FileError(f"{settings.path}: 'chat_template' is neither a text nor a list with one named 'default'; mend it")
 
 
 @contextlib.contextmanager

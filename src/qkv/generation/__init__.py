@@ -1,7 +1,17 @@
 """Text from a model: sampling, and generation token by token with a cache."""
 
-from qkv.generation.generate import Finish, Step, generate
+from qkv.generation.generate import Finish, Kept, Step, context_of, generate
 from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
 from qkv.generation.stops import StopFilter
 
-__all__ = ["Finish", "SamplingConfig", "Step", "StopFilter", "generate", "next_ids", "row_generators"]
+__all__ = [
+    "Finish",
+    "Kept",
+    "SamplingConfig",
+    "Step",
+    "StopFilter",
+    "context_of",
+    "generate",
+    "next_ids",
+    "row_generators",
+]

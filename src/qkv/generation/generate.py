@@ -38,6 +38,43 @@ class Step:
     finish: tuple[Finish | None, ...]
 
 
+@final
+class Kept:
+    """The cache of one text, for the next one that begins alike: what both have in common is not read again.
+
+    Given to `generate`, it holds afterwards what was read. A generation that is broken off in the middle of a step
+    leaves nothing behind.
+    """
+
+    def __init__(self) -> None:
+        self._cache: Cache | None = None
+        self._text: Sequence[int] = ()
+
+    def open(self, text: Sequence[int], capacity: int) -> tuple[Cache, int] | None:
+        """The cache, and how much of `text` it holds: all but its last token at most. None: it is of no use."""
+        cache = self._cache
+        if cache is None or cache.capacity < capacity:
+            return None
+        held = self._text[: cache.bound]
+        same = next((i for i, (a, b) in enumerate(zip(held, text[:-1], strict=False)) if a != b), None)
+        same = min(len(held), len(text) - 1) if same is None else same
+        try:
+            cache.rollback(len(held) - same)
+        except ConfigError:  # a ring has overwritten what it would go back to
+            return None
+        return cache, same
+
+    def keep(self, cache: Cache | None, text: Sequence[int]) -> None:
+        """Remember that the cache holds the beginning of this text."""
+        self._cache, self._text = cache, text
+
+
+def context_of(model: Transformer) -> int | None:
+    """Tokens of the longest text that the model is made for, as far as its config says."""
+    limits = [model.config.context, model.config.embed.max_length]
+    return min((n for n in limits if n is not None), default=None)
+
+
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -46,6 +83,8 @@ def generate(
     sampling: SamplingConfig,
     stop_ids: Sequence[int] = (),
     context: int | None = None,
+    streams: Sequence[int] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Step]:
     """Go on from each prompt, until every row has ended. The rows have no influence on each other.
 
@@ -58,6 +97,9 @@ def generate(
         sampling: How tokens are drawn.
         stop_ids: Tokens that end a row.
         context: Tokens of the longest text, prompt included; None: what the model's config says, or no limit.
+        streams: For each row, the number of its stream of random numbers: with one seed and one number, two rows draw
+            alike. None: 0, 1, 2, …
+        kept: A cache to go on with, for a single prompt.
 
     Raises:
         ConfigError: The model has no vocabulary, or a prompt is empty, fills the context, or holds an unknown id.
@@ -68,19 +110,22 @@ def generate(
         raise ConfigError("only a model with an LMHead can generate text; this one has none")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    limits = [model.config.context if context is None else context, embed.max_length]
+    limits = [context_of(model) if context is None else context, embed.max_length]
     limit = min((n for n in limits if n is not None), default=None)
     assert embed.vocab_size is not None
     if not prompts:
         raise ConfigError("there are no prompts; give at least one")
     for row, prompt in enumerate(prompts):
         _check(row, prompt, limit, embed.vocab_size)
-    generators = row_generators(sampling.seed, len(prompts), next(model.parameters()).device)
+    if kept is not None and len(prompts) != 1:
+        raise ConfigError(f"a kept cache is of one text and there are {len(prompts)} prompts; give one")
+    numbers = range(len(prompts)) if streams is None else streams
+    generators = row_generators(sampling.seed, numbers, next(model.parameters()).device)
     rows = [
         _Row(list(prompt), generator, frozenset(stop_ids), limit)
         for prompt, generator in zip(prompts, generators, strict=True)
     ]
-    return _steps(model, rows, max_new_tokens, sampling)
+    return _steps(model, rows, max_new_tokens, sampling, kept)
 
 
 def _check(row: int, prompt: Sequence[int], limit: int | None, vocab_size: int) -> None:
@@ -123,7 +168,9 @@ class _Row:
         return token
 
 
-def _steps(model: Transformer, rows: list[_Row], max_new_tokens: int, sampling: SamplingConfig) -> Iterator[Step]:
+def _steps(
+    model: Transformer, rows: list[_Row], max_new_tokens: int, sampling: SamplingConfig, kept: Kept | None
+) -> Iterator[Step]:
     batch: dict[int, _Row] = {}
     cache: Cache | None = None
     was_training = model.training
@@ -135,10 +182,15 @@ def _steps(model: Transformer, rows: list[_Row], max_new_tokens: int, sampling: 
                 if cache is None or cache.bound == cache.capacity:
                     # The longest row is at its end; those that go on are read anew, without it.
                     batch = {i: row for i, row in enumerate(rows) if row.finish is None}
-                    cache = _make_cache(model, list(batch.values()), left)
-                    logits = _read(model, [row.text for row in batch.values()], cache)
+                    cache, held = _open(model, list(batch.values()), left, kept)
+                    unread = [row.text[held:] for row in batch.values()]
                 else:
-                    logits = _read(model, [row.text[-1:] for row in batch.values()], cache)
+                    unread = [row.text[-1:] for row in batch.values()]
+                if kept is not None:
+                    kept.keep(None, ())  # until the step is done
+                logits = _read(model, unread, cache)
+                if kept is not None:
+                    kept.keep(cache, rows[0].text)
                 history, generators = zip(*((row.text, row.generator) for row in batch.values()), strict=True)
                 drawn = next_ids(logits, history, sampling, generators).tolist()
             ids: list[int | None] = [None] * len(rows)
@@ -151,11 +203,16 @@ def _steps(model: Transformer, rows: list[_Row], max_new_tokens: int, sampling: 
         model.train(was_training)
 
 
-def _make_cache(model: Transformer, rows: list[_Row], left: int) -> Cache:
-    """Room for all that can be read; the last token of a text never is."""
+def _open(model: Transformer, rows: list[_Row], left: int, kept: Kept | None) -> tuple[Cache, int]:
+    """A cache with room for all that can be read (the last token of a text never is), and the tokens that it holds."""
     longest = max(len(row.text) for row in rows)
     limit = rows[0].limit
-    return model.make_cache(len(rows), (longest + left if limit is None else min(longest + left, limit)) - 1)
+    needed = (longest + left if limit is None else min(longest + left, limit)) - 1
+    if kept is None:
+        return model.make_cache(len(rows), needed), 0
+    if (opened := kept.open(rows[0].text, needed)) is not None:
+        return opened
+    return model.make_cache(1, 2 * needed if limit is None else min(2 * needed, limit - 1)), 0
 
 
 def _read(model: Transformer, texts: list[list[int]], cache: Cache) -> Float[Tensor, "B V"]:

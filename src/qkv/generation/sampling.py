@@ -2,7 +2,7 @@
 
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -48,11 +48,11 @@ class SamplingConfig(Config):
             raise ConfigError(f"min_p={self.min_p} must be between 0 and 1; leave it out to keep all tokens")
 
 
-def row_generators(seed: int | None, rows: int, device: torch.device) -> list[torch.Generator]:
-    """A source of random numbers for each row, which depends on nothing but (seed, row)."""
+def row_generators(seed: int | None, rows: Iterable[int], device: torch.device) -> list[torch.Generator]:
+    """A source of random numbers for each row, which depends on nothing but (seed, number of the row)."""
     seed = secrets.randbits(63) if seed is None else seed
     # `random.Random` hashes the text, so that neighbouring seeds and rows have nothing in common.
-    return [torch.Generator(device).manual_seed(random.Random(f"{seed}/{row}").getrandbits(63)) for row in range(rows)]
+    return [torch.Generator(device).manual_seed(random.Random(f"{seed}/{row}").getrandbits(63)) for row in rows]
 
 
 def next_ids(

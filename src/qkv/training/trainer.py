@@ -13,11 +13,11 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint
 from qkv.cost import training_flops_per_token
 from qkv.data import Batch, Batches, Dataset, Split
 from qkv.errors import ConfigError, FileError, QkvError, TrainingError
+from qkv.loaded import Loaded
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 from qkv.training.display import Display, Progress, clock, make_display

@@ -93,7 +93,7 @@ def test_the_same_repetition_penalty_as_transformers():
 def test_draws_follow_the_distribution():
     # 20 000 draws; the 99.9 % quantile of chi-square with 4 degrees of freedom is 18.5. The seed makes it one outcome.
     n, p = 20_000, LOGITS[0].exp()
-    ids = next_ids(LOGITS.expand(n, 5), [[0]] * n, SamplingConfig(), row_generators(3, n, CPU))
+    ids = next_ids(LOGITS.expand(n, 5), [[0]] * n, SamplingConfig(), row_generators(3, range(n), CPU))
     counts = ids.bincount(minlength=5)
     assert ((counts - n * p) ** 2 / (n * p)).sum() < 18.5
 
@@ -102,20 +102,20 @@ def test_a_row_draws_the_same_in_any_batch():
     torch.manual_seed(4)
     logits = torch.randn(6, 500)
     sampling = SamplingConfig(seed=5)
-    together = next_ids(logits, [[0]] * 6, sampling, row_generators(5, 6, CPU))
-    assert together[:2].tolist() == next_ids(logits[:2], [[0]] * 2, sampling, row_generators(5, 2, CPU)).tolist()
+    together = next_ids(logits, [[0]] * 6, sampling, row_generators(5, range(6), CPU))
+    assert together[:2].tolist() == next_ids(logits[:2], [[0]] * 2, sampling, row_generators(5, range(2), CPU)).tolist()
 
 
 def test_rows_seeds_and_unseeded_runs_differ():
     def draws(seed, rows):
-        return [torch.rand(1, generator=g).item() for g in row_generators(seed, rows, CPU)]
+        return [torch.rand(1, generator=g).item() for g in row_generators(seed, range(rows), CPU)]
 
     assert len({*draws(0, 3), *draws(1, 3), *draws(None, 3), *draws(None, 3)}) == 12
 
 
 def test_a_tiny_temperature_is_greedy_and_half_precision_does_not_overflow():
     logits = torch.tensor([[60_000.0, -60_000.0, 59_000.0]], dtype=torch.float16)
-    assert next_ids(logits, [[0]], SamplingConfig(temperature=1e-38), row_generators(0, 1, CPU)).tolist() == [0]
+    assert next_ids(logits, [[0]], SamplingConfig(temperature=1e-38), row_generators(0, range(1), CPU)).tolist() == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""`qkv chat`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qkv.cli.generate import read_standard_input
+from qkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qkv.conversation import Conversation
+
+_HELP = """\
+/reset         forget what was said
+/system TEXT   begin anew under another instruction; without TEXT: show the present one
+/help          these lines
+/exit          leave (as Ctrl-D, and Ctrl-C where nothing is being written)
+Ctrl-C         stop the answer"""
+_PROMPT = "> "
+
+
+def chat(
+    model: Path,
+    /,
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 1000,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+) -> None:
+    """Talk with a model that was trained on conversations.
+
+    In a terminal, /help says what can be done besides talking. Where standard input is a file or a pipe, each of its
+    lines is a message, and nothing but the answers is written.
+
+    Args:
+        model: A run folder, or a Hugging Face folder.
+        system: An instruction that stands before the conversation.
+        max_new_tokens: Tokens of an answer at most.
+        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
+        top_k: Draw from the k likeliest tokens only.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        min_p: Draw from the tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens that have occurred become less likely.
+        seed: Of the random numbers: the same seed and the same messages give the same answers.
+    """
+    from qkv.api import load
+    from qkv.conversation import Conversation
+    from qkv.generation import SamplingConfig
+
+    sampling = SamplingConfig(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    conversation = Conversation(load(model), system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    if sys.stdin.isatty():
+        _talk(conversation)
+        return
+    for question in read_standard_input():
+        if question.strip():
+            _answer(conversation, question)
+
+
+def _talk(conversation: "Conversation") -> None:
+    """The conversation in a terminal, until it is left."""
+    print("Talk; /help for help, /exit to leave.")
+    for line in _typed():
+        word, _, rest = line.strip().partition(" ")
+        match word:
+            case "":
+                pass
+            case "/exit" | "/quit":
+                return
+            case "/help":
+                print(_HELP)
+            case "/reset":
+                conversation.begin(conversation.system)
+                print("(begun anew)")
+            case "/system" if rest.strip():
+                conversation.begin(rest.strip())
+                print("(begun anew under this instruction)")
+            case "/system":
+                print(conversation.system or "(no instruction)")
+            case _ if word.startswith("/"):
+                print(f"({word} is not known; /help lists what is)")
+            case _:
+                _try_to_answer(conversation, line)
+
+
+def _typed() -> Iterator[str]:
+    """The lines that are typed, until Ctrl-D. Ctrl-C while typing leaves the program, as everywhere."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - `input` lets edit the line, and knows those before
+    while True:
+        try:
+            yield input(_PROMPT)
+        except EOFError:
+            print()
+            return
+        except UnicodeDecodeError:
+            print("(that was not UTF-8)")
+        except KeyboardInterrupt:
+            print()
+            raise
+
+
+def _try_to_answer(conversation: "Conversation", question: str) -> None:
+    try:
+        _answer(conversation, question)
+    except ConfigError as error:
+        print(f"({error})")
+    except KeyboardInterrupt:
+        print(" (stopped)")
+
+
+def _answer(conversation: "Conversation", question: str) -> None:
+    from qkv.generation import Finish
+
+    with closing(conversation.ask(question)) as pieces:
+        if conversation.dropped:
+            _note(f"the context is full: the oldest {conversation.dropped} messages were dropped")
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    print(flush=True)
+    if conversation.finish in (Finish.LENGTH, Finish.CONTEXT):
+        _note(f"the answer is cut: {conversation.finish.value}")
+
+
+def _note(text: str) -> None:
+    print(f"qkv: note: {text}", file=sys.stderr)

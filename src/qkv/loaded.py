@@ -1,0 +1,321 @@
+"""A model with its tokenizer: prompts in, text out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final, overload
+
+from qkv.data import ChatTemplate, Message, TextStream, Tokenizer
+from qkv.errors import ConfigError
+from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate
+from qkv.models.transformer import Transformer, TransformerConfig
+
+Stop = str | Sequence[str]
+
+
+@final
+@dataclass(frozen=True)
+class Completion:
+    """How a text went on.
+
+    Attributes:
+        prompt: How it began.
+        text: What the model wrote after that.
+        finish: Why it ended there; `Finish.STOP` also where a stop string was found.
+    """
+
+    prompt: str
+    text: str
+    finish: Finish | None
+
+
+@final
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: None where the folder has none (a model of vectors).
+        config: What the model was built from.
+        stop_ids: Tokens that end a text.
+        begin_id: What an empty prompt begins with; None: the tokenizer's `end_of_text`.
+        template: How a conversation is written; None: the model has no chat template.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer | None
+    config: TransformerConfig
+    stop_ids: tuple[int, ...] = ()
+    begin_id: int | None = None
+    template: ChatTemplate | None = None
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        n: int,
+        sampling: SamplingConfig | None = None,
+    ) -> str | list[str]: ...
+
+    def generate(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        n: int = 1,
+        sampling: SamplingConfig | None = None,
+    ) -> str | list[str]:
+        """How the text goes on after the prompt.
+
+        Several prompts are read side by side. Each text is the one that its prompt alone would give (where tokens are
+        drawn by chance, with a seed).
+
+        Args:
+            prompt: The beginning, which is not repeated in the result; or a list of them, of any lengths.
+            max_new_tokens: Tokens to generate at most.
+            stop: Strings before which the text ends, wherever tokens begin and end.
+            n: How many samples to draw of a single prompt.
+            sampling: How tokens are drawn; None: `SamplingConfig()`.
+
+        Returns:
+            The text, or a list where there are several prompts, or `n` is above 1.
+
+        Raises:
+            ConfigError: There is no tokenizer, or a prompt does not fit the model.
+        """
+        if isinstance(prompt, str):
+            if n < 1:
+                raise ConfigError(f"n={n} samples: must be at least 1")
+            done = self.complete([prompt] * n, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling)
+            return [one.text for one in done] if n > 1 else done[0].text
+        if n != 1:
+            raise ConfigError(f"n={n} samples of {len(prompt)} prompts: give one prompt, or each of them {n} times")
+        seeded = sampling is not None and sampling.seed is not None
+        streams = [0] * len(prompt) if seeded else None
+        done = self.complete(prompt, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, streams=streams)
+        return [one.text for one in done]
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+        streams: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """How each text goes on, and why it ended. Arguments and errors as for `generate`.
+
+        Args:
+            prompts: Any number of beginnings, of any lengths, which are read side by side.
+            max_new_tokens: See `generate`.
+            stop: See `generate`.
+            sampling: See `generate`.
+            streams: Of random numbers, as in `qkv.generation.generate`; None: each row has its own.
+        """
+        if not prompts:
+            return []
+        writing = self._write(
+            self.encode_prompts(prompts), max_new_tokens, self.stop_ids, stop, sampling, streams=streams
+        )
+        texts = ["".join(row) for row in zip(*writing, strict=True)]
+        return [Completion(*row) for row in zip(prompts, texts, writing.finish, strict=True)]
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+    ) -> Iterator[str]:
+        """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
+        return self._write(self.encode_prompts([prompt]), max_new_tokens, self.stop_ids, stop, sampling).single()
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 500,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+    ) -> str:
+        """The assistant's answer to a conversation.
+
+        Args:
+            messages: From the first to the last, such as `[{"role": "user", "content": "Hello!"}]`.
+            max_new_tokens: Tokens of the answer at most.
+            stop: Strings before which it ends.
+            sampling: How tokens are drawn; None: `SamplingConfig()`.
+
+        Raises:
+            ConfigError: The model has no tokenizer or chat template, or the conversation does not fit it.
+            FileError: The chat template cannot be used.
+        """
+        return "".join(self.stream_chat(messages, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = 500,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+    ) -> Iterator[str]:
+        """The answer of `chat`, piece by piece as it comes. Arguments and errors as there."""
+        return self.answer(self.encode_chat(messages), max_new_tokens, stop, sampling).single()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The ids that each prompt is read as; an empty one is the token that begins a text.
+
+        Raises:
+            ConfigError: There is no tokenizer, a text that it does not know, or no token to begin with.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
+        begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
+        encoded = [ids or ([] if begin is None else [begin]) for ids in self.tokenizer.encode_batch(prompts)]
+        if not all(encoded):
+            raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
+        return encoded
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that a conversation is read as, up to where the answer begins. Errors as for `chat`."""
+        template, tokenizer = self._chat_parts()
+        return tokenizer.encode_rendered(template.render(messages, add_generation_prompt=True)).ids
+
+    def answer(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
+        kept: Kept | None = None,
+    ) -> "Writing":
+        """The answer to a conversation that `encode_chat` has encoded.
+
+        It ends with the model's stop ids, and with what the template writes after an answer, should those differ.
+
+        Args:
+            ids: From `encode_chat`.
+            max_new_tokens: See `chat`.
+            stop: See `chat`.
+            sampling: See `chat`.
+            kept: What was read for earlier answers of the same conversation.
+        """
+        template, tokenizer = self._chat_parts()
+        end = template.end_of_turn()
+        special = tokenizer.special_ids(end)
+        stops = (*_several(stop), *([end] if end and not special else []))
+        return self._write([list(ids)], max_new_tokens, (*self.stop_ids, *special), stops, sampling, kept=kept)
+
+    def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
+        if self.template is None or self.tokenizer is None:
+            missing = "tokenizer" if self.tokenizer is None else "chat template"
+            raise ConfigError(
+                f"the model has no {missing}, so it cannot chat; take one that was trained on conversations"
+            )
+        return self.template, self.tokenizer
+
+    def _write(
+        self,
+        ids: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        stop: Stop,
+        sampling: SamplingConfig | None,
+        *,
+        streams: Sequence[int] | None = None,
+        kept: Kept | None = None,
+    ) -> "Writing":
+        assert self.tokenizer is not None
+        steps = generate(
+            self.model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or SamplingConfig(),
+            stop_ids=stop_ids,
+            streams=streams,
+            kept=kept,
+        )
+        stops = _several(stop)
+        return Writing(steps, [_Row(_stream_after(row, self.tokenizer), StopFilter(stops)) for row in ids])
+
+
+@final
+class Writing:
+    """Texts on their way. It can be gone through once: the new text of each row, step by step."""
+
+    def __init__(self, steps: Iterator[Step], rows: "list[_Row]") -> None:
+        self._steps, self._rows = steps, rows
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for step in self._steps:
+            yield [row.push(*new) for row, new in zip(self._rows, zip(step.ids, step.finish, strict=True), strict=True)]
+            if all(row.finish for row in self._rows):
+                break
+        yield [row.flush() for row in self._rows]
+
+    def single(self) -> Iterator[str]:
+        """The text of a single row, piece by piece."""
+        return (piece for (piece,) in self if piece)
+
+    @property
+    def finish(self) -> list[Finish | None]:
+        """Why each row has ended; None where it goes on."""
+        return [row.finish for row in self._rows]
+
+
+@final
+@dataclass
+class _Row:
+    """The text of one row of tokens."""
+
+    text: TextStream
+    stops: StopFilter
+    finish: Finish | None = None
+
+    def push(self, token: int | None, finish: Finish | None) -> str:
+        text = "" if token is None else self.stops.push(self.text.push(token))
+        self.finish = Finish.STOP if self.stops.stopped else finish
+        return text
+
+    def flush(self) -> str:
+        return self.stops.push(self.text.flush()) + self.stops.flush()
+
+
+def _several(stop: Stop) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> TextStream:
+    """A stream that has seen the prompt: some tokenizers write a word without its space where a text begins."""
+    stream = tokenizer.stream()
+    for token in prompt[-4:]:  # as many as the longest character can take
+        stream.push(token)
+    stream.flush()
+    return stream
