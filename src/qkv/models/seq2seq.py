@@ -552,6 +552,7 @@ class Seq2SeqDecoding(Decoding):
 
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         """See `Decoding`."""
+        ids = ids.to(self._state.encoded.memory.device)
         y = self._model.target(ids[:, None], Tokens.full(len(ids), 1, device=ids.device))
         readout, self._state = self._model.decoder(y, self._state)
         return self._model.head(readout, self._model.target.table)[:, 0]
