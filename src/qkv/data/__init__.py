@@ -21,6 +21,8 @@ from qkv.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     TokenizerFileConfig,
+    WordTokenizerConfig,
+    unit_tokenizer,
 )
 
 __all__ = [
@@ -47,5 +49,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerFileConfig",
     "VectorFilesConfig",
+    "WordTokenizerConfig",
     "prepare",
+    "unit_tokenizer",
 ]

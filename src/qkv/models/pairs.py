@@ -120,5 +120,17 @@ class PairModel(nn.Module, ABC):
         """
 
     @abstractmethod
+    def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
+        """With which weight each token of the target looked at each of the source when it read it; rows sum to 1.
+
+        Args:
+            inputs: Source and target, one of each in a row, which begins with it.
+            tokens: As in `forward`.
+
+        Raises:
+            ConfigError: The model has no attention.
+        """
+
+    @abstractmethod
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> Decoding:
         """Read sources, one in each row, and be ready to write targets of at most `capacity` tokens."""

@@ -18,6 +18,7 @@ from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.recurrent import CellConfig, GRUConfig, LayerState, Recurrent, State
 from qkv.nn.sublayer import Aux
+from qkv.ops.backend import Problem
 from qkv.ops.scores import normalised
 from qkv.recorder import Recorder
 from qkv.shapes import Bool, Float, Int, Tensor
@@ -493,12 +494,17 @@ class Seq2Seq(PairModel):
         if not next(self.parameters()).is_meta:
             self.config.init.apply(self, [], 1)
 
+    @property
+    def table(self) -> Float[Tensor, "V E"] | None:
+        """What the head shares with the embeddings of the target; None: nothing."""
+        return self.target.table if self.head.weight is None else None
+
     def forward(
         self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
     ) -> Float[Tensor, "B T V"]:
         """See `PairModel`."""
         readout, documents = self._read(inputs, tokens, recorder)
-        return documents.scatter(self.head(readout, self.target.table))
+        return documents.scatter(self.head(readout, self.table))
 
     def loss(
         self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
@@ -511,7 +517,7 @@ class Seq2Seq(PairModel):
         valid = torch.ones_like(targets, dtype=torch.bool)
         if scale is None:
             scale = 1 / max(1, self.head.count(targets, valid))
-        return self.head.loss(readout, self.target.table, targets, valid, scale), None
+        return self.head.loss(readout, self.table, targets, valid, scale), None
 
     def _read(self, inputs: Pair, tokens: Tokens | None, recorder: Recorder | None) -> tuple[Tensor, Documents]:
         """What the head reads for each token of each target."""
@@ -531,6 +537,15 @@ class Seq2Seq(PairModel):
     def _encode(self, source: Int[Tensor, "B S"], documents: Documents) -> Encoded:
         return self.encoder(self.source(documents.gather(source), documents.tokens), documents)
 
+    def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
+        """See `PairModel`. Behind the tokens stand what `encoder.rests` adds."""
+        if isinstance(self.decoder, FixedVector):
+            raise ConfigError("this model has no attention: its decoder is a FixedVector, which cannot look back")
+        kept = _Kept()
+        with torch.no_grad():
+            self(inputs, tokens, recorder=kept)
+        return kept.weights
+
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "Seq2SeqDecoding":
         """See `PairModel`; a recurrent decoder has room for any number of tokens.
 
@@ -541,6 +556,21 @@ class Seq2Seq(PairModel):
         if len(documents.row) != len(source) or len(documents.row) != len(documents.row.unique()):
             raise ConfigError("each row needs one source with at least one token; leave empty ones out")
         return Seq2SeqDecoding(self, self.decoder.begin(self._encode(source, documents)))
+
+
+@final
+class _Kept(Recorder):
+    """Keeps what it is shown."""
+
+    weights: Tensor
+
+    def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
+        """There is none in a recurrent model."""
+        raise AssertionError
+
+    def alignment(self, slot: int, weights: Float[Tensor, "B T S"]) -> None:
+        """See `Recorder`."""
+        self.weights = weights
 
 
 @final
@@ -555,7 +585,7 @@ class Seq2SeqDecoding(Decoding):
         ids = ids.to(self._state.encoded.memory.device)
         y = self._model.target(ids[:, None], Tokens.full(len(ids), 1, device=ids.device))
         readout, self._state = self._model.decoder(y, self._state)
-        return self._model.head(readout, self._model.target.table)[:, 0]
+        return self._model.head(readout, self._model.table)[:, 0]
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
         """See `Decoding`."""
