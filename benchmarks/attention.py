@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qkv.masks import Causal, LoweredMask, Mask, Window, lower
+from qkv.lowered import LoweredMask, lower
+from qkv.masks import Causal, Mask, Window
 from qkv.ops import attend
 from qkv.tokens import Tokens
 

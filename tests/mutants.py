@@ -19,12 +19,16 @@ PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary
 MORE, TILES, CACHES, KINDS, HARNESS = (
     f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
 )
-FAMILIES = f"{PARITY}/test_families.py"
+FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
+ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
+CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
+CHAT, TOKENIZERS = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers"))
+CONVERSATION = "tests/unit/test_conversation.py"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Mutant:
 MUTANTS = [
     # Attention
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
-    Mutant("scale is 1/K", "nn/attention.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
+    Mutant("scale is 1/K", "nn/mixer.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
     Mutant("kv heads in turn", "ops/reference.py",
            "k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], dim=1)", "k = p.k.repeat(1, p.q.shape[1] // p.k.shape[1], 1, 1)", ATTEND),
     Mutant("a row that sees nothing sees all", "ops/reference.py", "weights * allowed", "weights", ATTEND),
@@ -54,6 +58,9 @@ MUTANTS = [
     Mutant("dropout lives in evaluation", "nn/attention.py",
            "self.weight_dropout if training else 0.0", "self.weight_dropout", LAWS),
     Mutant("no norm of keys", "nn/attention.py", "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)", PARTS),
+    Mutant("a narrow gradient of the bias", "ops/backend.py", "torch.promote_types(self.bias.dtype, torch.float32)", "self.bias.dtype", MORE),
+    Mutant("a mask of another length", "ops/attend.py", "if mask.size not in (None, (q.shape[2], k.shape[2])):", "if False:", MORE),
+    Mutant("the last position for -1", "nn/positions.py", "F.embedding(index, self.weight).to(dtype)", "self.weight[index].to(dtype)", PARTS),
     # Tiles
     Mutant("tiles forget what came before", "ops/tiled.py", "total = total.mul_(shrink)", "total = total", MORE),
     Mutant("the sum is not shrunk", "ops/tiled.py", "_add_product(summed.mul_(shrink)", "_add_product(summed", MORE),
@@ -71,13 +78,13 @@ MUTANTS = [
     Mutant("T5 looks ahead", "nn/positions.py", "(-distance).clamp(min=0)", "distance.abs()", KINDS),
     Mutant("values are absorbed as keys", "nn/latent.py", "keys, values = self.kv_proj", "values, keys = self.kv_proj", KINDS),
     Mutant("cross-attention shares its keys", "nn/cross.py", "k, v = self._keys(memory)", "k = v = self._keys(memory)[0]", KINDS),
-    Mutant("a decoding query stands first", "masks.py", "q[:2] += n_keys - n_queries", "q[:2] += 0", KINDS),
+    Mutant("a decoding query stands first", "lowered.py", "q[:2] += n_keys - n_queries", "q[:2] += 0", KINDS),
     # Masks
     Mutant("a token does not see itself", "masks.py", "return k.order <= q.order", "return k.order < q.order", ATTEND),
     Mutant("a window one token wider", "masks.py", "(q.index - k.index).abs() < self.size", "(q.index - k.index).abs() <= self.size", ATTEND),
     Mutant("documents see each other", "masks.py", "Place(k_index, k_order)) & (a == b) & (b > 0)", "Place(k_index, k_order)) & (b > 0)", LAWS),
     Mutant("and is or", "masks.py", "self.a.allow(q, k) & self.b.allow(q, k)", "self.a.allow(q, k) | self.b.allow(q, k)", ATTEND),
-    Mutant("packed is taken for full", "masks.py",
+    Mutant("packed is taken for full", "lowered.py",
            "None if q.layout is Layout.FULL else q.segment", "None", LAWS),
     # Positions
     Mutant("exponent of the next pair", "nn/positions.py",
@@ -190,28 +197,67 @@ MUTANTS = [
     Mutant('the sparkline counts what is not finite', "training/display.py",
            '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
     # Families
-    Mutant("Gemma's norm without the 1", "nn/norms.py", "self.weight.to(wide.dtype) + self.offset", "self.weight.to(wide.dtype)", f"{FAMILIES} -k gemma"),
-    Mutant("Gemma's embeddings are not scaled", "nn/embedders/token.py", "math.sqrt(d_model) if", "1.0 if", f"{FAMILIES} -k gemma"),
+    Mutant("Gemma's norm without the 1", "nn/norms.py", "self.weight.to(wide.dtype) + self.offset", "self.weight.to(wide.dtype)", f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma's embeddings are not scaled", "nn/embedders/token.py", "math.sqrt(d_model) if", "1.0 if", f"{FAMILIES}[gemma2]"),
     Mutant("the scale is not rounded", "nn/embedders/token.py", "torch.tensor(self.scale, dtype=x.dtype)", "self.scale", PARTS),
-    Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES} -k gemma2"),
+    Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
     Mutant("the loss forgets the soft-cap", "nn/heads.py", "softcap=self.softcap)", "softcap=None)", PARTS),
     Mutant("the logits' soft-cap has no slope", "ops/loss.py", "grad.mul_(1 - bounded.square_())", "pass", LOSS),
-    Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == head_dim else scalar**-0.5", "None", f"{FAMILIES} -k gemma"),
+    Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == head_dim else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
     Mutant("Gemma's norms change places", "checkpoints/families/decoder.py",
            '    "post_attention_layernorm": "out_norms.attention",\n    "pre_feedforward_layernorm": "norms.ffn",',
-           '    "post_attention_layernorm": "norms.ffn",\n    "pre_feedforward_layernorm": "out_norms.attention",', f"{FAMILIES} -k gemma"),
-    Mutant("Gemma 3 turns all layers alike", "checkpoints/families/decoder.py", '"position": ropes[kind]', '"position": ropes[FULL]', f"{FAMILIES} -k gemma3"),
-    Mutant("Mistral's window is lost", "checkpoints/families/decoder.py", "[FULL if size is None else SLIDING] * n, size", "[FULL] * n, size", f"{FAMILIES} -k mistral"),
-    Mutant("Qwen's early layers have the windows", "checkpoints/families/decoder.py", "size is None or i < late", "size is None or i >= late", f"{FAMILIES} -k qwen2"),
-    Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES} -k phi3"),
-    Mutant("LongRoPE's factors change places", "nn/positions.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES} -k phi3"),
-    Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES} -k olmo2"),
-    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(h), ctx)", "f(norm(x), ctx)", f"{FAMILIES} -k gpt_neox"),
+           '    "post_attention_layernorm": "norms.ffn",\n    "pre_feedforward_layernorm": "out_norms.attention",', f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma 3 turns all layers alike", "checkpoints/families/decoder.py", '"position": ropes[kind]', '"position": ropes[FULL]', f"{FAMILIES}[gemma3]"),
+    Mutant("Mistral's window is lost", "checkpoints/families/decoder.py", "[FULL if size is None else SLIDING] * n, size", "[FULL] * n, size", f"{FAMILIES}[mistral]"),
+    Mutant("Qwen's early layers have the windows", "checkpoints/families/decoder.py", "size is None or i < late", "size is None or i >= late", f"{PARITY}/test_families.py::test_which_layers_have_windows_where_no_list_says_so"),
+    Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES}[phi3]"),
+    Mutant("LongRoPE's factors change places", "nn/positions.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES}[phi3-part-of-a-head-long]"),
+    Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES}[olmo2]"),
+    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(h), ctx)", "f(norm(x), ctx)", f"{FAMILIES}[gpt_neox]"),
     Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),
     Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
     Mutant("a page that a neighbour shares is given back", "checkpoints/tensors.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
     Mutant("half a folder is left", "checkpoints/huggingface.py", "shutil.rmtree(partial, ignore_errors=True)", "pass", FOLDERS),
+    # Fine-tuning
+    Mutant('slices in the order of their names', "nn/adapters.py",
+           'torch.block_diag(*(self.lora_b[name] for name in self.names))', 'torch.block_diag(*(self.lora_b[name] for name in sorted(self.names)))', ADAPTERS),
+    Mutant('adapters are twice as strong', "nn/adapters.py", 'self._a()) * self.scale', 'self._a()) * 2 * self.scale', ADAPTERS),
+    Mutant('merging forgets the strength', "nn/adapters.py", 'return self.scale * (self._b() @ self._a())', 'return self._b() @ self._a()', ADAPTERS),
+    Mutant('weights are not frozen', "nn/adapters.py", '    model.requires_grad_(False)\n', '', ADAPTERS),
+    Mutant('adapters drop in evaluation', "nn/adapters.py", '        self.train(base.training)\n', '', ADAPTERS),
+    Mutant('B does not begin at zero', "nn/adapters.py", 'torch.zeros(len(r), config.rank, **like)', 'torch.ones(len(r), config.rank, **like)', ADAPTERS),
+    Mutant('keys and values in turn', "nn/attention.py", 'k=self.head_dim, v=self.value_dim)', 'v=self.value_dim, k=self.head_dim)', ADAPTERS),
+    Mutant('a base that changed is taken', "api.py",
+           'if checkpoint.state.get("base") != digest(base.model.state_dict()):', 'if False:', f"{FINE_TUNE}::test_a_base_that_changed_or_moved"),
+    Mutant('loading adapters draws', "api.py", 'with torch.random.fork_rng(devices=[]):', 'if True:', f"{FINE_TUNE}::test_loading_draws_no_random_numbers"),
+    Mutant('the root of the rank is passed over', "checkpoints/peft.py",
+           '(math.sqrt(rank) if self.by_root else rank)', 'rank', PEFT),
+    Mutant('smaller ranks keep the strength of the largest', "checkpoints/peft.py",
+           'self.strength(module.theirs) / self.strength()', '1.0', PEFT),
+    Mutant('what the user says counts', "data/conversations.py",
+           'np.array(encoded.inside(spans), dtype=np.bool_)', 'np.ones(len(encoded.ids), dtype=np.bool_)', CONVERSATIONS),
+    Mutant('the mask is one token late', "data/batches.py", '[~counted[following]] = IGNORE', '[~counted[begin : begin + length]] = IGNORE', CONVERSATIONS),
+    # Chat
+    Mutant("no price of a repetition", "data/guarded.py",
+           "charge((ITEM + (_size(value) if isinstance(value, str) else ITEM * len(value))) * max(times, 0))", "pass", CHAT),
+    Mutant("loops are free", "data/sandbox.py", "charge((cost + ITEM) * n)", "pass", CHAT),
+    Mutant("comparisons are free", "data/sandbox.py", "return nodes.Compare(_call(_WEIGHED, value.expr), operands)", "return value", CHAT),
+    Mutant("attributes of Python", "data/sandbox.py", "        return self.undefined(obj=obj, name=str(argument)[:100])\n\n    def _item", "        return getattr(obj, str(argument))\n\n    def _item", CHAT),
+    Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),
+    Mutant("a split loses the source", "data/guarded.py", "found.append(text.cut(at, at + len(part)))", "found.append(part)", CHAT),
+    Mutant("a cut keeps the places", "data/rendered.py", "runs.append((max(a, start) - start, min(b, stop) - start, source))", "runs.append((a, b, source))", CHAT),
+    Mutant("the answer's end is not in the span", "data/chat.py", "start, end = len(before), len(until.rstrip())", "start, end = len(before), _end(until, place)", CHAT),
+    Mutant("special tokens in messages", "data/tokenizers.py", "wanted = self._special.find(text.own())", "wanted = self._special.find(text)", TOKENIZERS),
+    Mutant("special tokens in messages, unseen", "data/tokenizers.py", "if self._special.holds(whole, wanted):", "if True:", TOKENIZERS),
+    Mutant("the chat template is not kept", "data/tokenizers.py", "if self.chat_template is not None:", "if False:", TOKENIZERS),
+    Mutant("a kept cache is not rolled back", "generation/generate.py", "cache.rollback(len(held) - same)", "cache.rollback(0)", CONVERSATION),
+    Mutant("a broken step leaves its cache", "generation/generate.py", "kept.keep(None, ())  # until the step is done", "pass", CONVERSATION),
+    Mutant("every turn is read anew", "generation/generate.py", "if cache is None or cache.capacity < capacity:", "if True:", CONVERSATION),
+    Mutant("the system's message is dropped", "conversation.py", "[*messages[: questions[0]], *messages[questions[1] :]]", "messages[questions[1] :]", CONVERSATION),
+    Mutant("the end of a turn is not known", "loaded.py", "(*self.stop_ids, *special)", "self.stop_ids", CONVERSATION),
+    Mutant("rows of a batch draw from other streams", "cli/generate.py", "streams = None if sampling.seed is None else [0] * len(batch)", "streams = None", "tests/cli/test_generate.py"),
+    Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
+from qkv.api import export_adapter as export_adapter
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory
 from qkv.conversation import Conversation as Conversation
@@ -8,6 +9,7 @@ from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
 from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
 from qkv.data import ChatTemplate as ChatTemplate
+from qkv.data import ConversationsConfig as ConversationsConfig
 from qkv.data import DataConfig as DataConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig
@@ -46,6 +48,9 @@ from qkv.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
 from qkv.models.transformer import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
+from qkv.nn.adapters import LoRAConfig as LoRAConfig
+from qkv.nn.adapters import add_adapters as add_adapters
+from qkv.nn.adapters import merge_adapters as merge_adapters
 from qkv.nn.additive import AdditiveScoreConfig as AdditiveScoreConfig
 from qkv.nn.additive import DotScoreConfig as DotScoreConfig
 from qkv.nn.additive import GeneralScoreConfig as GeneralScoreConfig
@@ -88,6 +93,7 @@ from qkv.training import AdamWConfig as AdamWConfig
 from qkv.training import CosineConfig as CosineConfig
 from qkv.training import RecipeConfig as RecipeConfig
 from qkv.training import SampleConfig as SampleConfig
+from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
 from qkv.training import train as train
 from qkv.translator import Translator as Translator

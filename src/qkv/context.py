@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qkv.caches import Cache
-from qkv.masks import LoweredMask
+from qkv.lowered import LoweredMask
 from qkv.ops.rotary import Rotation
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor

@@ -236,9 +236,7 @@ class Loaded:
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
         if self.template is None or self.tokenizer is None:
             missing = "tokenizer" if self.tokenizer is None else "chat template"
-            raise ConfigError(
-                f"the model has no {missing}, so it cannot chat; take one that was trained on conversations"
-            )
+            raise ConfigError(f"the model has no {missing} and cannot chat; take one that was trained on conversations")
         return self.template, self.tokenizer
 
     def _write(

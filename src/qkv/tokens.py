@@ -41,7 +41,13 @@ class Tokens:
     def full(
         batch: int, length: int, *, start: int | Int[Tensor, " B"] = 0, device: torch.device | None = None
     ) -> "Tokens":
-        """One sequence of `length` tokens per row; `start` is the index of the first, for all rows or one each."""
+        """One sequence of `length` tokens per row; `start` is the index of the first, for all rows or one each.
+
+        Raises:
+            ConfigError: `start` is a negative number.
+        """
+        if not isinstance(start, Tensor) and start < 0:
+            raise ConfigError(f"start={start} must be at least 0: an index counts from the start of its document")
         if isinstance(start, Tensor):
             index = torch.arange(length, device=device) + start[:, None]
         else:

@@ -191,7 +191,7 @@ def load_translator(
 
 def _folder(path: str | Path) -> Path:
     place = Path(path).expanduser()
-    return place.parent if place.name == WEIGHTS else place
+    return place.parent if place.name == WEIGHTS and place.is_file() else place
 
 
 def _of_transly(found: TranslyModel) -> Translator:

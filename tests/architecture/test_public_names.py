@@ -82,9 +82,11 @@ NEEDED = {
     "BPETokenizerConfig": lambda: {"vocab_size": 300},
     "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
     "FilesConfig": lambda: {"path": "corpus.txt"},
+    "ConversationsConfig": lambda: {"path": "chat.jsonl"},
     "VectorFilesConfig": lambda: {"path": "vectors.npy"},
     "PackageConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "files": "*.txt"},
     "DataConfig": lambda: {"source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig()},
+    "StartConfig": lambda: {"path": "runs/mine"},
     "RecipeConfig": lambda: {"model": qkv.preset("gpt2"), "data": example(qkv.DataConfig), "steps": 10},
 } | {
     name: lambda: {"factor": 2.0, "original_length": 64}

@@ -1,5 +1,6 @@
 """`qkv generate` and `qkv eval` on a run."""
 
+import io
 import json
 import math
 
@@ -92,3 +93,76 @@ def test_eval_as_a_table_and_for_machines(run, tmp_path, capsys):
     table = capsys.readouterr().out
     assert f"loss                  {result['loss']:.4f}  nats per token\n" in table
     assert f"bytes                    {result['bytes']}\n" in table
+
+
+# --- several prompts --------------------------------------------------------------------------------------------------
+
+PROMPTS = ["abc", "h", "d e f g h" * 3, "é", "gg"]
+ARGUMENTS = ["--seed", "2", "--max-new-tokens", "9"]
+
+
+def alone(run, prompts):
+    sampling = SamplingConfig(temperature=0.8, seed=2)
+    loaded = qkv.load(run)
+    return [loaded.complete([prompt], max_new_tokens=9, sampling=sampling)[0] for prompt in prompts]
+
+
+def as_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("size", ["1", "2", "8"])
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.jsonl"])
+def test_the_prompts_of_a_file(run, tmp_path, capsys, name, size):
+    lines = PROMPTS if name.endswith(".txt") else [json.dumps({"prompt": prompt}) for prompt in PROMPTS]
+    (tmp_path / name).write_text("\n\n".join(lines) + "\r\n", encoding="utf-8")
+    options = ["-f", str(tmp_path / name), "--json", "--batch-size", size, *ARGUMENTS]
+    assert main(["generate", str(run), *options]) == 0
+    out, err = capsys.readouterr()
+    want = alone(run, PROMPTS)
+    assert as_lines(out) == [{"prompt": x.prompt, "text": x.text, "finish": x.finish.name.lower()} for x in want]
+    assert {line["finish"] for line in as_lines(out)} <= {"length", "stop"}
+    assert err == ""
+
+
+@pytest.mark.parametrize("dash", [["-"], ["-f", "-"]])
+def test_the_prompts_of_standard_input(run, capsys, monkeypatch, dash):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(PROMPTS).encode())))
+    assert main(["generate", str(run), *dash, *ARGUMENTS]) == 0
+    want = [one.prompt + one.text for one in alone(run, PROMPTS)]
+    assert capsys.readouterr().out == ("\n" + "─" * 40 + "\n").join(want) + "\n"
+
+
+def test_one_prompt_as_json(run, capsys):
+    assert main(["generate", str(run), "abc", "--json", *ARGUMENTS]) == 0
+    assert as_lines(capsys.readouterr().out)[0]["text"] == alone(run, ["abc"])[0].text
+    assert main(["generate", str(run), "a" * 60, "--json", "--samples", "2", "--seed", "1"]) == 0
+    assert {line["finish"] for line in as_lines(capsys.readouterr().out)} <= {"context", "stop"}
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "code", "message"),
+    [
+        (b"a", ["b", "-f", "prompts.txt"], 2, "there is a prompt and a --file of them; give one of the two"),
+        (b"a", ["-f", "prompts.txt", "--samples", "2"], 2, "--samples 2 is for a single prompt"),
+        (b"a", ["-f", "prompts.txt", "--batch-size", "0"], 2, "--batch-size 0 must be at least 1"),
+        (b"a\n" + b"b" * 70, ["-f", "prompts.txt"], 2, "prompt 2 of 2 has 70 tokens and the context 64; cut it to 63"),
+        (b"a\nZ", ["-f", "prompts.txt"], 2, "the character 'Z' is not in the corpus"),
+        (b" \n\n", ["-f", "prompts.txt"], 3, "prompts.txt: holds no prompt; put one in each line"),
+        (b"\xff", ["-f", "prompts.txt"], 3, "prompts.txt: "),
+        (b"a", ["-f", "nothing.txt"], 3, "nothing.txt"),
+        (b"a", ["-f", "."], 3, ".: is a folder; give a file"),
+        (b'{"text": "a"}', ["-f", "prompts.jsonl"], 3, "prompts.jsonl, line 1: "),
+        (b"a", ["-f", "prompts.jsonl"], 3, "prompts.jsonl, line 1: "),
+    ],
+)
+def test_mistakes_with_several_prompts(run, tmp_path, capsys, monkeypatch, content, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("prompts.txt", "prompts.jsonl"):
+        (tmp_path / name).write_bytes(content)
+    assert main(["generate", str(run), *arguments]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("qkv: error: ")
+    assert err.count("\n") == 1
+    assert message in err

@@ -108,6 +108,19 @@ def test_a_preset_is_drawn(capsys):
     assert shown(capsys, "gpt2").startswith(SMALL)
 
 
+def test_parallel_sublayers_with_a_norm_each(capsys):
+    lines = [line[:38].rstrip() for line in shown(capsys, "pythia-160m").splitlines()]
+    first = next(i for i, line in enumerate(lines) if "├─┬" in line)
+    assert lines[first - 1 : first + 5] == [
+        "│    │",
+        "│    ├─┬─▸ norm ─▸ attention ─╮",
+        "│    │ │                      │",
+        "│    │ │                      │",
+        "│    │ ╰─▸ norm ─▸ ffn ───────┤",
+        "│    ⊕◂───────────────────────╯",
+    ]
+
+
 def test_the_table(capsys):
     out = shown(capsys, "llama3-8b", "--dtype", "bfloat16", "--context", "131072")
     rows = [" ".join(line.split()) for line in out.splitlines()]

@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
 from qkv.config import config
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.adapters import LoRAConfig, add_adapters
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
@@ -133,3 +135,37 @@ def test_the_whole_model_compiles():
     model, ids = tiny_model(torch.float32), token_ids(2, 9)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(ids), model(ids), rtol=0, atol=FLOAT32)
+
+
+def test_adapters_compile_without_a_break_and_train_the_same():
+    """Two graphs at most: the stream that enters the first block needs no gradient, as the table is frozen."""
+    models = [tiny_model(torch.float32).train() for _ in range(2)]
+    for model in models:
+        torch.manual_seed(4)
+        add_adapters(model, LoRAConfig(rank=2))
+    compiled = CompileCounter()
+    for block in models[0].blocks:
+        block.compile(backend=compiled, fullgraph=True)
+    for ids, tokens in ragged_batches(5):
+        losses = [model.loss(ids, ids.roll(-1, 1), tokens)[0] for model in models]
+        for loss, model in zip(losses, models, strict=True):
+            loss.backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    if p.grad is not None:
+                        p.sub_(0.1 * p.grad)
+        torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=FLOAT32)
+    assert compiled.frame_count <= 2
+
+
+def test_windows_scaled_embeddings_and_bounded_logits_are_one_graph():
+    from qkv.presets.gemma2 import gemma2
+
+    sizes = {"d_model": 16, "n_rounds": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 24}
+    data = gemma2(**sizes, vocab_size=41, window=4).to_dict()
+    for block in data["blocks"]["pattern"]:
+        block["sublayers"][0]["softcap"] = None  # the tiled kernel, which bounds scores, is not traced in one graph
+    model, ids = tiny_model(dtype=torch.float32, config=TransformerConfig.from_dict(data)), token_ids(2, 9)
+    with torch.no_grad():
+        got = torch.compile(model, fullgraph=True, backend="aot_eager")(ids)
+        torch.testing.assert_close(got, model(ids), rtol=0, atol=FLOAT32)

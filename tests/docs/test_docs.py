@@ -127,6 +127,8 @@ def shrunk(recipe: recipes.RecipeConfig) -> recipes.RecipeConfig:
     counts = {name: fewer(getattr(recipe, name)) for name in ("steps", "save_every")}
     counts["evaluate_every"] = counts["steps"]  # each evaluation draws a plot
     sizes = {"context": min(recipe.context, 32), "batch_size": min(recipe.batch_size, 2)}
+    if recipe.model is None or recipe.start is not None:  # the model is that of `start`, which the page made small
+        return dataclasses.replace(recipe, **counts)
     assert isinstance(recipe.model.blocks, qkv.Repeat)
     stack = dataclasses.replace(recipe.model.blocks, n=1)
     model = dataclasses.replace(recipe.model, d_model=min(recipe.model.d_model, 48), blocks=stack)

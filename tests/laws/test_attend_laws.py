@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError
-from qkv.masks import Causal, Chunked, Full, LoweredMask, Strided, Window, lower
+from qkv.lowered import LoweredMask, lower
+from qkv.masks import Causal, Chunked, Full, Strided, Window
 from qkv.ops import attend, attention_weights, kernels_used
 from qkv.tokens import Tokens
 from tolerances import FLOAT64
@@ -45,7 +46,7 @@ def by_loops(q, k, v, allowed):
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     queries=st.integers(1, 7), past=st.integers(0, 4), groups=st.sampled_from([1, 2, 4]), mask=st.sampled_from(MASKS),
     values=st.sampled_from([8, 6]), seed=st.integers(0, 99),
@@ -136,7 +137,7 @@ def test_padding_is_never_read(backend, side, causal):
         assert (x.grad[1, :, ~tokens.valid[1]] == 0).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     rows=st.lists(st.lists(st.integers(1, 5), min_size=0, max_size=4), min_size=1, max_size=3), pad=st.integers(0, 3),
     causal=st.booleans(), seed=st.integers(0, 99),

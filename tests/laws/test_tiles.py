@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv.masks import Causal, Chunked, Full, Mask, Rule, Strided, Window, lower
+from qkv.lowered import lower
+from qkv.masks import Causal, Chunked, Full, Mask, Rule, Strided, Window
 from qkv.ops.tiles import tiles, work
 from qkv.tokens import Tokens
 

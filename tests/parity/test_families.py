@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from qkv.checkpoints.families import FAMILIES, family_of
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.family import ConfigReader, layers_of
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.presets import preset
 from qkv.tokens import Tokens
@@ -106,7 +106,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+@pytest.fixture(scope="module", params=CASES.values(), ids=[name.replace(",", "").replace(" ", "-") for name in CASES])
 def saved(request, tmp_path_factory):
     """A family's name, a model of it with wide weights, the folder where it is saved, and what qkv reads there."""
     (kind, settings), folder = request.param, tmp_path_factory.mktemp("theirs")
@@ -199,3 +199,14 @@ def test_a_config_is_written_as_it_was_read(saved):
     with pytest.raises(Exception, match="'strange' is not known to qkv, and it might change what the model computes"):
         family.read(ConfigReader(data | {"strange": 1}, "x"))
     assert family_of(config).write(config)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_which_layers_have_windows_where_no_list_says_so(kind):
+    settings = COMMON | {"num_hidden_layers": 9, "sliding_window": 5}
+    settings |= {"use_sliding_window": True, "max_window_layers": 3} if "qwen" in kind else {}
+    data = transformers.AutoConfig.for_model(kind, **settings).to_dict()
+    theirs = data.pop("layer_types")
+    config = FAMILIES[kind].read(ConfigReader(data, "x"))
+    ours = [block.sublayers[0].mask.reach for block in layers_of(config)]
+    assert ours == [5 if name == "sliding_attention" else None for name in theirs]

@@ -155,11 +155,21 @@ def test_deepseek(q_rank):
     settings |= {"num_key_value_heads": H, "rope_interleave": True}
     settings.pop("head_dim")
     theirs = wide(DeepseekV3Attention(transformers.DeepseekV3Config(**settings), 0))
+    ours = latent(q_rank)
+    copy_latent(ours, theirs, q_rank)
+    want = theirs(x_of(), angles(4), masked(Causal()))[0]
+    agree(ours, want, x_of())
+
+
+def latent(q_rank):
     config = LatentAttentionConfig(
         n_heads=H, mask=Causal(), norm=RMSNormConfig(eps=1e-6), q_rank=q_rank, kv_rank=14, plain_dim=8, rotary_dim=4,
         value_dim=5, position=RoPEConfig(theta=THETA, layout="interleaved"),
     )  # fmt: skip
-    ours = config.build(D).double().eval()
+    return config.build(D).double().eval()
+
+
+def copy_latent(ours, theirs, q_rank):
     pairs = {
         ours.kv_down_proj: theirs.kv_a_proj_with_mqa,
         ours.kv_norm: theirs.kv_a_layernorm,
@@ -171,7 +181,21 @@ def test_deepseek(q_rank):
         pairs |= {ours.q_down_proj: theirs.q_a_proj, ours.q_norm: theirs.q_a_layernorm}
     for part, other in pairs.items():
         part.load_state_dict(other.state_dict())
-    want = theirs(x_of(), angles(4), masked(Causal()))[0]
+
+
+@pytest.mark.parametrize("q_rank", [10, None])
+@torch.no_grad()
+def test_deepseek_v2(q_rank):
+    """The same of DeepSeek V2, whose code turns pairs as complex numbers."""
+    from transformers.models.deepseek_v2 import modeling_deepseek_v2 as theirs_v2
+
+    settings = common(q_lora_rank=q_rank, kv_lora_rank=14, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=5)
+    settings |= {"num_key_value_heads": H, "head_dim": 4}
+    theirs = wide(theirs_v2.DeepseekV2Attention(transformers.DeepseekV2Config(**settings), 0))
+    turns = torch.complex(*(x[..., :2] for x in angles(4)))
+    ours = latent(q_rank)
+    copy_latent(ours, theirs, q_rank)
+    want = theirs(x_of(), masked(Causal()), position_embeddings=turns)[0]
     agree(ours, want, x_of())
 
 

@@ -89,7 +89,7 @@ def test_mistakes(folder, tmp_path):
         translator.translate("A" * 17)
     whole = folder / "cmu"
     for cut, message in (("config.pkl", "no pickle of plain data"), ("model.h5", "no model that Keras wrote")):
-        broken = tmp_path / cut
+        broken = tmp_path / f"half {cut}"
         shutil.copytree(whole, broken)
         data = (broken / cut).read_bytes()
         (broken / cut).write_bytes(data[: len(data) // 2])

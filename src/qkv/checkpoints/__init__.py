@@ -2,7 +2,7 @@
 
 from qkv.checkpoints.maps import Fuse, FuseQKV, KeyMap, Operation, Permute, Rule, Split, Stack, Transpose, check_fit
 from qkv.checkpoints.store import Checkpoint, Store
-from qkv.checkpoints.tensors import read_folder, read_tensors, write_tensors
+from qkv.checkpoints.tensors import digest, read_folder, read_tensors, write_tensors
 
 __all__ = [
     "Checkpoint",
@@ -17,6 +17,7 @@ __all__ = [
     "Store",
     "Transpose",
     "check_fit",
+    "digest",
     "read_folder",
     "read_tensors",
     "write_tensors",

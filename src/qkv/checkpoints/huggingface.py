@@ -31,6 +31,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def family_of_folder(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """The family that the folder's `config.json` names, and what stands in it.
+
+    Raises:
+        FileError: There is no such file, or the family is not known.
+    """
+    path = folder / "config.json"
+    data = read_json(path)
+    kind = data.get("model_type")
+    if kind not in FAMILIES:
+        raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
+    return FAMILIES[kind], data
+
+
 # --- in -------------------------------------------------------------------------------------------------------------
 
 
@@ -45,11 +59,7 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
         FileError: The family is not known, a key is not understood, or the weights do not fit the config.
     """
     path = folder / "config.json"
-    data = read_json(path)
-    kind = data.get("model_type")
-    if kind not in FAMILIES:
-        raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
-    family = FAMILIES[kind]
+    family, data = family_of_folder(folder)
     state = read_folder(folder, allow_pickle=allow_pickle)
     model = _empty_model(family, data, path, len(state))
     state = _normalise(state, family, folder, "head.weight" in model.state_dict())

@@ -233,12 +233,15 @@ class KeyMap:
         rules: Each key is in one rule only.
         n_layers: The rules with `{}` hold for the layers from 0 to `n_layers - 1`.
         ignore: Their keys that carry nothing, such as the buffer of a causal mask; `{}` is any number.
+
+    Attributes:
+        rules: With those per layer written out for each.
     """
 
     def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = ()):
-        self._rules = [at for rule in rules for at in _expand(rule, n_layers)]
+        self.rules = [at for rule in rules for at in _expand(rule, n_layers)]
         self._ignore = [re.compile(re.escape(key).replace(r"\{\}", r"\d+")) for key in ignore]
-        for side in ([rule.theirs for rule in self._rules], [rule.ours for rule in self._rules]):
+        for side in ([rule.theirs for rule in self.rules], [rule.ours for rule in self.rules]):
             names = [name for names in side for name in names]
             assert len(set(names)) == len(names), "a key is in two rules"
 
@@ -252,7 +255,7 @@ class KeyMap:
         Raises:
             FileError: Keys are missing or left over, or shapes do not fit: all that do not are named.
         """
-        steps = [(rule.theirs, rule.ours, rule.forward) for rule in self._rules]
+        steps = [(rule.theirs, rule.ours, rule.forward) for rule in self.rules]
         return _convert(state, steps, source, self._carries_nothing)
 
     def to_theirs(self, state: dict[str, Tensor], *, source: str = "the model") -> dict[str, Tensor]:
@@ -261,7 +264,7 @@ class KeyMap:
         Raises:
             FileError: As in `to_ours`.
         """
-        return _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self._rules], source)
+        return _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self.rules], source)
 
     def check(self, state: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
         """Check their tensors against a model of ours before any is converted, in their names and shapes.

@@ -5,6 +5,7 @@ memory-mapped: read when they are used, and given back to the system when used n
 cannot do. See https://github.com/huggingface/safetensors, "Format"; the tests hold both ways to the library.
 """
 
+import hashlib
 import json
 import math
 import mmap
@@ -176,6 +177,18 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     for name in order:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().data
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the safetensors file that the tensors would make: names, types, shapes and every bit of the data.
+
+    Raises:
+        FileError: As `encode_tensors`.
+    """
+    made = hashlib.sha256()
+    for piece in encode_tensors(tensors):
+        made.update(piece)
+    return made.hexdigest()
 
 
 def read_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:

@@ -13,6 +13,9 @@ from qkv.errors import QkvError
 
 _USAGE, _FILE, _INTERRUPTED, _BROKEN_PIPE = 2, 3, 130, 141  # exit codes
 
+STANDARD_INPUT = "\0-"
+"""How `generate` is told of a dash, which cyclopts takes for an option. Nobody can type it: no argument holds a NUL."""
+
 app = App(
     name="qkv",
     help="Attention and Transformers: train a model, measure it, let it write, look at what it is made of.",
@@ -39,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal does not know is no reason to fail
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        words = _with_dashes(sys.argv[1:] if arguments is None else arguments)
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
     except CycloptsError as error:
@@ -56,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", _FILE)
+
+
+def _with_dashes(words: Sequence[str]) -> list[str]:
+    """The words, with `qkv generate MODEL -` and `-f -` in a form that passes for a value."""
+    dash = {place for place, word in enumerate(words) if word == "-" and words[0] == "generate"}
+    meant = {place for place in dash if place == 2 or words[place - 1] in ("-f", "--file")}
+    return [STANDARD_INPUT if place in meant else word for place, word in enumerate(words)]
 
 
 def _fail(message: str, code: int) -> int:

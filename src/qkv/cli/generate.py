@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from qkv.cli import STANDARD_INPUT
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -100,20 +101,21 @@ def read_standard_input() -> Iterator[str]:
 
 def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> list[str] | None:
     """The prompts of a file or of standard input; None: there is a single one."""
-    if file is None and prompt != "-":
+    if file is None and prompt != STANDARD_INPUT:
         return None
     if file is not None and prompt:
         raise ConfigError("there is a prompt and a --file of them; give one of the two")
     if samples != 1:
-        raise ConfigError(
-            f"--samples {samples} is for a single prompt; with several, name each as often as you want it"
-        )
+        raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    lines = read_standard_input() if file is None or str(file) == "-" else _lines(file)
+    if file is None or str(file) == STANDARD_INPUT:
+        lines, place = read_standard_input(), "standard input"
+    else:
+        lines, place = _lines(file), str(file)
     prompts = [line for line in lines if line.strip()]
     if not prompts:
-        raise FileError(f"{'standard input' if file is None else file}: holds no prompt; put one in each line")
+        raise FileError(f"{place}: holds no prompt; put one in each line")
     return prompts
 
 

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from qkv.cli.drawing import size_in_bytes
-from qkv.masks import LoweredMask, lower
+from qkv.lowered import LoweredMask, lower
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.attention import Attention
 from qkv.nn.blocks import sublayers_of

@@ -71,14 +71,17 @@ def find_config(model: str) -> "TransformerConfig":
 
 
 def _read(path: Path) -> "TransformerConfig":
+    from qkv.api import load
     from qkv.config import read_yaml
     from qkv.errors import ConfigError
     from qkv.models.transformer import TransformerConfig
-    from qkv.training.recipe import expand_preset
+    from qkv.training.recipe import StartConfig, expand_preset
 
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
+    if data.get("model") is None and isinstance(data.get("start"), dict):
+        return load(StartConfig.from_dict(data["start"], path="start").path).config
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)

@@ -118,9 +118,13 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
     return Cost(tuple(parts), context, dtype)
 
 
-def training_flops_per_token(config: TransformerConfig, context: int) -> float:
-    """What `Cost` says about training on texts of `context` tokens."""
-    return summary(config, context=context).training_flops_per_token
+def training_flops_per_token(config: TransformerConfig, context: int, *, frozen: bool = False) -> float:
+    """What `Cost` says about training on texts of `context` tokens.
+
+    Where the weights are `frozen`, their gradients are left out, and so are the few operations of adapters.
+    """
+    cost = summary(config, context=context)
+    return 2 * cost.flops_per_token if frozen else cost.training_flops_per_token
 
 
 def mean_keys(mask: Mask, length: int) -> float:

@@ -1,7 +1,8 @@
 """Corpora: sources, tokenizers, prepared datasets and batches."""
 
 from qkv.data.batches import IGNORE, Batch, Batches
-from qkv.data.chat import ChatTemplate, Message
+from qkv.data.chat import ChatTemplate, Message, template_of
+from qkv.data.conversations import ConversationsConfig, Example
 from qkv.data.dataset import DataConfig, Dataset, Split, prepare
 from qkv.data.rendered import Rendered
 from qkv.data.sources import (
@@ -34,9 +35,11 @@ __all__ = [
     "Batches",
     "CharacterTokenizerConfig",
     "ChatTemplate",
+    "ConversationsConfig",
     "DataConfig",
     "Dataset",
     "Encoded",
+    "Example",
     "FilesConfig",
     "Message",
     "PackageConfig",
@@ -51,5 +54,6 @@ __all__ = [
     "VectorFilesConfig",
     "WordTokenizerConfig",
     "prepare",
+    "template_of",
     "unit_tokenizer",
 ]

@@ -22,7 +22,8 @@ class Batch:
 
     Attributes:
         inputs: Token ids or vectors; 0 in the padding.
-        targets: What follows each input in its document; in the padding -100, for vectors 0.
+        targets: What follows each input in its document; -100 where that does not count. In the padding -100, for
+            vectors 0.
         lengths: For each row the lengths of its pieces in order. No two pieces of a row may see each other.
     """
 
@@ -92,6 +93,16 @@ class Batches:
         full, rest = divmod(self._plain.n_rows, self._batch_size)
         return max(full, 1) if self._shuffle else full + (rest > 0)
 
+    @property
+    def longest(self) -> int:
+        """Inputs of the longest document."""
+        return int(self._lengths.max())
+
+    @property
+    def n_cut(self) -> int:
+        """How many documents are longer than a row, and so cut into pieces that do not see one another."""
+        return int((self._lengths > self._context).sum())
+
     def batch(self, epoch: int, index: int) -> Batch:
         """One batch; the same for the same seed, epoch and index, whatever was asked for before.
 
@@ -116,7 +127,7 @@ class Batches:
         return self._latest[1]
 
     def _fill(self, plan: _Plan, rows: range) -> Batch:
-        values = self._split.values
+        values, counted = self._split.values, self._split.counted
         dtype = np.float32 if values.ndim == 2 else np.int64
         inputs = np.zeros((len(rows), self._context, *values.shape[1:]), dtype)
         targets = np.full_like(inputs, 0 if values.ndim == 2 else IGNORE)
@@ -127,7 +138,10 @@ class Batches:
             place = 0
             for begin, length in zip(plan.begins[pieces].tolist(), lengths[-1], strict=True):
                 inputs[i, place : place + length] = values[begin : begin + length]
-                targets[i, place : place + length] = values[begin + 1 : begin + 1 + length]
+                following = slice(begin + 1, begin + 1 + length)
+                targets[i, place : place + length] = values[following]
+                if counted is not None:
+                    targets[i, place : place + length][~counted[following]] = IGNORE
                 place += length
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tuple(lengths))
 

@@ -11,6 +11,7 @@ from typing import Any, Final, final
 from qkv.data.guarded import CHARACTER, STEP, RefusedError, TooMuchError
 from qkv.data.rendered import Rendered, mark
 from qkv.data.sandbox import RaisedError, compile_template
+from qkv.data.tokenizers import Tokenizer
 from qkv.errors import ConfigError, FileError
 
 Message = Mapping[str, Any]
@@ -117,8 +118,11 @@ class ChatTemplate:
         return compile_template(self.source)
 
     def _span(self, messages: Sequence[Message], place: int, text: Rendered) -> tuple[int, int]:
-        before = self.render(messages[:place], add_generation_prompt=True)
-        until = self.render(messages[: place + 1], add_generation_prompt=False)
+        try:
+            before = self.render(messages[:place], add_generation_prompt=True)
+            until = self.render(messages[: place + 1], add_generation_prompt=False)
+        except (ConfigError, FileError):  # it takes whole conversations only
+            before = until = Rendered("")
         start, end = len(before), len(until.rstrip())
         closed = bool(str.strip(until[max(start, _end(until, place)) :]))
         sources = {source for a, b, source in text.runs if a < end and b > start}
@@ -130,6 +134,15 @@ class ChatTemplate:
                 "put {% generation %} … {% endgeneration %} around that text in the template"
             )
         return start, end
+
+
+def template_of(tokenizer: Tokenizer | None) -> ChatTemplate | None:
+    """The template that came with a tokenizer, if one did."""
+    if tokenizer is None or tokenizer.chat_template is None:
+        return None
+    ids = (tokenizer.begin_of_text, tokenizer.end_of_text)
+    bos, eos = ("" if token is None else tokenizer.name_of(token) for token in ids)
+    return ChatTemplate(tokenizer.chat_template, bos=bos, eos=eos)
 
 
 def _marked(message: Message, place: int) -> dict[str, Any]:

@@ -9,20 +9,22 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 
 from qkv.config import Config, config
-from qkv.data.sources import SourceConfig, TextSourceConfig
-from qkv.data.tokenizers import Tokenizer, TokenizerConfig
+from qkv.data.chat import template_of
+from qkv.data.conversations import ConversationsConfig, Example, encode_example
+from qkv.data.sources import SourceConfig, VectorFilesConfig
+from qkv.data.tokenizers import Tokenizer, TokenizerConfig, TokenizerFileConfig
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import cache_dir, write_atomic
 
 MANY_DOCUMENTS: Final = 100
 """From so many documents on, whole ones are held out."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _CHARACTERS_AT_ONCE: Final = 1 << 22
 _SPLITS: Final = ("train", "validation")
 
@@ -32,12 +34,13 @@ _SPLITS: Final = ("train", "validation")
 class DataConfig(Config):
     """What to train on.
 
-    Held out is `validation` of the corpus, always the same part. Of 100 documents or more: whole documents, those whose
-    number has the lowest hash. Of fewer: the end of every document, for text from the start of a line if one is near.
+    Held out is `validation` of the corpus, always the same part. Of 100 documents or more, and of conversations: whole
+    documents, those whose number has the lowest hash. Of fewer: the end of every document, for text from the start of a
+    line if one is near.
 
     Attributes:
         source: The corpus.
-        tokenizer: How text becomes ids; None for vectors.
+        tokenizer: How text becomes ids; None for vectors, and where a recipe's `start` brings its own.
         validation: The share that is held out, above 0 and below 1.
     """
 
@@ -48,11 +51,14 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
             raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
-        text, tag = isinstance(self.source, TextSourceConfig), self.source.tag()
-        if text and self.tokenizer is None:
-            raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
-        if not text and self.tokenizer is not None:
+        if isinstance(self.source, VectorFilesConfig) and self.tokenizer is not None:
+            tag = self.source.tag()
             raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")
+        if isinstance(self.source, ConversationsConfig) and not isinstance(self.tokenizer, TokenizerFileConfig | None):
+            raise ConfigError(
+                f"the source {self.source.tag()} needs a tokenizer with a chat template, and {self.tokenizer.tag()} "
+                "makes one without; leave it out and start from a model made for chat"
+            )
 
 
 @final
@@ -61,17 +67,20 @@ class Split:
     """Documents, one after the other.
 
     A document of text is its end-of-text token, its tokens, and the end-of-text token again: the first predicts how a
-    document begins, the last is predicted.
+    document begins, the last is predicted. A conversation is what the chat template makes of it.
 
     Attributes:
         values: Token ids (n_tokens,), or vectors (n_tokens, features); often memory-mapped.
         offsets: Where each document begins, and the end of the last; (n_documents + 1,).
-        n_bytes: UTF-8 bytes of the text, without the end-of-text tokens; None for vectors.
+        n_bytes: UTF-8 bytes of the text, without the end-of-text tokens; of conversations, of what the assistant says;
+            None for vectors.
+        counted: Which tokens count as targets, (n_tokens,); None: all.
     """
 
     values: np.ndarray
     offsets: np.ndarray
     n_bytes: int | None
+    counted: np.ndarray | None = None
 
     @property
     def n_documents(self) -> int:
@@ -94,9 +103,9 @@ class Split:
         encoded = list(_encode(tokenizer, documents))
         if not encoded:
             raise FileError("the documents hold no text; give files with text")
-        lengths = [len(ids) for ids, _ in encoded]
-        values = np.concatenate([ids for ids, _ in encoded])
-        return cls(values, np.cumsum([0, *lengths]), sum(n_bytes for _, n_bytes in encoded))
+        values = np.concatenate([document.values for document in encoded])
+        lengths = [len(document.values) for document in encoded]
+        return cls(values, np.cumsum([0, *lengths]), sum(document.n_bytes for document in encoded))
 
 
 @final
@@ -117,21 +126,28 @@ class Dataset:
     n_features: int | None
 
 
-def prepare(config: DataConfig) -> Dataset:
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     """Read the corpus, train the tokenizer and encode, or take all that from the cache if nothing has changed.
 
     The cache is `cache_dir()/tokens/<key>`, where the key is a hash of the documents, the tokenizer's config and
     `validation`. BPE is trained on the training split only.
 
+    Args:
+        config: The corpus.
+        tokenizer: To use one that exists, instead of one that the config says how to get.
+
     Raises:
-        ConfigError: The tokenizer has no end-of-text token.
+        ConfigError: The tokenizer has no end-of-text token, or the source is text and there is no tokenizer.
         FileError: The corpus is missing, damaged or too short, or the cache cannot be written.
     """
-    digest, n_documents = _survey(config)
+    if not isinstance(config.source, VectorFilesConfig) and config.tokenizer is None and tokenizer is None:
+        tag = config.source.tag()
+        raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
+    digest, n_documents = _survey(config, tokenizer)
     folder = cache_dir() / "tokens" / digest
     if (known := _open(folder)) is not None:
         return known
-    tokenizer = _train(config, n_documents)
+    tokenizer = tokenizer or _train(config, n_documents)
     try:
         _publish(config, n_documents, tokenizer, folder)
     except OSError as error:
@@ -141,17 +157,26 @@ def prepare(config: DataConfig) -> Dataset:
     return made
 
 
-def _survey(config: DataConfig) -> tuple[str, int]:
+def _survey(config: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, int]:
     """The key of the cache, and the number of documents."""
-    identity = config.tokenizer.identity() if config.tokenizer else None
+    identity = config.tokenizer.identity() if config.tokenizer else tokenizer and tokenizer.identity()
     digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
     n_documents = 0
     for document in config.source.documents():
-        data = document.encode("utf-8") if isinstance(document, str) else document.tobytes()
-        digest.update(f"{len(data)} {np.shape(document)}".encode())
+        data = _bytes(document)
+        digest.update(f"{len(data)} {document.shape if isinstance(document, np.ndarray) else ()}".encode())
         digest.update(data)
         n_documents += 1
     return digest.hexdigest(), n_documents
+
+
+def _bytes(document: str | Example | np.ndarray) -> bytes:
+    match document:
+        case str():
+            return document.encode("utf-8")
+        case Example():
+            return document.to_bytes()
+    return document.tobytes()
 
 
 # --- what is held out -------------------------------------------------------------------------------------------------
@@ -161,6 +186,9 @@ def _divide(config: DataConfig, n: int) -> Iterator[tuple[Any, Any]]:
     """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
     held_out = _held_out(n, config.validation)
     for i, document in enumerate(config.source.documents()):
+        if isinstance(document, Example):
+            yield (None, document) if i in held_out else (document, None)
+            continue
         whole = 0 if i in held_out else len(document)
         place = whole if n >= MANY_DOCUMENTS else _cut(document, config.validation)
         yield document[:place], document[place:]
@@ -194,7 +222,15 @@ def _train(config: DataConfig, n: int) -> Tokenizer | None:
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
-def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+class _Document(NamedTuple):
+    """A document as it is written: its values, its UTF-8 bytes, and which values count as targets (None: all)."""
+
+    values: np.ndarray
+    n_bytes: int
+    counted: np.ndarray | None = None
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Document]:
     """Of each document that holds text: its ids between end-of-text tokens, and its UTF-8 bytes."""
     if tokenizer.end_of_text is None:
         raise ConfigError(
@@ -203,7 +239,19 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[tuple[np
     end = [tokenizer.end_of_text]
     for texts in _groups(documents):
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            yield np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8"))
+            yield _Document(np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8")))
+
+
+def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]) -> Iterator[_Document]:
+    template = template_of(tokenizer)
+    if template is None:
+        raise ConfigError(
+            "the source is conversations and the model has no chat template; start from a model made for chat (its "
+            "folder has a chat_template.jinja, or a chat_template in tokenizer_config.json)"
+        )
+    for conversation in filter(None, conversations):
+        encoded = encode_example(tokenizer, template, conversation)
+        yield _Document(np.array(encoded.ids, dtype=_dtype(tokenizer)), encoded.n_bytes, encoded.counted)
 
 
 def _groups(documents: Iterable[str]) -> Iterator[Sequence[str]]:
@@ -224,15 +272,17 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
-def _encoded(config: DataConfig, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[tuple[np.ndarray, int]]:
+def _encoded(config: DataConfig, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
     documents = (parts[part] for parts in _divide(config, n))
-    if tokenizer is not None:
-        return _encode(tokenizer, documents)
-    # One vector has nothing to predict.
-    return ((vectors, 0) for vectors in documents if len(vectors) > 1)
+    if tokenizer is None:
+        # One vector has nothing to predict.
+        return (_Document(vectors, 0) for vectors in documents if len(vectors) > 1)
+    if isinstance(config.source, ConversationsConfig):
+        return _encode_conversations(tokenizer, documents)
+    return _encode(tokenizer, documents)
 
 
-# --- files: <split>.values and <split>.offsets are raw arrays, dataset.json says of what ------------------------------
+# --- files: <split>.values, .offsets and .counted are raw arrays, dataset.json says of what ---------------------------
 
 
 def _publish(config: DataConfig, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
@@ -253,11 +303,13 @@ def _publish(config: DataConfig, n: int, tokenizer: Tokenizer | None, folder: Pa
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(folder: Path, name: str, documents: Iterator[tuple[np.ndarray, int]]) -> dict[str, Any]:
+def _write(folder: Path, name: str, documents: Iterator[_Document]) -> dict[str, Any]:
     offsets, n_bytes = [0], 0
     facts: dict[str, Any] = {"dtype": "uint16", "features": None}
+    counted: list[np.ndarray] = []
     with (folder / f"{name}.values").open("wb") as file:
-        for values, size in documents:
+        for values, size, part in documents:
+            counted += [] if part is None else [part]
             facts = {"dtype": values.dtype.name, "features": values.shape[1] if values.ndim == 2 else None}
             file.write(values.tobytes())
             offsets.append(offsets[-1] + len(values))
@@ -265,7 +317,10 @@ def _write(folder: Path, name: str, documents: Iterator[tuple[np.ndarray, int]])
         file.flush()
         os.fsync(file.fileno())
     write_atomic(folder / f"{name}.offsets", np.array(offsets, dtype=np.int64).tobytes())
+    if counted:
+        write_atomic(folder / f"{name}.counted", np.concatenate(counted).tobytes())
     return facts | {
+        "counted": bool(counted),
         "n_bytes": None if facts["features"] else n_bytes,
         "n_documents": len(offsets) - 1,
         "n_tokens": offsets[-1],
@@ -308,4 +363,5 @@ def _open(folder: Path) -> Dataset | None:
 def _map(folder: Path, name: str, facts: dict[str, Any]) -> Split:
     shape = (facts["n_tokens"],) if facts["features"] is None else (facts["n_tokens"], facts["features"])
     values = np.memmap(folder / f"{name}.values", dtype=facts["dtype"], mode="r", shape=shape)
-    return Split(values, np.fromfile(folder / f"{name}.offsets", dtype=np.int64), facts["n_bytes"])
+    counted = np.memmap(folder / f"{name}.counted", dtype=np.bool_, mode="r") if facts["counted"] else None
+    return Split(values, np.fromfile(folder / f"{name}.offsets", dtype=np.int64), facts["n_bytes"], counted)

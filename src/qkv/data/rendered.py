@@ -51,6 +51,8 @@ class Rendered(str):
 
     def cut(self, start: int, stop: int) -> "Rendered":
         """The characters from `start` to before `stop`, with their sources."""
+        if start >= stop:
+            return Rendered("")
         first = max(0, bisect_right(self.runs, (start,)) - 1)
         runs = []
         for a, b, source in self.runs[first:]:

@@ -316,6 +316,14 @@ def _length(value: Any) -> int:
     return 0 if isinstance(value, jinja2.Undefined) else len(value)
 
 
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, jinja2.Undefined):
+        return []
+    if (items := guarded.method(value, "items")) is None:
+        raise TypeError(f"there are no items in a {type(value).__name__}")
+    return items()
+
+
 _NAMES: Final = (
     "abs", "first", "float", "int", "last", "list", "max", "min", "map", "reject", "rejectattr", "reverse", "select",
     "selectattr",
@@ -327,7 +335,7 @@ _FILTERS: Final[dict[str, Callable[..., Any]]] = {
     **{name: _hidden(_default) for name in ("d", "default")},
     **{name: _hidden(_length) for name in ("count", "length")},
     "indent": _hidden(guarded.indented),
-    "items": _hidden(lambda value: [] if isinstance(value, jinja2.Undefined) else Method(value, dict.items)()),
+    "items": _hidden(_items),
     "join": _hidden(guarded.joined),
     "safe": _hidden(guarded.written),  # nothing is escaped here
     "string": _hidden(guarded.written),

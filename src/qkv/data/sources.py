@@ -21,8 +21,8 @@ class SourceConfig(Config, ABC):
     """A corpus: documents in a fixed order, the same every time they are read."""
 
     @abstractmethod
-    def documents(self) -> Iterator[str] | Iterator[np.ndarray]:
-        """The documents, one after the other, read as they are asked for."""
+    def documents(self) -> Iterator[Any]:
+        """The documents (text, vectors or conversations), one after the other, read as they are asked for."""
 
 
 @config
@@ -58,7 +58,7 @@ class FilesConfig(TextSourceConfig):
 
     def documents(self) -> Iterator[str]:
         """See `TextSourceConfig.documents`."""
-        for path in _files(Path(self.path), TEXT_SUFFIXES):
+        for path in files_below(Path(self.path), TEXT_SUFFIXES):
             if path.suffix == ".jsonl":
                 yield from _json_lines(path, self.field)
             elif text := _decode(_read(path), str(path)):
@@ -130,7 +130,7 @@ class VectorFilesConfig(SourceConfig):
                 finite in float32.
         """
         first: tuple[Path, int] | None = None
-        for path in _files(Path(self.path), (".npy",)):
+        for path in files_below(Path(self.path), (".npy",)):
             array = _open_vectors(path)
             first = first or (path, array.shape[-1])
             if array.shape[-1] != first[1]:
@@ -141,8 +141,12 @@ class VectorFilesConfig(SourceConfig):
                 yield _finite(sequence, path, i)
 
 
-def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The file itself, or the files with one of the suffixes below the folder."""
+def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The file itself, or the files with one of the suffixes below the folder, sorted.
+
+    Raises:
+        FileError: There is none.
+    """
     path = path.expanduser()
     if path.is_file():
         return [path]
@@ -171,23 +175,41 @@ def _decode(data: bytes, where: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _json_lines(path: Path, field: str) -> Iterator[str]:
+def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects in a file of JSON Lines, each with the name of its line for errors.
+
+    Raises:
+        FileError: The file cannot be read, or a line is not a JSON object of text without halves of characters.
+    """
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip() and (text := _json_text(line, field, f"{path}, line {number}")):
-                    yield text
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield _json_record(line, where), where
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _json_text(line: bytes, field: str, where: str) -> str:
+def _json_record(line: bytes, where: str) -> dict[str, Any]:
     try:
         record: Any = json.loads(_decode(line, where))
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where}: not valid JSON ({error}); write one object per line") from None
-    if not isinstance(record, dict) or field not in record:
-        names = ", ".join(sorted(record)[:10]) if isinstance(record, dict) else type(record).__name__
+    if not isinstance(record, dict):
+        raise FileError(f"{where}: needs an object, found {type(record).__name__}; write one object per line")
+    return record
+
+
+def _json_lines(path: Path, field: str) -> Iterator[str]:
+    for record, where in json_records(path):
+        if text := _json_text(record, field, where):
+            yield text
+
+
+def _json_text(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        names = ", ".join(sorted(record)[:10])
         raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; set `field`")
     if not isinstance(record[field], str):
         raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")

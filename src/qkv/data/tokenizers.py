@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from qkv.config import Config, config
 from qkv.data.rendered import Rendered
-from qkv.errors import ConfigError, FileError
+from qkv.errors import ConfigError, FileError, QkvError
 from qkv.fetch import write_atomic
 
 END_OF_TEXT: Final = "<|endoftext|>"
@@ -47,7 +47,7 @@ class Encoded(NamedTuple):
     places: list[tuple[int, int]]
 
     def inside(self, spans: Iterable[tuple[int, int]]) -> list[bool]:
-        """Which ids stand wholly within one of these stretches of the text."""
+        """Which ids stand wholly within one of these stretches of the text; one that reaches out of it does not."""
         spans = sorted(spans)
         starts = [start for start, _ in spans]
         at = [bisect.bisect_right(starts, start) - 1 for start, _ in self.places]
@@ -115,8 +115,8 @@ class Tokenizer:
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
         path = path / "tokenizer.json" if path.is_dir() else path
-        data = _read(path)
-        with _no_panic(f"{path}: not a tokenizer.json that can be read"):
+        data = _read(path, MAX_FILE_BYTES)
+        with no_panic(f"{path}: not a tokenizer.json that can be read"):
             inner = tokenizers.Tokenizer.from_buffer(data)
             largest = max(inner.get_vocab().values(), default=-1)
         if not 0 <= largest < len(data):
@@ -154,6 +154,10 @@ class Tokenizer:
         """The content of `tokenizer.json`."""
         return self._inner.to_str(pretty=True)
 
+    def identity(self) -> str:
+        """Equal for tokenizers that are the same."""
+        return json.dumps([self.end_of_text, self.begin_of_text, self.chat_template, self.to_json()])
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens.
 
@@ -166,7 +170,7 @@ class Tokenizer:
         """The ids of each text, on all cores. See `encode`."""
         pieces = [list(self._pieces(text)) for text in texts]
         try:
-            with _no_panic("the tokenizer failed on this text"):
+            with no_panic("the tokenizer failed on this text"):
                 encoded = self._inner.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False)
         except FileError as error:
             raise self._unknown(texts) or error from None
@@ -223,13 +227,13 @@ class Tokenizer:
             twin.encode_special_tokens = not special
             twin.post_processor = None
             self._twins[special] = twin
-        with _no_panic("the tokenizer failed on this text"):
+        with no_panic("the tokenizer failed on this text"):
             encoding = self._twins[special].encode(text, add_special_tokens=False)
         return Encoded(encoding.ids, encoding.offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 become U+FFFD."""
-        with _no_panic("the tokenizer failed on these ids"):
+        with no_panic("the tokenizer failed on these ids"):
             return self._inner.decode(ids, skip_special_tokens=True)
 
     def stream(self) -> "TextStream":
@@ -442,8 +446,7 @@ class TokenizerFileConfig(TokenizerConfig):
 
     def identity(self) -> str:
         """See `TokenizerConfig.identity`."""
-        tokenizer = self.train(())
-        return json.dumps([tokenizer.end_of_text, tokenizer.to_json()])
+        return self.train(()).identity()
 
 
 def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
@@ -453,7 +456,7 @@ def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
     return str(inner.pre_tokenizer) in known and inner.normalizer is None and only_special
 
 
-def _read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -509,12 +512,13 @@ def _chat_template(path: Path, settings: _Settings) -> str | None:
 
 
 @contextlib.contextmanager
-def _no_panic(what: str) -> Iterator[None]:
+def no_panic(what: str) -> Iterator[None]:
     """Turn what the library raises, also its `PanicException` that is no `Exception`, into a `FileError`."""
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        ours = isinstance(error, QkvError)  # says already what is wrong
+        if ours or (not isinstance(error, Exception) and type(error).__name__ != "PanicException"):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise FileError(f"{what} ({reason}); get the tokenizer again") from None

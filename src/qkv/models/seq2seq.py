@@ -15,6 +15,7 @@ from qkv.models.init import InitConfig
 from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig
 from qkv.nn.additive import AdditiveScoreConfig, ScoreConfig
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.embedders.embedder import Table
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.recurrent import CellConfig, GRUConfig, LayerState, Recurrent, State
 from qkv.nn.sublayer import Aux
@@ -495,7 +496,7 @@ class Seq2Seq(PairModel):
             self.config.init.apply(self, [], 1)
 
     @property
-    def table(self) -> Float[Tensor, "V E"] | None:
+    def table(self) -> Table | None:
         """What the head shares with the embeddings of the target; None: nothing."""
         return self.target.table if self.head.weight is None else None
 

@@ -12,7 +12,8 @@ from qkv.caches import Cache
 from qkv.config import Config, config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
-from qkv.masks import LoweredMask, Mask, lower
+from qkv.lowered import LoweredMask, lower
+from qkv.masks import Mask
 from qkv.models.init import InitConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig

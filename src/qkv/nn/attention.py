@@ -1,6 +1,5 @@
 """Multi-head self-attention: four matrix products (qkv, q kᵀ, weights times v, output)."""
 
-import math
 from dataclasses import replace
 from typing import ClassVar, Literal, final
 
@@ -11,67 +10,40 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.masks import Mask
-from qkv.nn.mixer import Heads, Mixer
-from qkv.nn.norms import NormConfig
+from qkv.nn.mixer import Heads, HeadsConfig, Mixer
 from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
-from qkv.nn.sublayer import SublayerConfig
+from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
 @config
-class AttentionConfig(SublayerConfig):
-    """Self-attention with any number of query heads per kv head.
+class AttentionConfig(HeadsConfig):
+    """Self-attention with any number of query heads per kv head. Its heads: see `HeadsConfig`.
 
     Source: Vaswani et al. 2017, section 3.2.2; one kv head for all (multi-query) is Shazeer 2019, one per group of
     query heads Ainslie et al. 2023; the norm of queries and keys Dehghani et al. 2023, section 2.
 
     Attributes:
-        n_heads: Query heads.
-        mask: Who may attend to whom. Required: there is no safe default.
-        n_kv_heads: Key and value heads; divides `n_heads`. None: as many as `n_heads`.
-        head_dim: Width of queries and keys of one head. None: d_model / n_heads.
-        value_dim: Width of the values of one head. None: `head_dim`.
-        bias: Whether the query, key and value projections have biases.
-        out_bias: Whether the output projection has one. None: as `bias`.
         position: Rotary embedding, or a bias of the scores; None where positions were added to the embeddings, or there
             are none.
-        qk_norm: Norm of queries and keys, before the rotation.
-        qk_norm_over: Whether it is taken over each head, with one weight for all of them, or over all heads of a token
-            side by side (OLMo 2).
-        weight_dropout: Probability that an attention weight is dropped in training.
-        scale: What q·k is multiplied with. None: 1/√head_dim.
+        qk_norm_over: Whether `qk_norm` is taken over each head, with one weight for all of them, or over all heads of a
+            token side by side (OLMo 2).
         softcap: c in c · tanh(score / c) (Gemma 2); None: scores are not bounded.
         sinks: Whether each head has a trained logit for a key that has no value (gpt-oss).
     """
 
     name: ClassVar[str] = "attention"
 
-    n_heads: int
-    mask: Mask
-    n_kv_heads: int | None = None
-    head_dim: int | None = None
-    value_dim: int | None = None
-    bias: bool = False
-    out_bias: bool | None = None
     position: AttentionPositionConfig | None = None
-    qk_norm: NormConfig | None = None
     qk_norm_over: Literal["head", "heads"] = "head"
-    weight_dropout: float = 0.0
-    scale: float | None = None
     softcap: float | None = None
     sinks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-        if self.n_heads < 1 or n_kv_heads < 1 or self.n_heads % n_kv_heads:
-            raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
-        if not 0 <= self.weight_dropout < 1:
-            raise ConfigError(f"weight_dropout={self.weight_dropout} must be at least 0 and below 1")
         if self.softcap is not None and self.softcap <= 0:
             raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
@@ -90,15 +62,9 @@ class Attention(Mixer):
 
     def __init__(self, config: AttentionConfig, d_model: int) -> None:
         super().__init__(config)
-        if config.head_dim is None and d_model % config.n_heads:
-            raise ConfigError(
-                f"d_model={d_model} must be a multiple of n_heads={config.n_heads}; change one, or give head_dim"
-            )
-        self.n_heads = config.n_heads
-        self.n_kv_heads = config.n_kv_heads or config.n_heads
-        self.head_dim = config.head_dim or d_model // config.n_heads
-        self.value_dim = config.value_dim or self.head_dim
-        self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
+        self.heads = Heads.of(config, d_model)
+        self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim = self.heads
+        self.scale = self.heads.scale if config.scale is None else config.scale
         self.weight_dropout = config.weight_dropout
         self.mask, self.softcap = config.mask, config.softcap
         self.rope = config.position if isinstance(config.position, RoPEConfig) else None
@@ -149,11 +115,6 @@ class Attention(Mixer):
             q, k = rotate(q, by, self.rope.layout), rotate(k, by, self.rope.layout)
         return q.flatten(2, 3).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    @property
-    def heads(self) -> Heads:
-        """As configured."""
-        return Heads(self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim)
-
     def cache_shape(self) -> CacheShape:
         """What a cache keeps of one token."""
         return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim, self.mask.reach)
@@ -166,3 +127,9 @@ class Attention(Mixer):
         """Two per weight, and two for each key and coordinate in q kᵀ and in the sum of values."""
         weights = self.qkv_proj.weight.numel() + self.o_proj.weight.numel()
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q, k and v, whose rows go kv group by kv group, and o."""
+        per_key = self.n_heads // self.n_kv_heads
+        qkv = in_turn(self.n_kv_heads, q=per_key * self.head_dim, k=self.head_dim, v=self.value_dim)
+        return {"qkv_proj": qkv, "o_proj": in_turn(1, o=self.o_proj.out_features)}

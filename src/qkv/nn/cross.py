@@ -1,6 +1,5 @@
 """Cross-attention: queries from the stream, keys and values from a memory, which may have another width."""
 
-import math
 from typing import ClassVar, final
 
 from torch import nn
@@ -9,56 +8,28 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.masks import Mask
-from qkv.nn.mixer import Heads, Mixer
-from qkv.nn.norms import NormConfig
-from qkv.nn.sublayer import SublayerConfig
+from qkv.nn.mixer import Heads, HeadsConfig, Mixer
+from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
 @config
-class CrossAttentionConfig(SublayerConfig):
-    """Attention to a memory, such as an encoder's output.
+class CrossAttentionConfig(HeadsConfig):
+    """Attention to a memory, such as an encoder's output. Its heads: see `HeadsConfig`.
+
+    `mask` says which tokens of the memory a token of the stream may attend to; it is usually `Full()`.
 
     Source: Vaswani et al. 2017, section 3.2.3 ("encoder-decoder attention").
 
     Attributes:
-        n_heads: Query heads.
-        mask: Which tokens of the memory a token of the stream may attend to; usually `Full()`.
         memory_dim: Width of the memory. None: that of the stream.
-        n_kv_heads: Key and value heads; divides `n_heads`. None: as many as `n_heads`.
-        head_dim: Width of queries and keys of one head. None: d_model / n_heads.
-        value_dim: Width of the values of one head. None: `head_dim`.
-        bias: Whether the query, key and value projections have biases.
-        out_bias: Whether the output projection has one. None: as `bias`.
-        qk_norm: Norm of each head's queries and keys.
-        weight_dropout: Probability that an attention weight is dropped in training.
-        scale: What q·k is multiplied with. None: 1/√head_dim.
     """
 
     name: ClassVar[str] = "cross_attention"
 
-    n_heads: int
-    mask: Mask
     memory_dim: int | None = None
-    n_kv_heads: int | None = None
-    head_dim: int | None = None
-    value_dim: int | None = None
-    bias: bool = False
-    out_bias: bool | None = None
-    qk_norm: NormConfig | None = None
-    weight_dropout: float = 0.0
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
-        if self.n_heads < 1 or n_kv_heads < 1 or self.n_heads % n_kv_heads:
-            raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
-        if not 0 <= self.weight_dropout < 1:
-            raise ConfigError(f"weight_dropout={self.weight_dropout} must be at least 0 and below 1")
 
     def build(self, d_model: int) -> "CrossAttention":
         """The sublayer for a stream of width `d_model`."""
@@ -73,15 +44,9 @@ class CrossAttention(Mixer):
 
     def __init__(self, config: CrossAttentionConfig, d_model: int) -> None:
         super().__init__(config)
-        if config.head_dim is None and d_model % config.n_heads:
-            raise ConfigError(
-                f"d_model={d_model} must be a multiple of n_heads={config.n_heads}; change one, or give head_dim"
-            )
-        self.mask = config.mask
-        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads or config.n_heads
-        self.head_dim = config.head_dim or d_model // config.n_heads
-        self.value_dim = config.value_dim or self.head_dim
-        self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
+        self.mask, self.heads = config.mask, Heads.of(config, d_model)
+        self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim = self.heads
+        self.scale = self.heads.scale if config.scale is None else config.scale
         self.weight_dropout = config.weight_dropout
         out_bias = config.bias if config.out_bias is None else config.out_bias
         memory_dim = config.memory_dim or d_model
@@ -121,11 +86,6 @@ class CrossAttention(Mixer):
         k = k if self.k_norm is None else self.k_norm(k)
         return k.transpose(1, 2), v.transpose(1, 2)
 
-    @property
-    def heads(self) -> Heads:
-        """As configured."""
-        return Heads(self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim)
-
     def cache_shape(self) -> CacheShape:
         """Nothing: a token of the stream adds nothing to the memory."""
         return CacheShape(0, 0, 0)
@@ -138,3 +98,11 @@ class CrossAttention(Mixer):
         """Of a token of the stream; the keys and values of the memory, computed once, are left out."""
         weights = self.q_proj.weight.numel() + self.o_proj.weight.numel()
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q; k and v, head by head; o."""
+        return {
+            "q_proj": in_turn(1, q=self.n_heads * self.head_dim),
+            "kv_proj": in_turn(self.n_kv_heads, k=self.head_dim, v=self.value_dim),
+            "o_proj": in_turn(1, o=self.o_proj.out_features),
+        }

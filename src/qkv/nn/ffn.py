@@ -8,8 +8,8 @@ from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.nn.activations import ACTIVATIONS, ActivationName
-from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
-from qkv.shapes import Float, Tensor
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, in_turn
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
@@ -60,6 +60,13 @@ class FFN(Sublayer):
     def flops(self, n_keys: int) -> int:
         """Two per weight."""
         return 2 * (self.up_proj.weight.numel() + self.down_proj.weight.numel())
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """up and down."""
+        return {
+            "up_proj": in_turn(1, up=self.up_proj.out_features),
+            "down_proj": in_turn(1, down=self.down_proj.out_features),
+        }
 
 
 @final
@@ -126,6 +133,14 @@ class GLU(Sublayer):
     def flops(self, n_keys: int) -> int:
         """Two per weight."""
         return 2 * (self.gate_up_proj.weight.numel() + self.down_proj.weight.numel())
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """gate, up and down."""
+        d_ff = self.down_proj.in_features
+        return {
+            "gate_up_proj": in_turn(1, gate=d_ff, up=d_ff),
+            "down_proj": in_turn(1, down=self.down_proj.out_features),
+        }
 
 
 def _check_width(d_ff: int | None) -> None:

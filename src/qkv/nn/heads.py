@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from qkv.config import Config, config
@@ -12,6 +11,7 @@ from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import EmbedderConfig
 from qkv.nn.embedders.token import TokenEmbedderConfig
 from qkv.nn.embedders.vector import VectorEmbedderConfig
+from qkv.nn.quantised import Packed, Table, project
 from qkv.ops.loss import IGNORE, linear_cross_entropy
 from qkv.shapes import Bool, Float, Int, Tensor
 
@@ -24,12 +24,17 @@ class Head(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "B T D"], table: Float[Tensor, "V D"] | None) -> Float[Tensor, "B T out"]:
+    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T out"]:
         """The outputs for each token."""
 
     @abstractmethod
     def loss(
-        self, x: Float[Tensor, "B T D"], table: Tensor | None, targets: Tensor, valid: Bool[Tensor, "B T"], scale: float
+        self,
+        x: Float[Tensor, "B T D"],
+        table: Table | None,
+        targets: Tensor,
+        valid: Bool[Tensor, "B T"],
+        scale: float,
     ) -> Float[Tensor, ""]:
         """`scale` times the loss summed over the tokens that have a target."""
 
@@ -88,33 +93,37 @@ class LMHead(Head):
 
     def __init__(self, config: LMHeadConfig, d_model: int, vocab_size: int) -> None:
         super().__init__()
-        self.weight = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
+        self.weight: Table | None = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if config.bias else None
         self.softcap, self.smoothing = config.softcap, config.smoothing
 
-    def _weight(self, table: Tensor | None) -> Tensor:
+    def _weight(self, table: Table | None) -> Tensor | Packed:
         weight = table if self.weight is None else self.weight
         assert weight is not None
         return weight
 
-    def forward(self, x: Float[Tensor, "B T D"], table: Float[Tensor, "V D"] | None) -> Float[Tensor, "B T V"]:
+    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T V"]:
         """Logits."""
-        logits = F.linear(x, self._weight(table), self.bias)
+        logits = project(x, self._weight(table))
+        logits = logits if self.bias is None else logits + self.bias
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def loss(
         self,
         x: Float[Tensor, "B T D"],
-        table: Float[Tensor, "V D"] | None,
+        table: Table | None,
         targets: Int[Tensor, "B T"],
         valid: Bool[Tensor, "B T"],
         scale: float,
     ) -> Float[Tensor, ""]:
         """Cross-entropy in nats, without the logits of all tokens at once."""
         targets = torch.where(valid, targets, IGNORE)
+        weight = self._weight(table)
+        if isinstance(weight, Packed):
+            raise ConfigError("a packed head has no loss; load the model with a dtype such as float32")
         return linear_cross_entropy(
             x.flatten(0, 1),
-            self._weight(table),
+            weight,
             targets.flatten(),
             bias=self.bias,
             scale=scale,
@@ -160,14 +169,14 @@ class VectorHead(Head):
         super().__init__()
         self.proj = nn.Linear(d_model, n_out)
 
-    def forward(self, x: Float[Tensor, "B T D"], table: Tensor | None) -> Float[Tensor, "B T out"]:
+    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T out"]:
         """The predicted vectors."""
         return self.proj(x)
 
     def loss(
         self,
         x: Float[Tensor, "B T D"],
-        table: Tensor | None,
+        table: Table | None,
         targets: Float[Tensor, "B T out"],
         valid: Bool[Tensor, "B T"],
         scale: float,

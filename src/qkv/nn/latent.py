@@ -10,14 +10,15 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.masks import LoweredMask, Mask
+from qkv.lowered import LoweredMask
+from qkv.masks import Mask
 from qkv.nn.mixer import Heads, Mixer
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import SublayerConfig
+from qkv.nn.sublayer import SublayerConfig, in_turn
 from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @final
@@ -80,6 +81,7 @@ class LatentAttention(Mixer):
         c = self.config = config
         self.mask, self.rope, self.rotated = c.mask, c.position, c.position.width(c.rotary_dim)
         self.scale = 1 / math.sqrt(c.plain_dim + c.rotary_dim) if c.scale is None else c.scale
+        self.heads = Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)  # those of the expanded way
         width = c.n_heads * (c.plain_dim + c.rotary_dim)
         self.q_down_proj = None if c.q_rank is None else nn.Linear(d_model, c.q_rank, bias=c.bias)
         self.q_norm = None if c.q_rank is None else c.norm.build(c.q_rank)
@@ -125,12 +127,6 @@ class LatentAttention(Mixer):
         out = self.attend(Problem(q, latents, latents[..., : c.kv_rank], mask, self.scale), ctx)
         return torch.einsum("bthr,hvr->bthv", out.unflatten(-1, (c.n_heads, -1)), values).flatten(2)
 
-    @property
-    def heads(self) -> Heads:
-        """Those of the expanded way."""
-        c = self.config
-        return Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)
-
     def cache_shape(self) -> CacheShape:
         """The latent and the rotated key."""
         return CacheShape(1, self.config.kv_rank + self.config.rotary_dim, 0, self.mask.reach)
@@ -144,3 +140,10 @@ class LatentAttention(Mixer):
         c = self.config
         weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
         return 2 * weights + 2 * c.n_heads * n_keys * (c.plain_dim + c.rotary_dim + c.value_dim)
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """q and o. Keys and values come from a weight that `absorbed` multiplies into the queries."""
+        return {
+            "q_proj": in_turn(1, q=self.q_proj.out_features),
+            "o_proj": in_turn(1, o=self.o_proj.out_features),
+        }

@@ -1,14 +1,18 @@
 """What attends: the base of the sublayers that let tokens read other tokens, and what a stack has to know of them."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, final
 
 from qkv.caches import CacheShape
+from qkv.config import config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
-from qkv.masks import Mask, lower
+from qkv.lowered import lower
+from qkv.masks import Mask
+from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import Aux, Sublayer
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
 from qkv.ops.attend import solve
 from qkv.ops.backend import Problem
 from qkv.shapes import Float, Tensor
@@ -29,6 +33,43 @@ class Seat(NamedTuple):
     slot: int = 0
 
 
+@config
+class HeadsConfig(SublayerConfig, ABC):
+    """Base of the configs of attention with query heads and kv heads.
+
+    Attributes:
+        n_heads: Query heads.
+        mask: Who may attend to whom. Required: there is no safe default.
+        n_kv_heads: Key and value heads; divides `n_heads`. None: as many as `n_heads`.
+        head_dim: Width of queries and keys of one head. None: d_model / n_heads.
+        value_dim: Width of the values of one head. None: `head_dim`.
+        bias: Whether the query, key and value projections have biases.
+        out_bias: Whether the output projection has one. None: as `bias`.
+        qk_norm: Norm of each head's queries and keys, before a rotation.
+        weight_dropout: Probability that an attention weight is dropped in training.
+        scale: What q·k is multiplied with. None: 1/√head_dim.
+    """
+
+    n_heads: int
+    mask: Mask
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    value_dim: int | None = None
+    bias: bool = False
+    out_bias: bool | None = None
+    qk_norm: NormConfig | None = None
+    weight_dropout: float = 0.0
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+        if self.n_heads < 1 or n_kv_heads < 1 or self.n_heads % n_kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
+        if not 0 <= self.weight_dropout < 1:
+            raise ConfigError(f"weight_dropout={self.weight_dropout} must be at least 0 and below 1")
+
+
 class Heads(NamedTuple):
     """How many heads, and how wide: H, G, K and the width of the values."""
 
@@ -37,12 +78,32 @@ class Heads(NamedTuple):
     head_dim: int
     value_dim: int
 
+    @staticmethod
+    def of(config: HeadsConfig, d_model: int) -> "Heads":
+        """Those of a config, for a stream of width `d_model`.
+
+        Raises:
+            ConfigError: `d_model` cannot be shared out.
+        """
+        if config.head_dim is None and d_model % config.n_heads:
+            raise ConfigError(
+                f"d_model={d_model} must be a multiple of n_heads={config.n_heads}; change one, or give head_dim"
+            )
+        head_dim = config.head_dim or d_model // config.n_heads
+        return Heads(config.n_heads, config.n_kv_heads or config.n_heads, head_dim, config.value_dim or head_dim)
+
+    @property
+    def scale(self) -> float:
+        """What q·k is multiplied with, unless a config says otherwise: 1/√K."""
+        return 1 / math.sqrt(self.head_dim)
+
 
 class Mixer(Sublayer, ABC):
     """Base of the attention layers.
 
     Attributes:
         mask: Who may attend to whom.
+        heads: Of the problems that it hands to `attend` in training.
         rope: The rotary embedding, and of how many coordinates of a head; None: there is none.
         seat: Where the stack keeps what this layer needs.
     """
@@ -51,6 +112,7 @@ class Mixer(Sublayer, ABC):
     """Whether keys and values come from the context's memory instead of the stream."""
 
     mask: Mask
+    heads: Heads
     rope: RoPEConfig | None = None
     rotated: int = 0
     seat: Seat = Seat()
@@ -63,11 +125,6 @@ class Mixer(Sublayer, ABC):
     @abstractmethod
     def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
         """What each token reads."""
-
-    @property
-    @abstractmethod
-    def heads(self) -> Heads:
-        """Of the problems that it hands to `attend` in training."""
 
     @abstractmethod
     def cache_shape(self) -> CacheShape:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from qkv.config import Config, config
@@ -54,8 +55,18 @@ class LearnedPositions(PositionTable):
         self.weight = nn.Parameter(torch.empty(config.length, d_model))
 
     def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
-        """The vectors of these indices; the stack has checked that there are enough."""
-        return self.weight[index].to(dtype)
+        """The vectors of these indices.
+
+        Raises:
+            ConfigError: There is no such index (on CPUs; the stack has checked that none is too large).
+        """
+        try:
+            return F.embedding(index, self.weight).to(dtype)  # `weight[index]` would take -1 for the last
+        except IndexError:
+            raise ConfigError(
+                f"indices from {int(index.min())} to {int(index.max())} do not fit a table of {len(self.weight)} "
+                "positions; an index counts from 0 at the start of its document"
+            ) from None
 
 
 @final

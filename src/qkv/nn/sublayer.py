@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from qkv.config import Config, config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Sublayer(nn.Module, ABC):
     @abstractmethod
     def flops(self, n_keys: int) -> int:
         """Floating-point operations for one token's forward pass, its queries reading `n_keys` keys."""
+
+    def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
+        """What adapters may sit on: for each projection, the rows of its named slices (`q`, `up`, …)."""
+        return {}
+
+
+def in_turn(n_groups: int, **widths: int) -> dict[str, Int[Tensor, " rows"]]:
+    """The rows of slices that take turns: in each of `n_groups` groups, so many rows of each."""
+    rows = torch.arange(n_groups * sum(widths.values()), device="cpu").view(n_groups, -1)
+    return {name: part.flatten() for name, part in zip(widths, rows.split(list(widths.values()), 1), strict=True)}
 
 
 @config

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from qkv.errors import ConfigError, suggest
-from qkv.masks import LoweredMask, Mask, lower
+from qkv.lowered import LoweredMask, lower
+from qkv.masks import Mask
 from qkv.ops import sdpa
 from qkv.ops.backend import Backend, Problem
 from qkv.ops.documents import DOCUMENTS
@@ -111,8 +112,7 @@ def attend(
     Source: Vaswani et al. 2017, section 3.2.1. Differs in that a query that may see nothing returns 0.
     """
     _check_shapes(q, k, v, bias, sinks, softcap)
-    if isinstance(mask, Mask):
-        mask = _lower_full(mask, q, k)
+    mask = _lowered(mask, q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return solve(Problem(q, k, v, mask, scale, dropout, bias, sinks, softcap), backend=backend, strict=strict)
 
@@ -133,8 +133,7 @@ def attention_weights(
     to 1, to less with sinks, and to 0 where it sees nothing.
     """
     _check_shapes(q, k, k, bias, sinks, softcap)
-    if isinstance(mask, Mask):
-        mask = _lower_full(mask, q, k)
+    mask = _lowered(mask, q, k)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return weights_of(Problem(q, k, k, mask, scale, bias=bias, sinks=sinks, softcap=softcap).without_padding())
 
@@ -184,7 +183,15 @@ def _check_shapes(
         raise ConfigError(f"softcap={softcap} must be above 0; leave it out for none")
 
 
-def _lower_full(mask: Mask, q: Tensor, k: Tensor) -> LoweredMask:
+def _lowered(mask: Mask | LoweredMask, q: Tensor, k: Tensor) -> LoweredMask:
+    if isinstance(mask, LoweredMask):
+        if mask.size not in (None, (q.shape[2], k.shape[2])):
+            queries, keys = mask.size
+            raise ConfigError(
+                f"the mask is for {queries} queries and {keys} keys, and there are {q.shape[2]} and {k.shape[2]}; "
+                "lower it for these tokens"
+            )
+        return mask
     keys = Tokens.full(k.shape[0], k.shape[2], device=k.device)
     if q.shape[2] == k.shape[2]:
         return lower(mask, keys, keys)

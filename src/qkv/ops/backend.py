@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qkv.masks import LoweredMask
+from qkv.lowered import LoweredMask
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -47,7 +47,9 @@ class Problem:
         """The bias of every pair; quadratic."""
         assert self.bias is not None
         rule = self.mask.as_rule(self.q.shape[2], self.k.shape[2], self.q.device)
-        return self.bias[:, place_of_distance(rule.q[0], rule.k[0], self.bias.shape[1])].transpose(0, 1)
+        # Wide, so that its gradient is: a sum over all pairs of one distance.
+        bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
+        return bias[:, place_of_distance(rule.q[0], rule.k[0], bias.shape[1])].transpose(0, 1)
 
 
 def place_of_distance(q_index: Int[Tensor, "#B T"], k_index: Int[Tensor, "#B S"], size: int) -> Int[Tensor, "#B T S"]:

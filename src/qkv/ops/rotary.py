@@ -50,8 +50,9 @@ def rotate(
         return torch.cat([rotate(x[..., :width], by, layout), x[..., width:]], dim=-1)
     shape = (*by.cos.shape[:2], *(1 for _ in range(x.dim() - 3)), by.cos.shape[-1])
     cos, sin = by.cos.view(shape), by.sin.view(shape)
+    wide = x.to(cos.dtype)
     if layout == "half":
-        a, b = x.chunk(2, dim=-1)
+        a, b = wide.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-    a, b = x[..., 0::2], x[..., 1::2]
+    a, b = wide[..., 0::2], wide[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)

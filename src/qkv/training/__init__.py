@@ -7,6 +7,7 @@ from qkv.training.recipe import (
     RecipeConfig,
     SampleConfig,
     ScheduleConfig,
+    StartConfig,
     WSDConfig,
     read_recipe,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "RecipeConfig",
     "SampleConfig",
     "ScheduleConfig",
+    "StartConfig",
     "WSDConfig",
     "evaluate_run",
     "read_recipe",

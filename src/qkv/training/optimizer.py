@@ -10,8 +10,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on what has two axes or more, not on norms and biases."""
-    parameters = list(model.parameters())
+    """Fused AdamW over what is not frozen; weight decay on what has two axes or more, not on norms and biases."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

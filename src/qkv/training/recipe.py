@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from qkv.config import Config, assign, config, read_yaml
-from qkv.data import DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
+from qkv.data import ConversationsConfig, DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
 from qkv.masks import sees_ahead
-from qkv.models.transformer import TransformerConfig
+from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.nn.adapters import LoRAConfig
 from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import BlockConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.latent import LatentAttentionConfig
@@ -112,7 +114,8 @@ class SampleConfig(Config):
     """The text that a run writes after each evaluation.
 
     Attributes:
-        prompt: What it goes on from; empty: the beginning of a document.
+        prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
+            user says, to which the text is the answer.
         tokens: How many tokens at most.
         temperature: As in generation.
     """
@@ -133,11 +136,49 @@ class SampleConfig(Config):
 
 @final
 @config
+class StartConfig(Config):
+    """Trained weights to begin with.
+
+    Attributes:
+        path: What `qkv.load` takes: a run, or a folder in Hugging Face's layout.
+        dropout: Probability of dropout on the embeddings and on every sublayer's update; None: as the checkpoint says.
+    """
+
+    path: str
+    dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"start.dropout={self.dropout} must be at least 0 and below 1")
+
+    def model(self, config: TransformerConfig) -> TransformerConfig:
+        """The model of the checkpoint, whose config this is, with the dropout set."""
+        if self.dropout is None:
+            return config
+        embed = dataclasses.replace(config.embed, dropout=self.dropout)
+        return dataclasses.replace(config, embed=embed, blocks=_with_dropout(config.blocks, self.dropout))
+
+
+def _with_dropout(blocks: Any, p: float) -> Any:
+    """The same blocks, runs of blocks or tuples of them, with the dropout of every sublayer set."""
+    if isinstance(blocks, tuple):
+        return tuple(_with_dropout(part, p) for part in blocks)
+    if isinstance(blocks, Repeat):
+        return dataclasses.replace(blocks, pattern=_with_dropout(blocks.pattern, p))
+    assert isinstance(blocks, BlockConfig)
+    return dataclasses.replace(blocks, sublayers=tuple(dataclasses.replace(f, dropout=p) for f in blocks.sublayers))
+
+
+@final
+@config
 class RecipeConfig(Config):
     """A whole training run.
 
     Attributes:
-        model: The model. In a file: a config, a preset's name, or `{preset: name, …}` with changes.
+        model: The model. In a file: a config, a preset's name, or `{preset: name, …}` with changes. With `start` it is
+            left out.
+        start: Trained weights to begin with; model and tokenizer are theirs. None: fresh weights.
+        adapter: Train adapters beside the frozen weights of `start`; None: train all weights.
         data: The corpus.
         steps: Updates of the weights.
         context: Tokens of a row.
@@ -158,7 +199,9 @@ class RecipeConfig(Config):
         sample: Text to write after each evaluation; None: none.
     """
 
-    model: TransformerConfig
+    model: TransformerConfig | None = None
+    start: StartConfig | None = None
+    adapter: LoRAConfig | None = None
     data: DataConfig
     steps: int
     context: int = 256
@@ -189,37 +232,64 @@ class RecipeConfig(Config):
             raise ConfigError(f"clip={self.clip} must be above 0; null does not clip")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} must be at least 0 and below 2**63")
-        if self.sample is not None and self.data.tokenizer is None:
+        if self.sample is not None and isinstance(self.data.source, VectorFilesConfig):
             raise ConfigError("sample writes text and the data are vectors; set sample to null")
-        longest = self.model.embed.max_length
+        self._check_start()
+        longest = None if self.model is None else self.model.embed.max_length
         if longest is not None and self.context > longest:
             raise ConfigError(
                 f"context={self.context} is longer than the model's position table of {longest}; lower it"
             )
 
-    def resolved(self, dataset: Dataset) -> "RecipeConfig":
-        """The same recipe with the sizes that only the data know, and with absolute paths.
+    def _check_start(self) -> None:
+        if self.start is None and self.model is None:
+            raise ConfigError("the recipe has neither model nor start; give one of them")
+        if self.start is None and self.adapter is not None:
+            raise ConfigError("adapter needs trained weights to sit on; add start with the path of a checkpoint")
+        if self.start is not None and self.data.tokenizer is not None:
+            raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
+
+    def resolved(self, dataset: Dataset, base: TransformerConfig | None = None) -> "RecipeConfig":
+        """The same recipe with the sizes that only the data and `start` know, and with absolute paths.
+
+        Args:
+            dataset: The corpus.
+            base: The model of the checkpoint that the recipe starts from.
 
         Raises:
-            ConfigError: The model takes other input than the data give or has too small a vocabulary, or the corpus or
-                the sample's prompt do not fit the context.
+            ConfigError: The model takes other input than the data give, has too small a vocabulary or is not that of
+                `start`, or the corpus or the sample's prompt do not fit the context.
         """
+        model = self._model(base)
         if dataset.train.n_tokens <= self.context:
             raise ConfigError(
                 f"context={self.context} and the corpus has only {dataset.train.n_tokens} tokens to train on; "
                 "lower context, or give more data"
             )
         if dataset.tokenizer is not None:
-            model = _for_text(self.model, dataset.tokenizer.vocab_size)
+            model = _for_text(model, dataset.tokenizer.vocab_size)
         else:
             assert dataset.n_features is not None
-            model = _for_vectors(self.model, dataset.n_features)
+            model = _for_vectors(model, dataset.n_features)
         model = dataclasses.replace(model, context=model.context or self.context)
         _check_causal(model)
         if self.sample is not None and dataset.tokenizer is not None:
             assert model.context is not None
             _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
-        return dataclasses.replace(self, model=model, data=_absolute(self.data))
+        start = None if self.start is None else dataclasses.replace(self.start, path=_absolute_path(self.start.path))
+        return dataclasses.replace(self, model=model, start=start, data=_absolute(self.data))
+
+    def _model(self, base: TransformerConfig | None) -> TransformerConfig:
+        """The model that is written out, or that of `start`; where there are both, they are one."""
+        if self.start is None:
+            assert self.model is not None
+            return self.model
+        assert base is not None
+        model = self.start.model(base)
+        given = model if self.model is None else self.model
+        if dataclasses.replace(given, context=model.context) != model:
+            raise ConfigError(f"model is another one than that of start.path={self.start.path}; leave model out")
+        return given
 
 
 def _for_text(model: TransformerConfig, n: int) -> TransformerConfig:
@@ -273,11 +343,17 @@ def _check_prompt(n: int, context: int) -> None:
 def _absolute(data: DataConfig) -> DataConfig:
     """The same corpus, whatever the working directory is."""
     source, tokenizer = data.source, data.tokenizer
-    if isinstance(source, FilesConfig | VectorFilesConfig):
+    if isinstance(source, FilesConfig | VectorFilesConfig | ConversationsConfig):
         source = dataclasses.replace(source, path=str(Path(source.path).expanduser().absolute()))
     if isinstance(tokenizer, TokenizerFileConfig):
         tokenizer = dataclasses.replace(tokenizer, path=str(Path(tokenizer.path).expanduser().absolute()))
     return dataclasses.replace(data, source=source, tokenizer=tokenizer)
+
+
+def _absolute_path(path: str) -> str:
+    """The same place, whatever the working directory is; a name that is no path stays as it is."""
+    place = Path(path).expanduser()
+    return str(place.absolute()) if place.exists() else path
 
 
 _BUILT_IN = Path(__file__).parent.parent / "recipes"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.data import prepare
+from qkv.api import Loaded, load
+from qkv.data import Dataset, prepare
 from qkv.errors import ConfigError
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig, read_recipe
@@ -40,11 +41,20 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
     else:
         if out is not None:
             require_free(out)  # before minutes of work on the corpus
-        dataset = prepare(config.data)
-        trainer = Trainer(config.resolved(dataset), dataset)
+        trainer = Trainer(*_open(config))
         trainer.choose_precision()
-        trainer.open(Run.create(out or default_out(recipe), trainer.recipe, dataset.tokenizer))
+        trainer.open(Run.create(out or default_out(recipe), trainer.recipe, trainer.dataset.tokenizer))
     return trainer.run_to_end()
+
+
+def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset, Loaded | None]:
+    """The resolved recipe, its corpus, and what it starts from."""
+    if config.start is None:
+        dataset = prepare(config.data)
+        return config.resolved(dataset), dataset, None
+    base = load(config.start.path)
+    dataset = prepare(config.data, base.tokenizer)
+    return config.resolved(dataset, base.config), dataset, base
 
 
 def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
@@ -52,17 +62,16 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
     if path is None:
         raise ConfigError("--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe")
     saved = Run.saved_recipe(path)
-    dataset = prepare(config.data)
-    config = config.resolved(dataset)
     if config.precision == "auto":  # it was chosen when the run began
         config = dataclasses.replace(config, precision=saved.precision)
+    config, dataset, base = _open(config)
     for key, new in config.to_dict().items():
         if key not in RESUMABLE and (found := difference(saved.to_dict()[key], new, key)):
             raise ConfigError(
                 f"{path / RECIPE} says {found}; a run goes on with the recipe it began with: give that one, or begin a "
                 "new run"
             )
-    trainer = Trainer(config, dataset)
+    trainer = Trainer(config, dataset, base)
     run = Run(path, config.keep)
     checkpoint = run.store.latest()
     if checkpoint is not None:

@@ -15,13 +15,14 @@ import torch
 
 from qkv.checkpoints import Checkpoint
 from qkv.cost import training_flops_per_token
-from qkv.data import Batch, Batches, Dataset, Split
+from qkv.data import Batch, Batches, ConversationsConfig, Dataset, Split
 from qkv.errors import ConfigError, FileError, QkvError, TrainingError
 from qkv.loaded import Loaded
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 from qkv.training.display import Display, Progress, clock, make_display
 from qkv.training.evaluate import Evaluation, evaluate, tokens_of
+from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
 from qkv.training.finite import first_non_finite
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from qkv.training.precision import fastest, matmul_peak, products_in
@@ -34,12 +35,14 @@ from qkv.training.signals import Interrupts
 class Trainer:
     """A run in progress: model, optimiser and the number of steps done. Everything else follows from the recipe."""
 
-    def __init__(self, recipe: RecipeConfig, dataset: Dataset) -> None:
-        self.recipe, self.dataset = recipe, dataset
+    def __init__(self, recipe: RecipeConfig, dataset: Dataset, base: Loaded | None = None) -> None:
+        assert recipe.model is not None
+        self.recipe, self.dataset, self.base = recipe, dataset, base
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         try:
-            self.model: Transformer = recipe.model.build().to(self.device)
+            model = recipe.model.build() if base is None else starting_model(recipe, base)
+            self.model: Transformer = model.to(self.device)
         except RuntimeError as error:  # torch has not the memory
             raise ConfigError(f"the model cannot be built ({str(error).splitlines()[0]}); make it smaller") from None
         if self.model.head is None:
@@ -53,7 +56,7 @@ class Trainer:
         self.batches = Batches(dataset.train, shuffle=True, **sizes)
         self.held_out = Batches(dataset.validation, shuffle=False, **sizes)
         torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
-        self.fingerprint = fingerprint(dataset.train)
+        self.fingerprint = {"data": fingerprint(dataset.train)} | identity(recipe, base)
         self.step = 0
         self.validation: float | None = None
         self.saved_step = 0
@@ -78,13 +81,13 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint: weights, optimiser, random numbers, place in the data."""
-        if checkpoint.state.get("data") != self.fingerprint:
+        if checkpoint.state.get("data") != self.fingerprint["data"]:
             raise FileError(
                 f"{checkpoint.path}: was trained on other data than the recipe's source gives now; put the corpus back "
                 "as it was, or begin a new run"
             )
         try:
-            self.model.load_state_dict(checkpoint.tensors("model"))
+            restore_weights(self.recipe, self.model, checkpoint, self.fingerprint)
             load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
             set_random_state(self.device, checkpoint.tensors("random"))
             self.validation = checkpoint.state["validation"]
@@ -163,6 +166,12 @@ class Trainer:
         began = time.monotonic()
         if self.precision_note:
             self.display.say(self.precision_note)
+        if self.dataset.train.counted is not None and self.batches.n_cut:
+            self.display.say(
+                f"warning: {self.batches.n_cut} of {self.dataset.train.n_documents} conversations are longer than "
+                f"context={self.recipe.context} and are cut into pieces that do not see one another; the longest takes "
+                f"context={self.batches.longest}"
+            )
         with Interrupts() as interrupts:
             try:
                 self._loop(interrupts)
@@ -177,7 +186,7 @@ class Trainer:
     def _loop(self, interrupts: Interrupts) -> None:
         recipe = self.recipe
         peak = matmul_peak(recipe.precision, self.device)
-        flops = training_flops_per_token(recipe.model, recipe.context)
+        flops = training_flops_per_token(self.model.config, recipe.context, frozen=recipe.adapter is not None)
         started, history, speeds = (time.monotonic(), self.step), [], []
         while self.step < recipe.steps and interrupts.received is None:
             before = time.perf_counter()
@@ -218,17 +227,22 @@ class Trainer:
         assert tokenizer is not None
         stop = () if tokenizer.end_of_text is None else (tokenizer.end_of_text,)
         loaded = Loaded(model=self.model, tokenizer=tokenizer, config=self.model.config, stop_ids=stop)
+        if self.base is not None:
+            loaded = dataclasses.replace(self.base, model=self.model)
         sampling = settings.sampling(self.recipe.seed)
+        if isinstance(self.recipe.data.source, ConversationsConfig):
+            question = {"role": "user", "content": settings.prompt}
+            answer = loaded.chat([question], max_new_tokens=settings.tokens, sampling=sampling)
+            return f"{settings.prompt}\n{answer}"
         text = loaded.generate(settings.prompt, max_new_tokens=settings.tokens, sampling=sampling)
         return settings.prompt + str(text)
 
     def _save(self) -> None:
-        files = {
-            "model": self.model.state_dict(),
+        files = trained_weights(self.recipe, self.model) | {
             "optimizer": optimizer_tensors(self.optimizer, self.model),
             "random": random_state(self.device),
         }
-        state = {"validation": self.validation, "data": self.fingerprint}
+        state = {"validation": self.validation} | self.fingerprint
         if self._write(lambda: self.run.store.save(self.step, files, state)):
             self.saved_step = self.step
 
@@ -266,7 +280,8 @@ class Trainer:
             say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
         if self.dataset.tokenizer is not None:
             folder = shlex.quote(str(path))
-            say(f'next: qkv generate {folder} "Once"   ·   qkv eval {folder} FILE   ·   qkv show {folder}')
+            write = f'qkv generate {folder} "Once"' if self.dataset.train.counted is None else f"qkv chat {folder}"
+            say(f"next: {write}   ·   qkv eval {folder} FILE   ·   qkv show {folder}")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -286,4 +301,6 @@ def fingerprint(split: Split) -> str:
     """A hash of the tokens and where documents begin: the order of the data means nothing for another corpus."""
     digest = hashlib.sha256(split.offsets.tobytes())
     digest.update(np.ascontiguousarray(split.values).data)
+    if split.counted is not None:
+        digest.update(np.ascontiguousarray(split.counted).data)
     return digest.hexdigest()

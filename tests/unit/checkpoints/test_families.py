@@ -289,6 +289,11 @@ def test_every_preset_with_a_context_has_a_family():
             assert family_of(config).write(config)["vocab_size"] == config.embed.vocab_size
 
 
+def test_keys_that_change_nothing():
+    more = {"unk_token_id": 0, "temperature": 0.7, "transformers_version": "4.9", "use_cache": False, "top_k": None}
+    assert read("llama", SMALL | more) == read("llama", SMALL)
+
+
 def test_gemmas_first_files_have_two_activations():
     data = SMALL | {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
     assert layers_of(GEMMA2.read(ConfigReader(data, "x")))[0].sublayers[1].activation == "gelu_tanh"

@@ -191,7 +191,7 @@ def test_the_share_has_bounds(validation: float, corpus: Path) -> None:
 
 def test_text_needs_a_tokenizer_and_vectors_must_not_have_one() -> None:
     with pytest.raises(ConfigError, match="the source Files is text, but there is no tokenizer; add one"):
-        DataConfig(source=FilesConfig(path="x"))
+        prepare(DataConfig(source=FilesConfig(path="x")))
     with pytest.raises(ConfigError, match=r"the source VectorFiles is vectors.*; leave CharacterTokenizer out"):
         DataConfig(source=VectorFilesConfig(path="x"), tokenizer=CharacterTokenizerConfig())
 

@@ -53,7 +53,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         ("a.txt", b"ab\x00", "a.txt: a zero at byte 2, so this is not a text file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": }', "a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"body": "a"}', "line 1: needs an object with the key 'text', found body; set `field`"),
-        ("a.jsonl", b"[1]", "line 1: needs an object with the key 'text', found list"),
+        ("a.jsonl", b"[1]", "line 1: needs an object, found list; write one object per line"),
         ("a.jsonl", b'{"text": 7}', "line 1: 'text' must be a string, found int"),
         ("a.jsonl", b'{"text": "\\ud800"}', "line 1: 'text' has half a surrogate pair"),
         ("a.jsonl", b'{"text": "a\\u0000"}', "line 1: a zero at byte 1"),

@@ -28,7 +28,7 @@ from qkv.nn.positions import LearnedPositionsConfig, LongRoPEScalingConfig, RoPE
 from qkv.nn.sublayer import Aux, merge
 from qkv.ops import attend, rotate
 from qkv.presets import preset
-from qkv.tokens import Tokens
+from qkv.tokens import Layout, Tokens
 from tiny import NORM, tiny_config, tiny_model, token_ids
 from tolerances import FLOAT64
 
@@ -373,3 +373,15 @@ def test_dynamic_ntk_refuses_a_cache_that_would_go_stale():
     model.make_cache(1, 8)
     with pytest.raises(ConfigError, match="cache for 9 would go stale"):
         model.make_cache(1, 9)
+
+
+def test_an_index_or_id_that_there_is_not():
+    """Negative numbers would be taken for places from the end."""
+    model = tiny_model(position=None, table=LearnedPositionsConfig(length=6))
+    with pytest.raises(ConfigError, match=r"ids from -1 to 3 do not fit a vocabulary of 41 tokens"):
+        model(torch.tensor([[3, -1]]))
+    tokens = Tokens.full(1, 3)
+    index = tokens.index - 1
+    wrong = Tokens(index, tokens.order, tokens.segment, tokens.coords, Layout.GENERAL)
+    with pytest.raises(ConfigError, match="indices from -1 to 1 do not fit a table of 6 positions"):
+        model(token_ids(1, 3), wrong)

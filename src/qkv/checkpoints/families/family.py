@@ -40,14 +40,25 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 }
 """Hugging Face's names and ours."""
 
-BOOKKEEPING = (
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "auto_map", "bos_token_id",
-    "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range",
-    "is_encoder_decoder", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id",
-    "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "tokenizer_class", "torch_dtype",
-    "transformers.js_config", "transformers_version", "use_cache",
-)  # fmt: skip
+BOOKKEEPING = frozenset({
+    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "architectures", "auto_map",
+    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id",
+    "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range",
+    "is_encoder_decoder", "label2id", "mask_token_id", "model_type", "output_attentions", "output_hidden_states",
+    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params",
+    "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unk_token_id",
+    "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+})  # fmt: skip
 """Keys that do not change what a decoder computes."""
+
+SAMPLING = frozenset({
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
+    "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+})  # fmt: skip
+"""Keys of older files that say how to draw tokens; so does `generation_config.json`."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class ConfigReader:
         Raises:
             FileError: A key is left that is neither in `ignored` nor mere bookkeeping.
         """
-        for key in self._rest.keys() - {*BOOKKEEPING, *ignored}:
+        for key in sorted(self._rest.keys() - BOOKKEEPING - SAMPLING - {*ignored}):
             raise FileError(f"{self.source}: {key!r} is not known to qkv, and it might change what the model computes")
 
 

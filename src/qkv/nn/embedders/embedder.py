@@ -8,6 +8,7 @@ from torch import nn
 from qkv.config import Config, config
 from qkv.errors import ConfigError
 from qkv.nn.positions import LearnedPositionsConfig, PositionTableConfig
+from qkv.nn.quantised import Table
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
@@ -59,5 +60,5 @@ class Embedder(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def table(self) -> Float[Tensor, "V D"] | None:
+    def table(self) -> Table | None:
         """The vectors of all tokens, for a head that shares them; None where the input is no vocabulary."""

@@ -4,12 +4,12 @@ import math
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from qkv.config import config
 from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
+from qkv.nn.quantised import Table, look_up
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -41,14 +41,25 @@ class TokenEmbedder(Embedder):
         if config.vocab_size is None or config.vocab_size < 1:
             raise ConfigError(f"embed.vocab_size={config.vocab_size}; set it to the number of tokens of the tokenizer")
         self.scale = math.sqrt(d_model) if config.scale is None else config.scale
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, d_model))
+        self.vocab_size = config.vocab_size
+        self.weight: Table = nn.Parameter(torch.empty(config.vocab_size, d_model))
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The vector of each id."""
-        x = F.embedding(inputs, self.weight)
+        """The vector of each id.
+
+        Raises:
+            ConfigError: There is no such id (on CPUs; on a GPU the kernel stops the process).
+        """
+        try:
+            x = look_up(inputs, self.weight)
+        except IndexError:
+            raise ConfigError(
+                f"ids from {int(inputs.min())} to {int(inputs.max())} do not fit a vocabulary of {self.vocab_size} "
+                "tokens; use the model's own tokenizer"
+            ) from None
         return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
 
     @property
-    def table(self) -> Float[Tensor, "V D"]:
-        """The vectors of all tokens."""
+    def table(self) -> Table:
+        """The vectors of all tokens; packed, where the model was quantised."""
         return self.weight

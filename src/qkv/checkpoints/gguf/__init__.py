@@ -1,0 +1,27 @@
+"""GGUF, the file format of llama.cpp, in and out."""
+
+from qkv.checkpoints.gguf.blocks import expand, int4_groups, quantise
+from qkv.checkpoints.gguf.kinds import KINDS
+from qkv.checkpoints.gguf.load import Opened, load_gguf, open_gguf
+from qkv.checkpoints.gguf.names import HuggingFace, from_huggingface, to_huggingface
+from qkv.checkpoints.gguf.reader import GGUF, GGUFTensor, read_gguf
+from qkv.checkpoints.gguf.writer import encode, file_type, write_gguf
+
+__all__ = [
+    "GGUF",
+    "KINDS",
+    "GGUFTensor",
+    "HuggingFace",
+    "Opened",
+    "encode",
+    "expand",
+    "file_type",
+    "from_huggingface",
+    "int4_groups",
+    "load_gguf",
+    "open_gguf",
+    "quantise",
+    "read_gguf",
+    "to_huggingface",
+    "write_gguf",
+]

@@ -1,0 +1,309 @@
+"""Adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+
+Which of their modules holds which rows of our fused projections follows from the family's map of keys: the numbers of
+our rows are sent through it. So a family that can be exported needs nothing of its own here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, final, get_args
+
+import torch
+from torch import nn
+
+from qkv.checkpoints.families import Family
+from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.tensors import read_json, read_tensors, write_tensors
+from qkv.errors import FileError
+from qkv.fetch import write_atomic
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.adapters import LoRAConfig, Target
+from qkv.nn.sublayer import Sublayer
+from qkv.shapes import Float, Int, Tensor
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_HARMLESS = (
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
+    "inference_mode", "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size",
+    "revision", "target_modules", "task_type",
+)  # fmt: skip
+"""What does not change the function, or only says which modules have tensors, as the tensors themselves do."""
+_ONLY = {
+    "bias": "none", "loftq_config": {}, "lora_bias": False, "peft_type": "LORA", "use_dora": False, "use_qalora": False,
+} | dict.fromkeys(
+    ("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
+     "lora_ga_config", "megatron_config", "modules_to_save", "monteclora_config", "target_parameters",
+     "trainable_token_indices", "use_bdlora", "velora_config")
+)  # fmt: skip
+"""Settings of which we know one value."""
+_INITS = (True, False, "gaussian", "orthogonal")  # the others change the weights of the base as well
+
+
+@final
+class Adapter(NamedTuple):
+    """Adapters without their model.
+
+    Attributes:
+        config: Rank, strength, dropout and slices.
+        state: The weights, named as `qkv.nn.adapters.adapter_state` does.
+    """
+
+    config: LoRAConfig
+    state: dict[str, Tensor]
+
+
+def read_adapter(folder: Path, family: Family, model: TransformerConfig) -> Adapter:
+    """Adapters from a PEFT folder, for `add_adapters` and `load_adapters`.
+
+    One module of theirs may hold several slices of ours (GPT-2's `c_attn`): each gets a copy of its A. Modules of a
+    smaller rank are filled up with zeros.
+
+    Args:
+        folder: With the two files.
+        family: Of the model.
+        model: What the adapters belong to.
+
+    Raises:
+        FileError: A setting changes the function in a way that we do not compute, or a tensor does not fit.
+    """
+    settings = _Settings.read(folder / CONFIG)
+    tensors, source = read_tensors(folder / WEIGHTS), folder / WEIGHTS
+    found = [
+        (module, pair)
+        for module in _modules(family, model)
+        if (pair := settings.take(tensors, module, source)) is not None
+    ]
+    if tensors:
+        raise FileError(
+            f"{source}: {min(tensors)!a} is no adapter of a projection of this model; use the model it is for"
+        )
+    if not found:
+        raise FileError(f"{source}: holds no adapters; give a folder of PEFT's")
+    rank = max(len(pair.a) for _, pair in found)
+    state: dict[str, Tensor] = {}
+    for module, pair in found:
+        for name, place in module.slices.items():
+            a, b = pair.a, pair.b[place] * pair.scale
+            state[f"{module.ours}.lora_a.{name}"] = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])])
+            state[f"{module.ours}.lora_b.{name}"] = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], dim=1)
+    return Adapter(_config(settings, rank, state), _complete(family, model, state))
+
+
+def write_adapter(folder: Path, adapter: Adapter, family: Family, model: TransformerConfig, *, base: str) -> None:
+    """Write a PEFT folder.
+
+    Where one module of theirs holds several slices of ours, it gets the rank of all together.
+
+    Args:
+        folder: Made if it is not there.
+        adapter: From `read_adapter`, or a run's config and weights.
+        family: Of the model.
+        model: What the adapters belong to.
+        base: Path or name under which a reader finds the model.
+
+    Raises:
+        FileError: The folder cannot be written.
+    """
+    modules = [(module, names) for module in _modules(family, model) if (names := _adapted(module, adapter))]
+    tensors: dict[str, Tensor] = {}
+    for module, names in modules:
+        a, b = _joined(module, names, adapter)
+        tensors |= {f"{_PREFIX}{module.theirs}.lora_A.weight": a, f"{_PREFIX}{module.theirs}.lora_B.weight": b}
+    several = {_ending(module.theirs, 1): len(names) for module, names in modules if len(names) > 1}
+    config = adapter.config
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
+        "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
+        "target_modules": _targets({module.theirs for module, _ in modules}, _modules(family, model)),
+        "fan_in_fan_out": any(module.transposed for module, _ in modules),
+        "rank_pattern": {name: config.rank * n for name, n in several.items()},
+        "alpha_pattern": {name: config.alpha * n for name, n in several.items()},
+    }  # fmt: skip
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+        write_atomic(folder / CONFIG, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _adapted(module: "_Module", adapter: Adapter) -> list[str]:
+    """The slices of a module that have adapters."""
+    return [name for name in module.slices if f"{module.ours}.lora_a.{name}" in adapter.state]
+
+
+def _joined(module: "_Module", names: list[str], adapter: Adapter) -> tuple[Tensor, Tensor]:
+    """One A and one B for several slices: each has its rows of A, and its block of B."""
+    a, b = ([adapter.state[f"{module.ours}.lora_{letter}.{name}"] for name in names] for letter in "ab")
+    whole = b[0].new_zeros(len(module.rows), sum(part.shape[1] for part in b))
+    for i, (name, part) in enumerate(zip(names, b, strict=True)):
+        whole[module.slices[name], i * part.shape[1] : (i + 1) * part.shape[1]] = part
+    return torch.cat(a), whole
+
+
+# --- their modules and our slices -------------------------------------------------------------------------------------
+
+
+class _Module(NamedTuple):
+    """One of their projections.
+
+    Attributes:
+        theirs: Its path.
+        ours: The path of our projection that holds its rows.
+        rows: For each of its rows, the row of ours.
+        slices: For each slice of ours that it holds, the places of the slice's rows among its own.
+        width: Of its input.
+        transposed: Whether its weight is stored inputs by outputs.
+    """
+
+    theirs: str
+    ours: str
+    rows: Int[Tensor, " rows"]
+    slices: dict[str, Int[Tensor, " places"]]
+    width: int
+    transposed: bool
+
+
+def _modules(family: Family, config: TransformerConfig) -> Iterator[_Module]:
+    with torch.device("meta"):
+        model = config.build()
+    ours = {
+        f"{path}.{name}": (part.get_submodule(name), slices)
+        for path, part in model.named_modules()
+        if isinstance(part, Sublayer)
+        for name, slices in part.slices().items()
+    }
+    for rule in family.keys(config).rules:
+        path = rule.ours[0].removesuffix(".weight")
+        if path not in ours or not rule.ours[0].endswith(".weight"):
+            continue
+        projection, slices = ours[path]
+        assert isinstance(projection, nn.Linear)
+        numbers = rule.inverse((torch.arange(projection.out_features)[:, None],))  # as if its input had width 1
+        for theirs, number in zip(rule.theirs, numbers, strict=True):
+            rows = number.flatten()
+            held = {name: place for name, part in slices.items() if (place := _places(part, rows)) is not None}
+            transposed = number.shape[0] == 1
+            yield _Module(theirs.removesuffix(".weight"), path, rows, held, projection.in_features, transposed)
+
+
+def _places(part: Int[Tensor, " rows"], rows: Int[Tensor, " n"]) -> Int[Tensor, " rows"] | None:
+    """Where the rows of a slice stand among others; None where they are not there."""
+    place = torch.full((int(max(part.max(), rows.max())) + 1,), -1)
+    place[rows] = torch.arange(len(rows))
+    found = place[part]
+    return found if bool((found >= 0).all()) else None
+
+
+def _ending(name: str, n: int) -> str:
+    return ".".join(name.split(".")[-n:])
+
+
+def _targets(adapted: set[str], modules: "Iterator[_Module]") -> list[str]:
+    """The endings by which PEFT finds the adapted modules, and no others: one word where that is enough."""
+    mixed = {_ending(module.theirs, 1) for module in modules if module.theirs not in adapted}
+    return sorted({_ending(name, 2 if _ending(name, 1) in mixed else 1) for name in adapted})
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+class _Pair(NamedTuple):
+    """A and B of one module, and what B A is multiplied with, as a share of the first module's."""
+
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "rows r"]
+    scale: float
+
+
+class _Settings(NamedTuple):
+    """What `adapter_config.json` says that we compute."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    ranks: dict[str, Any]
+    alphas: dict[str, Any]
+    by_root: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "_Settings":
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise FileError(f"{path}: holds a {type(data).__name__} and must hold an object")
+        source = ConfigReader(data, str(path))
+        for key, value in _ONLY.items():
+            source.require(key, value)
+        if data.get("init_lora_weights", True) not in _INITS:
+            raise FileError(
+                f"{path}: 'init_lora_weights' is {data['init_lora_weights']!r}, which also changed the base; "
+                "convert it to plain LoRA with PEFT first"
+            )
+        settings = cls(
+            source.take_positive("r", 8),
+            source.take("lora_alpha", float, 8.0),
+            source.take("lora_dropout", float, 0.0),
+            source.take("rank_pattern", dict, {}),
+            source.take("alpha_pattern", dict, {}),
+            source.take("use_rslora", bool, False),
+        )
+        source.finish("init_lora_weights", *_HARMLESS)
+        for key, value in (*settings.ranks.items(), *settings.alphas.items()):
+            if not re.fullmatch(r"\w[\w.]*", key) or type(value) not in (int, float) or not 0 < value < math.inf:
+                raise FileError(
+                    f"{path}: the pattern {key!a}: {value!r} is not the end of a name and a number; mend it"
+                )
+        if not (0 < settings.alpha < math.inf and 0 <= settings.dropout < 1):
+            raise FileError(f"{path}: lora_alpha must be above 0 and lora_dropout from 0 to below 1; mend the file")
+        return settings
+
+    def strength(self, name: str | None = None) -> float:
+        """What B A of a module is multiplied with."""
+        rank = self.rank_of(name)
+        return _matching(self.alphas, name, self.alpha) / (math.sqrt(rank) if self.by_root else rank)
+
+    def rank_of(self, name: str | None) -> int:
+        return int(_matching(self.ranks, name, self.rank))
+
+    def take(self, tensors: dict[str, Tensor], module: _Module, source: Path) -> _Pair | None:
+        """The tensors of a module, out of all; None where it has none."""
+        keys = [f"{_PREFIX}{module.theirs}.lora_{letter}.weight" for letter in "AB"]
+        a, b = (tensors.pop(key, None) for key in keys)
+        if a is None and b is None:
+            return None
+        rank = self.rank_of(module.theirs)
+        for key, tensor, shape in zip(keys, (a, b), ((rank, module.width), (len(module.rows), rank)), strict=True):
+            if tensor is None or tensor.shape != shape or not tensor.is_floating_point():
+                found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)} of {tensor.dtype}"
+                raise FileError(f"{source}: {key!r} {found}, the model needs floats {shape}; use the model it is for")
+        assert a is not None
+        assert b is not None
+        return _Pair(a, b, self.strength(module.theirs) / self.strength())
+
+
+def _matching(pattern: dict[str, Any], name: str | None, default: float) -> float:
+    """The value for a module: that of the first key with which its name ends."""
+    return next((value for key, value in pattern.items() if name and f".{name}".endswith(f".{key}")), default)
+
+
+def _config(settings: _Settings, rank: int, state: dict[str, Tensor]) -> LoRAConfig:
+    names = {key.rsplit(".", 1)[1] for key in state}
+    targets: tuple[Target, ...] = tuple(name for name in get_args(Target) if name in names)
+    return LoRAConfig(rank=rank, alpha=settings.strength() * rank, dropout=settings.dropout, targets=targets)
+
+
+def _complete(family: Family, model: TransformerConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with zeros for layers that have no adapter on a slice that others have one on."""
+    names, (first, *_) = {key.rsplit(".", 1)[1] for key in state}, state.values()
+    rank = next(len(a) for key, a in state.items() if ".lora_a." in key)
+    full = dict(state)
+    for module in _modules(family, model):
+        for name in module.slices.keys() & names:
+            full.setdefault(f"{module.ours}.lora_a.{name}", first.new_zeros(rank, module.width))
+            full.setdefault(f"{module.ours}.lora_b.{name}", first.new_zeros(len(module.slices[name]), rank))
+    return full

@@ -1,0 +1,293 @@
+"""Tokenizers from the metadata of GGUF files, and back.
+
+Two kinds of vocabularies: byte-level BPE (`gpt2`), whose merges are listed and whose words are split by a rule that the
+file names; and those of SentencePiece (`llama`), which merge by the scores of the tokens. Which of them are held to the
+vectors of llama.cpp: `tests/parity/test_gguf_vocabulary.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from qkv.data.tokenizers import MAX_VOCAB_SIZE, Tokenizer, no_panic
+from qkv.errors import ConfigError, FileError
+
+MAX_MERGES: Final = 1 << 20
+MAX_CHARACTERS: Final = 1 << 22  # in the tokens of a vocabulary that merges by scores: each place to cut costs time
+MAX_TOKEN: Final = 1000  # characters
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # types of tokens
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+_MARKS = r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN35 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|{_MARKS}"
+_DIGITS = (r"\p{N}", _GPT2)
+_SIGNS = r"[\p{P}\$\+<=>\^~\|]+"
+_HAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+
+
+@final
+@dataclass(frozen=True)
+class _Rule:
+    """How text is split into words before it is merged.
+
+    Attributes:
+        splits: Regular expressions, one after the other, each cutting what the one before left.
+        whole: Whether a word that is a token is taken as it is, whatever the merges.
+        compose: Whether characters are composed (NFC) first.
+    """
+
+    splits: tuple[str, ...]
+    whole: bool = False
+    compose: bool = False
+
+
+RULES: Final[dict[str, _Rule]] = {
+    "gpt-2": _Rule((_GPT2,)),
+    "olmo": _Rule((_GPT2,)),
+    "mpt": _Rule((_GPT2,)),
+    "smollm": _Rule(_DIGITS),
+    "starcoder": _Rule(_DIGITS),
+    "refact": _Rule(_DIGITS),
+    "command-r": _Rule(_DIGITS),
+    "llama-bpe": _Rule((_LLAMA3,), whole=True),
+    "qwen2": _Rule((_QWEN2,), compose=True),
+    "qwen35": _Rule((_QWEN35,)),
+    "falcon": _Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
+    "deepseek-coder": _Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")),
+    "default": _Rule((_SIGNS, _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+}  # fmt: skip
+"""By `tokenizer.ggml.pre`."""
+
+
+@final
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a file says about text.
+
+    Attributes:
+        tokenizer: Text to ids and back.
+        begin_id: The token that begins a text, if there is one.
+        add_begin: Whether the model is used to it: a prompt is to begin with it.
+        stop_ids: Tokens that end a text or a turn.
+        chat_template: Jinja, or None.
+    """
+
+    tokenizer: Tokenizer
+    begin_id: int | None
+    add_begin: bool
+    stop_ids: tuple[int, ...]
+    chat_template: str | None
+
+
+def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
+    """The vocabulary of a GGUF file.
+
+    Args:
+        metadata: The file's, as plain values.
+        source: What errors call the file.
+
+    Raises:
+        FileError: A kind of vocabulary or a rule of splitting that qkv does not know, or one that is damaged.
+    """
+    reader = _Reader(metadata, source)
+    model = reader.text("model")
+    makers = {"gpt2": _byte_level, "llama": _scored}
+    if model not in makers:
+        raise reader.error("model", f"is {model!a}, and qkv reads {', '.join(makers)}")
+    tokens, types = reader.tokens()
+    with no_panic(f"{source}: 'tokenizer.ggml' is not a vocabulary that can be used"):
+        inner = makers[model](reader, tokens, types)
+        special = [AddedToken(tokens[i], special=True, normalized=False) for i, t in enumerate(types) if t == CONTROL]
+        words = [AddedToken(tokens[i], normalized=False) for i, t in enumerate(types) if t == USER]
+        inner.add_special_tokens([token for token in special if token.content])
+        inner.add_tokens([token for token in words if token.content])
+    if inner.get_vocab_size() != len(tokens):
+        raise reader.error("tokens", "does not give each id one token")
+    end = reader.id("eos_token_id", len(tokens))
+    stops = {reader.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")} - {None}
+    return Vocabulary(
+        tokenizer=Tokenizer(inner, end_of_text=end),
+        begin_id=reader.id("bos_token_id", len(tokens)),
+        add_begin=reader.flag("add_bos_token", model == "llama" or reader.text("pre", "") == "llama-bpe"),
+        stop_ids=tuple(sorted(stop for stop in stops if stop is not None)),
+        chat_template=reader.template(),
+    )
+
+
+def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None) -> dict[str, Any]:
+    """The metadata of a byte-level BPE tokenizer. What came from a GGUF file is better carried over from there.
+
+    Raises:
+        ConfigError: It is another kind, or splits words in a way that GGUF has no name for.
+    """
+    data = json.loads(tokenizer.to_json())
+    model = data["model"]
+    if model["type"] != "BPE" or model.get("byte_fallback") or not model["merges"]:
+        raise ConfigError(
+            f"a GGUF file cannot hold this tokenizer ({model['type']}): qkv writes byte-level BPE, and what a GGUF "
+            "file had; write a Hugging Face folder instead"
+        )
+    added = {token["content"]: (token["id"], token["special"]) for token in data["added_tokens"]}
+    ids = model["vocab"] | {token: i for token, (i, _) in added.items()}
+    tokens = sorted(ids, key=ids.__getitem__)
+    if [ids[token] for token in tokens] != list(range(len(tokens))):
+        raise ConfigError(
+            "a GGUF file cannot hold this tokenizer: its ids have gaps; write a Hugging Face folder instead"
+        )
+    types = [NORMAL if token not in added else CONTROL if added[token][1] else USER for token in tokens]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    made = {"model": "gpt2", "pre": _rule_of(data), "tokens": tokens, "token_type": types, "merges": merges}
+    specials = {"eos_token_id": tokenizer.end_of_text, "bos_token_id": begin_id}
+    made |= {key: value for key, value in specials.items() if value is not None}
+    return {f"tokenizer.ggml.{key}": value for key, value in made.items()} | {"tokenizer.ggml.add_bos_token": False}
+
+
+# --- the two kinds --------------------------------------------------------------------------------------------------
+
+
+def _byte_level(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
+    name = reader.text("pre", "default")
+    if name not in RULES:
+        raise reader.error("pre", f"is {name!a}, and qkv knows {', '.join(RULES)}")
+    rule = RULES[name]
+    merges = reader.strings("merges", MAX_MERGES)
+    if not all(" " in merge[1:] for merge in merges):
+        raise reader.error("merges", "must have two tokens in each, with a space between")
+    pairs = [(merge[: (cut := merge.index(" ", 1))], merge[cut + 1 :]) for merge in merges]
+    ids = {token: i for i, token in enumerate(tokens)}
+    inner = tokenizers.Tokenizer(models.BPE(ids, pairs, ignore_merges=rule.whole))
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    if rule.compose:
+        inner.normalizer = normalizers.NFC()
+    return inner
+
+
+def _scored(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
+    """SentencePiece's greedy merging: of all neighbours, the two whose token has the highest score."""
+    scores = reader.numbers("scores", len(tokens))
+    if max(map(len, tokens)) > MAX_TOKEN or sum(map(len, tokens)) > MAX_CHARACTERS:
+        raise reader.error("tokens", f"has more than {MAX_TOKEN} characters in one or {MAX_CHARACTERS} in all")
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    merges = _merges(tokens, types, scores)
+    ids = {token: i for i, token in enumerate(tokens)}
+    inner = tokenizers.Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    space = normalizers.Replace(" ", "▁")
+    prefix = reader.flag("add_space_prefix", True)
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space] if prefix else [space])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return inner
+
+
+def _merges(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """All pairs of tokens that make a token, those first that are merged first."""
+    usable = {token: i for i, token in enumerate(tokens) if types[i] in (NORMAL, USER)}
+    order = sorted(usable.items(), key=lambda item: (-scores[item[1]], item[1]))
+    return [
+        (token[:cut], token[cut:])
+        for token, _ in order
+        for cut in range(1, len(token))
+        if token[:cut] in usable and token[cut:] in usable
+    ]
+
+
+def _rule_of(data: Mapping[str, Any]) -> str:
+    """The name of a tokenizer's way to split words."""
+    outer: dict[str, Any] = data["pre_tokenizer"] or {"type": "none"}
+    steps: list[dict[str, Any]] = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
+    splits = tuple(split for step in steps for split in _splits(step))
+    compose = (data["normalizer"] or {}).get("type") == "NFC"
+    whole = data["model"].get("ignore_merges", False)
+    plain = data["normalizer"] is None or compose
+    for name, rule in RULES.items():
+        if plain and rule == _Rule(splits, whole, compose):
+            return name
+    raise ConfigError(
+        "a GGUF file cannot hold this tokenizer: its way to split words has no name there that qkv knows; "
+        "write a Hugging Face folder instead"
+    )
+
+
+def _splits(step: Mapping[str, Any]) -> list[str]:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use}:
+            return [_GPT2] if use else []
+        case {"type": "Digits", "individual_digits": True}:
+            return [r"\p{N}"]
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            return [pattern]
+    return [f"unknown: {step.get('type')}"]
+
+
+# --- reading values -------------------------------------------------------------------------------------------------
+
+
+@final
+class _Reader:
+    """Takes values of `tokenizer.ggml` and says what is wrong with them."""
+
+    def __init__(self, metadata: Mapping[str, Any], source: str) -> None:
+        self._metadata = metadata
+        self._source = source
+
+    def error(self, key: str, problem: str) -> FileError:
+        return FileError(f"{self._source}: 'tokenizer.ggml.{key}' {problem}; use another file")
+
+    def _get(self, key: str, kind: type, default: object = None) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{key}", default)
+        if type(value) is not kind:
+            raise self.error(key, "is missing" if value is None else f"must be of type {kind.__name__}")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return self._get(key, str, default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self._get(key, bool, default)
+
+    def template(self) -> str | None:
+        found = self._metadata.get("tokenizer.chat_template")
+        if found is not None and not isinstance(found, str):
+            raise FileError(f"{self._source}: 'tokenizer.chat_template' must be of type str; use another file")
+        return found
+
+    def id(self, key: str, size: int) -> int | None:
+        if f"tokenizer.ggml.{key}" not in self._metadata:
+            return None
+        value: int = self._get(key, int)
+        if not 0 <= value < size:
+            raise self.error(key, f"is {value}, and there are {size} tokens")
+        return value
+
+    def strings(self, key: str, at_most: int) -> list[str]:
+        values: list[str] = self._get(key, list)
+        if not values or len(values) > at_most or not all(isinstance(value, str) for value in values):
+            raise self.error(key, f"must be a list of 1 to {at_most} texts")
+        return values
+
+    def numbers(self, key: str, count: int) -> list[Any]:
+        values: list[Any] = self._get(key, list)
+        if len(values) != count or not all(type(value) in (int, float) and value == value for value in values):
+            raise self.error(key, f"must be a list of {count} numbers")
+        return values
+
+    def tokens(self) -> tuple[list[str], list[int]]:
+        tokens = self.strings("tokens", MAX_VOCAB_SIZE)
+        if len(set(tokens)) < len(tokens):
+            raise self.error("tokens", "has a token twice")
+        if "tokenizer.ggml.token_type" not in self._metadata:
+            return tokens, [NORMAL] * len(tokens)
+        return tokens, self.numbers("token_type", len(tokens))

@@ -1,0 +1,173 @@
+"""Linear maps whose weights stay packed: four bits in groups of 32 along a row, or eight bits with one scale a row.
+
+The products are PyTorch's own for CPUs and need no compiler. They take and give bfloat16, whatever type the stream has.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, TypeAlias, final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.errors import ConfigError
+from qkv.ops import int4
+from qkv.ops.int4 import GROUP
+from qkv.shapes import Float, Int, Tensor
+
+_MULTIPLE = 16
+"""PyTorch's eight-bit product takes multiples of so many columns, unchecked."""
+
+_TINY = 1e-30
+"""Below any scale: a row of zeros has scale 0 and is divided by this."""
+
+Width: TypeAlias = Literal["int8", "int4"]
+
+
+class Packed(nn.Module, ABC):
+    """Base of what stands in the place of an `nn.Linear`: x Wᵀ + b for a weight (N, K) that cannot be trained.
+
+    Attributes:
+        in_features: K.
+        out_features: N.
+        bias: (N,), or None.
+    """
+
+    def __init__(self, out_features: int, in_features: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = out_features, in_features
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    @final
+    def forward(self, x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch N"]:
+        """x Wᵀ + b, in the type of `x`; the product itself is in bfloat16.
+
+        Raises:
+            ConfigError: A gradient is asked for, or `x` is not on the CPU.
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ConfigError(
+                "packed weights give no gradients; load the model with a dtype, such as bfloat16, to train"
+            )
+        if x.device.type != "cpu":
+            raise ConfigError(f"packed weights run on the CPU and x is on {x.device}; load the model with a dtype")
+        y = self.product(x.reshape(-1, self.in_features).to(torch.bfloat16))
+        y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    @abstractmethod
+    def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
+        """x Wᵀ in bfloat16."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Memory of the weight."""
+
+
+@final
+class Int4Linear(Packed):
+    """Four-bit weights: a weight is code · scale + zero, to the rounding of `qkv.ops.int4.pack`.
+
+    Args:
+        codes: From 0 to 15.
+        scale: One for 32 neighbours.
+        zero: What code 0 stands for.
+        bias: Added to the product.
+    """
+
+    weight: Tensor
+    scales: Tensor
+
+    def __init__(
+        self,
+        codes: Int[Tensor, "N K"],
+        scale: Float[Tensor, "N groups"],
+        zero: Float[Tensor, "N groups"],
+        bias: Float[Tensor, " N"] | None = None,
+    ) -> None:
+        super().__init__(codes.shape[0], codes.shape[1], bias)
+        weight, scales = int4.pack(codes, scale, zero)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+
+    def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
+        """See `qkv.ops.int4`."""
+        y = int4.product(x, self.weight, self.scales)
+        return y if y.shape[1] == self.out_features else y[:, : self.out_features]
+
+    @property
+    def n_bytes(self) -> int:
+        """Half a byte a weight, and two bfloat16 a group."""
+        return self.weight.nbytes + self.scales.nbytes
+
+
+@final
+class Int8Linear(Packed):
+    """Eight-bit weights: a weight is code · scale, one scale a row.
+
+    Args:
+        codes: From -127 to 127.
+        scale: One a row.
+        bias: Added to the product.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, codes: Int[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
+    ) -> None:
+        super().__init__(codes.shape[0], codes.shape[1], bias)
+        self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
+        self.register_buffer("scale", scale.to(torch.bfloat16))
+
+    def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
+        """PyTorch's product of rows."""
+        x = F.pad(x, (0, self.weight.shape[1] - self.in_features))
+        return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+
+    def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch K"]:
+        """Some of the rows, in bfloat16."""
+        return F.embedding(ids, self.weight)[..., : self.in_features] * self.scale[ids][..., None]
+
+    @property
+    def n_bytes(self) -> int:
+        """A byte a weight, and a bfloat16 a row."""
+        return self.weight.nbytes + self.scale.nbytes
+
+
+Table: TypeAlias = Float[Tensor, "V D"] | Packed
+"""A vector for each token: plain, or packed."""
+
+
+def look_up(ids: Int[Tensor, "*batch"], table: Table) -> Float[Tensor, "*batch D"]:
+    """The rows of a table of vectors, packed or not."""
+    if isinstance(table, Packed):
+        assert isinstance(table, Int8Linear)  # as `quantise` packs tables
+        return table.rows(ids)
+    return F.embedding(ids, table)
+
+
+def project(x: Float[Tensor, "*batch D"], table: Table) -> Float[Tensor, "*batch V"]:
+    """The product of each vector with all rows of a table, packed or not."""
+    return table(x) if isinstance(table, Packed) else F.linear(x, table)
+
+
+def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, width: Width) -> Packed:
+    """A linear map with its weights rounded: to 255 multiples of a row's scale, or to 16 steps from a group's lowest.
+
+    Raises:
+        ConfigError: `int4`, and rows that are not whole groups of 32.
+    """
+    weight = weight.detach().float()
+    if width == "int8":
+        scale = weight.abs().amax(1) / 127
+        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round(), scale, bias)
+    if weight.shape[1] % GROUP:
+        raise ConfigError(f"rows of {weight.shape[1]} weights are not whole groups of {GROUP}; use int8")
+    groups = weight.unflatten(1, (-1, GROUP))
+    low, high = groups.aminmax(dim=-1)
+    scale = (high - low) / 15
+    codes = ((groups - low[..., None]) / scale.clamp(min=_TINY)[..., None]).round()
+    return Int4Linear(codes.flatten(1), scale, low, bias)

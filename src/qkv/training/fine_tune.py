@@ -1,0 +1,69 @@
+"""Beginning with trained weights: all of them trained on, or adapters beside them."""
+
+import torch
+
+from qkv.api import Loaded
+from qkv.checkpoints import Checkpoint, check_fit, digest
+from qkv.errors import FileError
+from qkv.models.transformer import Transformer
+from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
+from qkv.shapes import Tensor
+from qkv.training.recipe import RecipeConfig
+
+
+def starting_model(recipe: RecipeConfig, base: Loaded) -> Transformer:
+    """The recipe's model with a checkpoint's weights, in float32; with adapters, where the recipe has some.
+
+    Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
+    """
+    assert recipe.model is not None
+    frozen = recipe.adapter is not None
+    state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.model.state_dict().items()}
+    with torch.device("meta"):
+        model = recipe.model.build()
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_()
+    if recipe.adapter is not None:
+        add_adapters(model, recipe.adapter)
+    return model
+
+
+def identity(recipe: RecipeConfig, base: Loaded | None) -> dict[str, str]:
+    """What a checkpoint says about the weights that it does not hold: the hash of those under its adapters."""
+    if recipe.adapter is None:
+        return {}
+    assert base is not None
+    return {"base": digest(base.model.state_dict())}
+
+
+def trained_weights(recipe: RecipeConfig, model: Transformer) -> dict[str, dict[str, Tensor]]:
+    """The files of a checkpoint that hold what was trained: the model, or the adapters alone."""
+    if recipe.adapter is None:
+        return {"model": model.state_dict()}
+    return {"adapter": adapter_state(model)}
+
+
+def restore_weights(recipe: RecipeConfig, model: Transformer, checkpoint: Checkpoint, expected: dict[str, str]) -> None:
+    """Put a checkpoint's weights into the model.
+
+    Args:
+        recipe: That of the run.
+        model: As `starting_model` made it, or fresh.
+        checkpoint: Of the same run.
+        expected: The `identity` of what the run would go on from.
+
+    Raises:
+        FileError: The weights do not fit the model, or the adapters belong to another one.
+    """
+    if recipe.adapter is None:
+        model.load_state_dict(checkpoint.tensors("model"))
+        return
+    assert recipe.start is not None
+    if checkpoint.state.get("base") != expected["base"]:
+        raise FileError(
+            f"{checkpoint.path}: its adapters belong to the weights that {recipe.start.path} had when the run began, "
+            "and those are others now; put them back, or begin a new run"
+        )
+    state = checkpoint.tensors("adapter")
+    check_fit(state, adapter_state(model), source=str(checkpoint.path))
+    load_adapters(model, state)

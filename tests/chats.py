@@ -1,0 +1,35 @@
+"""A tiny model that can chat: random weights, a byte tokenizer, a template in the manner of ChatML."""
+
+import tokenizers
+import torch
+
+import chat_templates
+from qkv.checkpoints import Store
+from qkv.config import dump_yaml
+from qkv.data import BPETokenizerConfig, Tokenizer
+from qkv.presets.llama import llama
+
+
+def chat_tokenizer():
+    """257 bytes, and two special tokens."""
+    inner = tokenizers.Tokenizer.from_str(BPETokenizerConfig(vocab_size=257).train([]).to_json())
+    inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    return Tokenizer(inner, chat_template=chat_templates.CHATML, begin_of_text=257)
+
+
+def write_chat_run(folder, *, context=400, template=True):
+    """A run folder of it."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    tokenizer = chat_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    sizes = {"d_model": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_ff": 8, "theta": 100.0, "context": context}
+    config = llama(vocab_size=tokenizer.vocab_size, **sizes)
+    model = config.build()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    tokenizer.save(folder)
+    (folder / "recipe.yaml").write_text(dump_yaml({"model": config.to_dict()}))
+    Store(folder / "checkpoints").save(1, {"model": model.state_dict()}, {})
+    return folder
