@@ -11,10 +11,14 @@ from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
 from qkv.data import ChatTemplate as ChatTemplate
 from qkv.data import ConversationsConfig as ConversationsConfig
 from qkv.data import DataConfig as DataConfig
+from qkv.data import DatesConfig as DatesConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig
+from qkv.data import PackagePairsConfig as PackagePairsConfig
+from qkv.data import PairDataConfig as PairDataConfig
 from qkv.data import Tokenizer as Tokenizer
 from qkv.data import TokenizerFileConfig as TokenizerFileConfig
+from qkv.data import TSVConfig as TSVConfig
 from qkv.data import VectorFilesConfig as VectorFilesConfig
 from qkv.data import WordTokenizerConfig as WordTokenizerConfig
 from qkv.errors import ConfigError as ConfigError
@@ -37,6 +41,8 @@ from qkv.masks import Not as Not
 from qkv.masks import Or as Or
 from qkv.masks import Strided as Strided
 from qkv.masks import Window as Window
+from qkv.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+from qkv.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
 from qkv.models.init import InitConfig as InitConfig
 from qkv.models.pairs import Pair as Pair
 from qkv.models.seq2seq import BahdanauConfig as BahdanauConfig
@@ -62,6 +68,7 @@ from qkv.nn.blocks import PostNormConfig as PostNormConfig
 from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
 from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
+from qkv.nn.embedders import StreamEmbedderConfig as StreamEmbedderConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig
