@@ -14,8 +14,9 @@ from qkv.config import read_yaml
 from qkv.data import Tokenizer, unit_tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig, Hypothesis, beam_search
+from qkv.inspect import Alignment
 from qkv.models.pairs import Pair, PairModel, PairModelConfig
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Int, Tensor
 from qkv.tokens import Tokens
 
 RECIPE, SOURCE, TARGET = "recipe.yaml", "source", "target"
@@ -38,22 +39,6 @@ class Translation:
     score: float
     log_probability: float
     ended: bool
-
-
-@final
-@dataclass(frozen=True)
-class Alignment:
-    """Where a translation looked.
-
-    Attributes:
-        source: The tokens of the source, as text.
-        target: Those of the target, its end the last.
-        weights: Of each target token over the source; a row sums to 1.
-    """
-
-    source: tuple[str, ...]
-    target: tuple[str, ...]
-    weights: Float[Tensor, "T S"]
 
 
 @final
