@@ -9,7 +9,7 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["chat", "check", "eval", "generate", "show", "train"]
+VERBS = ["chat", "check", "eval", "generate", "inspect", "show", "train", "translate"]
 OPTIONS = {
     "chat": [
         "--max-new-tokens",
@@ -22,7 +22,7 @@ OPTIONS = {
         "--top-p",
     ],
     "check": ["--dtype", "--seed"],
-    "eval": ["--json"],
+    "eval": ["--beams", "--json", "--length-penalty"],
     "generate": [
         "--batch-size",
         "--file",
@@ -36,6 +36,17 @@ OPTIONS = {
         "--temperature",
         "--top-k",
         "--top-p",
+    ],
+    "inspect": ["--out", "--translation"],
+    "translate": [
+        "--batch-size",
+        "--beams",
+        "--file",
+        "--json",
+        "--length-penalty",
+        "--max-new-tokens",
+        "--n-best",
+        "--scores",
     ],
     "show": ["--batch", "--context", "--dtype", "--kernels", "--tokens"],
     "train": ["--out", "--resume", "--set"],

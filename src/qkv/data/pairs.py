@@ -389,8 +389,8 @@ class PairBatches:
         return batches[random.permutation(full)].ravel()
 
     def _fill(self, numbers: np.ndarray) -> PairBatch:
-        sources = [self._ids(self._split.source, i)[1:-1] for i in numbers]
-        targets = [self._ids(self._split.target, i) for i in numbers]
+        sources = [self._ids(self._split.source, i)[1:-1] for i in numbers.tolist()]
+        targets = [self._ids(self._split.target, i) for i in numbers.tolist()]
         lengths = tuple(len(ids) - 1 for ids in targets)
         return PairBatch(
             _padded(sources, 0),

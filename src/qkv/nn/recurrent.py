@@ -82,7 +82,10 @@ class LSTMCell(Cell):
 class CellConfig(Config, ABC):
     """Base of the configs of cells."""
 
-    cell: ClassVar[type[Cell]]
+    @property
+    @abstractmethod
+    def cell(self) -> type[Cell]:
+        """The equations."""
 
 
 @final
@@ -90,7 +93,10 @@ class CellConfig(Config, ABC):
 class GRUConfig(CellConfig):
     """Gated recurrent units: see `GRUCell`."""
 
-    cell: ClassVar[type[Cell]] = GRUCell
+    @property
+    def cell(self) -> type[Cell]:
+        """See `GRUCell`."""
+        return GRUCell
 
 
 @final
@@ -98,7 +104,10 @@ class GRUConfig(CellConfig):
 class LSTMConfig(CellConfig):
     """Long short-term memory: see `LSTMCell`."""
 
-    cell: ClassVar[type[Cell]] = LSTMCell
+    @property
+    def cell(self) -> type[Cell]:
+        """See `LSTMCell`."""
+        return LSTMCell
 
 
 @final
