@@ -67,6 +67,7 @@ from qkv.nn.blocks import ParallelPreNormConfig as ParallelPreNormConfig
 from qkv.nn.blocks import PostNormConfig as PostNormConfig
 from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
+from qkv.nn.convolution import ConvolutionConfig as ConvolutionConfig
 from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
 from qkv.nn.embedders import StreamEmbedderConfig as StreamEmbedderConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
@@ -91,6 +92,7 @@ from qkv.nn.positions import T5BiasConfig as T5BiasConfig
 from qkv.nn.positions import YaRNScalingConfig as YaRNScalingConfig
 from qkv.nn.recurrent import GRUConfig as GRUConfig
 from qkv.nn.recurrent import LSTMConfig as LSTMConfig
+from qkv.nn.recurrent import RecurrentConfig as RecurrentConfig
 from qkv.ops import attend as attend
 from qkv.ops import attention_weights as attention_weights
 from qkv.presets import preset as preset

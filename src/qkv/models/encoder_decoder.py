@@ -23,7 +23,8 @@ from qkv.nn.embedders import StreamEmbedderConfig, TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.mixer import Mixer
 from qkv.nn.norms import NormConfig
-from qkv.nn.sublayer import Aux
+from qkv.nn.stateful import Stateful
+from qkv.nn.sublayer import Aux, Sublayer
 from qkv.ops.backend import Problem
 from qkv.ops.reference import weights_of
 from qkv.recorder import Recorder
@@ -164,7 +165,7 @@ class EncoderDecoder(PairModel):
 
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """See `PairModel`: the mean over the heads of all cross-attention."""
-        kept = _Weights(frozenset(slot for slot, part in enumerate(_mixers(self.decoder)) if part.reads_memory))
+        kept = _Weights(frozenset(slot for slot, part in enumerate(_keepers(self.decoder)) if _reads_memory(part)))
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)
         return torch.stack(kept.weights).mean(0)
@@ -174,12 +175,16 @@ class EncoderDecoder(PairModel):
         return EncoderDecoderDecoding(self, self.read(source, tokens), self.decoder.make_cache(len(source), capacity))
 
 
-def _mixers(model: Transformer) -> Iterator[Mixer]:
-    """Attention in the order in which it is applied; a block may be applied several times."""
+def _reads_memory(part: Sublayer) -> bool:
+    return isinstance(part, Mixer) and part.reads_memory
+
+
+def _keepers(model: Transformer) -> Iterator[Sublayer]:
+    """What has a slot, in the order in which it is applied; a block may be applied several times."""
     for i in model.order:
         block = model.blocks[i]
         assert isinstance(block, Block)
-        yield from (part for part in sublayers_of(block) if isinstance(part, Mixer))
+        yield from (part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful))
 
 
 @final

@@ -10,6 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from qkv.config import Config, config
 from qkv.documents import Documents
+from qkv.errors import ConfigError
+from qkv.nn.stateful import Kept, Stateful
+from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Int, Tensor
 
 LayerState = tuple[Tensor, ...]
@@ -172,11 +175,6 @@ class Recurrent(nn.Module):
             zip(*(part.unbind(0) for part in ((last,) if isinstance(last, Tensor) else last)), strict=True)
         )
 
-    def over(self, x: Float[Tensor, "B T d_in"], documents: Documents) -> Float[Tensor, "B T d_out"]:
-        """The outputs for each document of a batch, 0 in the padding."""
-        out, _ = self(documents.gather(x), documents.lengths)
-        return documents.scatter(out)
-
     def _weights(self, kind: str, layer: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of the input (`ih`) or of the recurrence (`hh`)."""
         net = self.net
@@ -208,3 +206,66 @@ class Recurrent(nn.Module):
                 gates = F.linear(below, *self._weights("ih", layer))
             states.append(self.cell.step(gates, before, *self._weights("hh", layer)))
         return tuple(states)
+
+
+# --- as a sublayer --------------------------------------------------------------------------------------------------
+
+
+@final
+@config
+class RecurrentConfig(SublayerConfig):
+    """project(h), where h is the output of a recurrent network over the document so far.
+
+    Attributes:
+        cell: GRU or LSTM.
+        d_hidden: Width of its state. None: that of the stream.
+        layers: How many, one on the other.
+    """
+
+    name: ClassVar[str] = "recurrent"
+
+    cell: CellConfig = GRUConfig()
+    d_hidden: int | None = None
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("d_hidden", "layers"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ConfigError(f"Recurrent.{key}={value} must be at least 1")
+
+    def build(self, d_model: int) -> "RecurrentSublayer":
+        """The sublayer for a stream of width `d_model`."""
+        return RecurrentSublayer(self, d_model)
+
+
+@final
+class RecurrentSublayer(Stateful):
+    """See `RecurrentConfig`."""
+
+    def __init__(self, config: RecurrentConfig, d_model: int) -> None:
+        super().__init__(config)
+        self.net = Recurrent(config.cell, d_model, config.d_hidden or d_model, layers=config.layers)
+        self.o_proj = nn.Linear(self.net.d_out, d_model, bias=False)
+
+    def run(
+        self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept, *, full: bool
+    ) -> tuple[Float[Tensor, "N L D"], Kept]:
+        """See `Stateful`; carried on are the states of all layers, side by side."""
+        n = self.net.cell.n_states
+        layers = tuple(state[at : at + n] for at in range(0, len(state), n))
+        out, after = self.net(x, None if full else documents.lengths, layers)
+        return self.o_proj(out), tuple(part for layer in after for part in layer)
+
+    def fresh(self, n: int, like: Tensor) -> Kept:
+        """Zeros."""
+        zeros = self.net.zeros(n, self.net.input_weight)
+        return tuple(part for layer in zeros for part in layer)
+
+    def residual_weights(self) -> list[Tensor]:
+        """The output projection."""
+        return [self.o_proj.weight]
+
+    def flops(self, n_keys: int) -> int:
+        """Two per weight."""
+        return 2 * sum(p.numel() for p in self.parameters() if p.dim() == 2)
