@@ -16,12 +16,14 @@ class Documents(NamedTuple):
         lengths: Tokens of each document.
         row: The row of the batch in which each document lies; rising.
         shape: (B, T) of the batch.
+        full: Whether it is known, without looking, that the documents are the rows and all of them are full.
     """
 
     place: Int[Tensor, "N L"]
     lengths: Int[Tensor, " N"]
     row: Int[Tensor, " N"]
     shape: tuple[int, int]
+    full: bool = False
 
     @staticmethod
     def of(tokens: Tokens) -> "Documents":
@@ -30,7 +32,8 @@ class Documents(NamedTuple):
         device = tokens.index.device
         if tokens.layout is Layout.FULL:
             place = torch.arange(batch * length, device=device).view(batch, length)
-            return Documents(place, place.new_full((batch,), length), torch.arange(batch, device=device), tokens.shape)
+            rows = torch.arange(batch, device=device)
+            return Documents(place, place.new_full((batch,), length), rows, tokens.shape, full=True)
         place = tokens.valid.flatten().nonzero()[:, 0]
         document = place // length * (int(tokens.segment.max()) + 1) + tokens.segment.flatten()[place]
         if tokens.layout is Layout.GENERAL:  # elsewhere the tokens of a document lie in a run
@@ -51,21 +54,22 @@ class Documents(NamedTuple):
     @property
     def tokens(self) -> Tokens:
         """The documents as a batch of its own, padded on the right."""
+        if self.full:
+            return Tokens.full(*self.shape, device=self.place.device)
         return Tokens.padded(self.lengths.tolist(), self.place.shape[1], device=self.place.device)
 
     def gather(self, x: Tensor) -> Tensor:
         """(B, T, …) to (N, L, …), with zeros behind the ends, whatever lies in the padding of `x`."""
+        if self.full:
+            return x
         found = x.flatten(0, 1)[self.place]
         valid = self.valid.view(*self.place.shape, *(1,) * (x.dim() - 2))
         return torch.where(valid, found, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def scatter(self, y: Tensor) -> Tensor:
         """(N, L, …) back to (B, T, …), with zeros in the padding."""
+        if self.full:
+            return y
         valid = self.valid
         flat = y.new_zeros(self.shape[0] * self.shape[1], *y.shape[2:])
         return flat.index_put((self.place[valid],), y[valid]).view(*self.shape, *y.shape[2:])
-
-    @property
-    def last_of_rows(self) -> Bool[Tensor, " N"]:
-        """True at the last document of each row."""
-        return torch.cat([self.row[1:] != self.row[:-1], self.row.new_ones(min(1, len(self.row)), dtype=torch.bool)])

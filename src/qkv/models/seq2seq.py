@@ -33,12 +33,12 @@ class Encoded(NamedTuple):
 
     Attributes:
         memory: The outputs of its highest layer.
-        valid: False at padding.
+        valid: False at padding; None: there is none.
         final: The last state of that layer, directions side by side.
     """
 
     memory: Float[Tensor, "N S M"]
-    valid: Bool[Tensor, "N S"]
+    valid: Bool[Tensor, "N S"] | None
     final: LayerState
 
 
@@ -95,13 +95,11 @@ class RecurrentEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "N S E"], documents: Documents) -> Encoded:
         """Read documents that begin at the left."""
-        lengths = documents.lengths
-        even = x.shape[1] == 0 or bool((lengths == x.shape[1]).all())
-        memory, states = self.net(x, None if even else lengths)
+        memory, states = self.net(x, None if documents.full else documents.lengths)
         top = states[-self.net.directions :]
         final = tuple(torch.cat(parts, dim=-1) for parts in zip(*top, strict=True))
         if self.rests is None:
-            return Encoded(memory, documents.valid, final)
+            return Encoded(memory, None if documents.full else documents.valid, final)
         return self._rested(memory, documents, top[0][0], final)
 
     def _rested(self, memory: Tensor, documents: Documents, held: Tensor, final: LayerState) -> Encoded:
@@ -115,7 +113,7 @@ class RecurrentEncoder(nn.Module):
         memory = torch.where(documents.valid[..., None], memory, rest)
         rests = rest.expand(-1, self.rests - memory.shape[1], -1)
         memory = torch.cat([memory, rests], dim=1)
-        return Encoded(memory, memory.new_ones(memory.shape[:2], dtype=torch.bool), final)
+        return Encoded(memory, None, final)
 
 
 # --- decoders -------------------------------------------------------------------------------------------------------
@@ -141,7 +139,7 @@ class DecoderState:
         """The same for some of the rows, in this order."""
         memory, valid, final = self.encoded
         return DecoderState(
-            Encoded(memory[rows], valid[rows], tuple(part[rows] for part in final)),
+            Encoded(memory[rows], None if valid is None else valid[rows], tuple(part[rows] for part in final)),
             None if self.keys is None else self.keys[rows],
             tuple(tuple(part[rows] for part in layer) for layer in self.hidden),
             None if self.feed is None else self.feed[rows],
@@ -261,13 +259,13 @@ class Bahdanau(Decoder):
         """See `Decoder`. Only what needs the last state is in the loop."""
         assert state.keys is not None
         memory, valid, _ = state.encoded
-        hidden, mask = state.hidden, None if bool(valid.all()) else valid
+        hidden = state.hidden
         from_y, to_gates = self.split_gates(y)
         tops: list[Tensor] = []
         contexts: list[Tensor] = []
         alignment: list[Tensor] = []
         for gates in from_y.unbind(1):
-            weights = normalised(self.score(hidden[-1][0][:, None], state.keys), mask)
+            weights = normalised(self.score(hidden[-1][0][:, None], state.keys), valid)
             context = (weights @ memory.to(weights.dtype))[:, 0]
             hidden = self.net.step(gates + context @ to_gates, hidden)
             tops.append(hidden[-1][0])
@@ -512,9 +510,9 @@ class Seq2Seq(PairModel):
     ) -> tuple[Float[Tensor, ""], Aux | None]:
         """See `PairModel`."""
         readout, documents = self._read(inputs, tokens, None)
-        valid = documents.valid
-        # What is behind the ends never reaches the vocabulary.
-        readout, targets = readout[valid][None], documents.gather(targets)[valid][None]
+        if not documents.full:  # what is behind the ends never reaches the vocabulary
+            valid = documents.valid
+            readout, targets = readout[valid][None], documents.gather(targets)[valid][None]
         valid = torch.ones_like(targets, dtype=torch.bool)
         if scale is None:
             scale = 1 / max(1, self.head.count(targets, valid))

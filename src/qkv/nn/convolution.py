@@ -49,9 +49,7 @@ class Convolution(Stateful):
         self.conv = nn.Conv1d(d_model, 2 * d_model, config.width)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def run(
-        self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept, *, full: bool
-    ) -> tuple[Float[Tensor, "N L D"], Kept]:
+    def run(self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept) -> tuple[Float[Tensor, "N L D"], Kept]:
         """See `Stateful`; carried on are the last inputs that a later token reads."""
         (before,) = state
         seen = torch.cat([before.to(x.dtype), x], dim=1)

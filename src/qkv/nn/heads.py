@@ -123,9 +123,9 @@ class LMHead(Head):
             raise ConfigError("a packed head has no loss; load the model with a dtype such as float32")
         return linear_cross_entropy(
             x.flatten(0, 1),
-            weight,
+            weight.to(x.dtype),
             targets.flatten(),
-            bias=self.bias,
+            bias=None if self.bias is None else self.bias.to(x.dtype),
             scale=scale,
             softcap=self.softcap,
             smoothing=self.smoothing if self.training else 0.0,

@@ -248,13 +248,11 @@ class RecurrentSublayer(Stateful):
         self.net = Recurrent(config.cell, d_model, config.d_hidden or d_model, layers=config.layers)
         self.o_proj = nn.Linear(self.net.d_out, d_model, bias=False)
 
-    def run(
-        self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept, *, full: bool
-    ) -> tuple[Float[Tensor, "N L D"], Kept]:
+    def run(self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept) -> tuple[Float[Tensor, "N L D"], Kept]:
         """See `Stateful`; carried on are the states of all layers, side by side."""
         n = self.net.cell.n_states
         layers = tuple(state[at : at + n] for at in range(0, len(state), n))
-        out, after = self.net(x, None if full else documents.lengths, layers)
+        out, after = self.net(x, None if documents.full else documents.lengths, layers)
         return self.o_proj(out), tuple(part for layer in after for part in layer)
 
     def fresh(self, n: int, like: Tensor) -> Kept:

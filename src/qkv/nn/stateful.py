@@ -9,7 +9,7 @@ from qkv.documents import Documents
 from qkv.nn.mixer import Seat
 from qkv.nn.sublayer import Aux, Sublayer
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Layout, Tokens
+from qkv.tokens import Tokens
 
 Kept = tuple[Tensor, ...]
 """What is carried on, each tensor (rows, …)."""
@@ -25,16 +25,13 @@ class Stateful(Sublayer, ABC):
     seat: Seat = Seat()
 
     @abstractmethod
-    def run(
-        self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept, *, full: bool
-    ) -> tuple[Float[Tensor, "N L D"], Kept]:
+    def run(self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept) -> tuple[Float[Tensor, "N L D"], Kept]:
         """The updates of documents that begin at the left, and the state behind each.
 
         Args:
             x: What the documents bring.
             documents: How long they are.
             state: Where each goes on from.
-            full: Whether all are as long as `x`.
         """
 
     @abstractmethod
@@ -50,7 +47,7 @@ class Stateful(Sublayer, ABC):
         slot = self.seat.slot + (0 if ctx is None else ctx.slot)
         rows = self.fresh(len(x), x) if cache is None else (cache.recall(slot) or self.fresh(len(x), x))
         state = tuple(part[documents.row] for part in rows)
-        out, after = self.run(documents.gather(x), documents, state, full=tokens.layout is Layout.FULL)
+        out, after = self.run(documents.gather(x), documents, state)
         if cache is not None:
             pairs = zip(rows, after, strict=True)
             cache.keep(slot, tuple(part.index_copy(0, documents.row, new.to(part.dtype)) for part, new in pairs))

@@ -245,8 +245,8 @@ class RecipeConfig(Config):
             raise ConfigError(f"seed={self.seed} must be at least 0 and below 2**63")
         if self.sample is not None and isinstance(self.data.source, VectorFilesConfig):
             raise ConfigError("sample writes text and the data are vectors; set sample to null")
-        self._check_start()
         self._check_pairs()
+        self._check_start()
         longest = self.model.longest if isinstance(self.model, PairModelConfig) else None
         longest = self.model.embed.max_length if isinstance(self.model, TransformerConfig) else longest
         if longest is not None and self.context > longest:
