@@ -27,6 +27,10 @@ GGUF, GGUF_FILES, GGUF_WORDS = (
     "tests/reliability/test_gguf.py",
     "tests/parity/test_gguf_vocabulary.py",
 )
+SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
+    f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
+)
+BEAM = "tests/unit/generation/test_beam.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
@@ -276,6 +280,42 @@ MUTANTS = [
     Mutant("lengths of lists are believed", "checkpoints/gguf/reader.py", "if count > at_most or count * at_least > self._end - self.at:", "if False:", GGUF_FILES),
     Mutant("merges by scores, the worst first", "data/gguf_vocabulary.py", "(-scores[item[1]], item[1])", "(scores[item[1]], item[1])", f"{GGUF_WORDS}::test_a_vocabulary_with_scores_merges_the_best_first"),
     Mutant("special tokens are words", "data/gguf_vocabulary.py", "inner.add_special_tokens([token for token in special if token.content])", "inner.add_tokens([AddedToken(token.content, normalized=False) for token in special])", f"{GGUF_WORDS}::test_a_tokenizer_of_ours_goes_out_and_back"),
+    # Pairs: recurrent translators, beam search, encoder-decoders
+    Mutant('pairs: a GRU keeps what it should forget', "nn/recurrent.py",
+           'torch.lerp(n, h, z.to(h.dtype))', 'torch.lerp(h, n, z.to(h.dtype))', f"{SEQ2SEQ}::test_a_step_is_that_of_the_fused_layers"),
+    Mutant('pairs: the query is the first state for ever', "models/seq2seq.py",
+           'self.score(hidden[-1][0][:, None], state.keys), valid)', 'self.score(state.hidden[-1][0][:, None], state.keys), valid)',
+           f"{SEQ2SEQ}::test_bahdanau_is_its_equations"),
+    Mutant('pairs: attention to padding', "models/seq2seq.py",
+           'normalised(self.score(top, state.keys), valid)', 'normalised(self.score(top, state.keys))',
+           f"{SEQ2SEQ}::test_the_weights_of_a_token_sum_to_one_and_padding_has_none"),
+    Mutant('pairs: nothing is fed back', "models/seq2seq.py",
+           'self.net.step(gates + feed @ to_gates, hidden)', 'self.net.step(gates, hidden)', f"{SEQ2SEQ}::test_luong_is_its_equations"),
+    Mutant('pairs: rows of a search keep the keys of others', "models/seq2seq.py",
+           'None if self.keys is None else self.keys[rows]', 'self.keys', f"{SEQ2SEQ}::test_reordered_rows_go_on_as_they_were"),
+    Mutant("pairs: a row takes another row's source mask along", "models/encoder_decoder.py",
+           'self._memory.tokens.take(rows)', 'self._memory.tokens.take(torch.zeros_like(rows))',
+           f"{ENCODER_DECODER}::test_beam_search_over_ragged_sources_with_a_cache_and_without"),
+    Mutant('pairs: the encoder sees padding', "models/encoder_decoder.py",
+           'embed(torch.where(tokens.valid, source, 0), tokens), tokens)', 'embed(torch.where(tokens.valid, source, 0), tokens), None)',
+           f"{ENCODER_DECODER}::test_it_is_that_of_pytorch"),
+    Mutant('pairs: smoothing in evaluation', "nn/heads.py",
+           'self.smoothing if self.training else 0.0', 'self.smoothing', f"{ENCODER_DECODER}::test_the_loss_is_cross_entropy_with_smoothing_in_training_alone"),
+    Mutant('pairs: the target has no share of what is spread', "ops/loss.py",
+           'grad -= smoothing / logits.shape[1]', 'grad -= smoothing / (logits.shape[1] - 1)', f"{LOSS}::test_smoothing_and_bias_with_padding_are_those_of_torch"),
+    Mutant('pairs: the end is not counted as a token', "generation/beam.py",
+           'return log_probability / n**self.length_penalty', 'return log_probability / max(1, n - 1) ** self.length_penalty',
+           f"{BEAM}::test_it_is_that_of_transformers"),
+    Mutant('pairs: an end counts however unlikely', "generation/beam.py",
+           'if rank < self._search.beams:', 'if True:', f"{BEAM}::test_it_is_that_of_transformers {BEAM}::test_one_beam_takes_the_likeliest_token"),
+    Mutant('pairs: the search stops too early', "generation/beam.py",
+           'if len(self._done) < self._search.beams:', 'if not self._done:', f"{BEAM}::test_it_is_that_of_transformers"),
+    Mutant('pairs: sources are read with their end', "data/pairs.py",
+           'self._ids(self._split.source, i)[1:-1]', 'self._ids(self._split.source, i)[1:]', "tests/unit/data/test_pairs.py::test_a_batch_is_what_the_pairs_say"),
+    Mutant('pairs: a convolution sees the future', "nn/convolution.py",
+           'torch.cat([before.to(x.dtype), x], dim=1)', 'torch.cat([x, before.to(x.dtype)], dim=1)', STATEFUL),
+    Mutant('pairs: states stay where they were', "caches.py",
+           '{slot: tuple(part[rows] for part in state)', '{slot: tuple(part[: len(rows)] for part in state)', f"{STATEFUL}::test_ragged_prompts_go_on_with_a_cache"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
 from qkv.api import export_adapter as export_adapter
-from qkv.api import load as load
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory
 from qkv.conversation import Conversation as Conversation
@@ -12,19 +11,27 @@ from qkv.data import CharacterTokenizerConfig as CharacterTokenizerConfig
 from qkv.data import ChatTemplate as ChatTemplate
 from qkv.data import ConversationsConfig as ConversationsConfig
 from qkv.data import DataConfig as DataConfig
+from qkv.data import DatesConfig as DatesConfig
 from qkv.data import FilesConfig as FilesConfig
 from qkv.data import PackageConfig as PackageConfig
+from qkv.data import PackagePairsConfig as PackagePairsConfig
+from qkv.data import PairDataConfig as PairDataConfig
 from qkv.data import Tokenizer as Tokenizer
 from qkv.data import TokenizerFileConfig as TokenizerFileConfig
+from qkv.data import TSVConfig as TSVConfig
 from qkv.data import VectorFilesConfig as VectorFilesConfig
+from qkv.data import WordTokenizerConfig as WordTokenizerConfig
 from qkv.errors import ConfigError as ConfigError
 from qkv.errors import FileError as FileError
 from qkv.errors import QkvError as QkvError
 from qkv.errors import TrainingError as TrainingError
+from qkv.generation import BeamConfig as BeamConfig
 from qkv.generation import SamplingConfig as SamplingConfig
+from qkv.generation import beam_search as beam_search
 from qkv.generation import generate as generate
 from qkv.loaded import Completion as Completion
 from qkv.loaded import Loaded as Loaded
+from qkv.loading import load as load
 from qkv.masks import And as And
 from qkv.masks import Causal as Causal
 from qkv.masks import Chunked as Chunked
@@ -34,13 +41,25 @@ from qkv.masks import Not as Not
 from qkv.masks import Or as Or
 from qkv.masks import Strided as Strided
 from qkv.masks import Window as Window
+from qkv.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+from qkv.models.encoder_decoder import EncoderDecoderConfig as EncoderDecoderConfig
 from qkv.models.init import InitConfig as InitConfig
+from qkv.models.pairs import Pair as Pair
+from qkv.models.seq2seq import BahdanauConfig as BahdanauConfig
+from qkv.models.seq2seq import FixedVectorConfig as FixedVectorConfig
+from qkv.models.seq2seq import LuongConfig as LuongConfig
+from qkv.models.seq2seq import RecurrentEncoderConfig as RecurrentEncoderConfig
+from qkv.models.seq2seq import Seq2Seq as Seq2Seq
+from qkv.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
 from qkv.models.transformer import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
 from qkv.nn.adapters import LoRAConfig as LoRAConfig
 from qkv.nn.adapters import add_adapters as add_adapters
 from qkv.nn.adapters import merge_adapters as merge_adapters
+from qkv.nn.additive import AdditiveScoreConfig as AdditiveScoreConfig
+from qkv.nn.additive import DotScoreConfig as DotScoreConfig
+from qkv.nn.additive import GeneralScoreConfig as GeneralScoreConfig
 from qkv.nn.attention import AttentionConfig as AttentionConfig
 from qkv.nn.blocks import OutputNormConfig as OutputNormConfig
 from qkv.nn.blocks import ParallelConfig as ParallelConfig
@@ -48,7 +67,9 @@ from qkv.nn.blocks import ParallelPreNormConfig as ParallelPreNormConfig
 from qkv.nn.blocks import PostNormConfig as PostNormConfig
 from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
+from qkv.nn.convolution import ConvolutionConfig as ConvolutionConfig
 from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
+from qkv.nn.embedders import StreamEmbedderConfig as StreamEmbedderConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig
@@ -69,6 +90,9 @@ from qkv.nn.positions import RoPEConfig as RoPEConfig
 from qkv.nn.positions import SinusoidalPositionsConfig as SinusoidalPositionsConfig
 from qkv.nn.positions import T5BiasConfig as T5BiasConfig
 from qkv.nn.positions import YaRNScalingConfig as YaRNScalingConfig
+from qkv.nn.recurrent import GRUConfig as GRUConfig
+from qkv.nn.recurrent import LSTMConfig as LSTMConfig
+from qkv.nn.recurrent import RecurrentConfig as RecurrentConfig
 from qkv.ops import attend as attend
 from qkv.ops import attention_weights as attention_weights
 from qkv.presets import preset as preset
@@ -81,5 +105,6 @@ from qkv.training import SampleConfig as SampleConfig
 from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
 from qkv.training import train as train
+from qkv.translator import Translator as Translator
 
 __version__: str

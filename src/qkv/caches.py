@@ -187,6 +187,7 @@ class Cache:
         self._keys = [zeros(filing, shape.n_kv_heads, shape.head_dim) for shape, filing in pairs]
         self._values = [zeros(filing, shape.n_kv_heads, shape.value_dim) for shape, filing in pairs]
         self._memory: dict[int, tuple[Tensor, Tensor]] = {}
+        self._states: dict[int, tuple[Tensor, ...]] = {}
         self.length: Int[Tensor, " B"] = torch.zeros(batch, dtype=torch.long, device=device)
         self._highest = self.length  # tokens that were ever written, before a rollback
         self.bound = 0
@@ -236,6 +237,14 @@ class Cache:
             self._memory[slot] = compute()
         return self._memory[slot]
 
+    def keep(self, slot: int, state: tuple[Tensor, ...]) -> None:
+        """Keep what an application carries on from token to token, each tensor (B, …); takes the place of the last."""
+        self._states[slot] = state
+
+    def recall(self, slot: int) -> tuple[Tensor, ...] | None:
+        """What the application kept last; None: nothing yet."""
+        return self._states.get(slot)
+
     def advance(self) -> None:
         """Count the new tokens as held; called once per forward pass, by the stack, after the last block."""
         assert self._new is not None
@@ -249,11 +258,16 @@ class Cache:
         """Forget the last `n` tokens of every row.
 
         Raises:
-            ConfigError: A row has fewer, or a ring has overwritten what came before them.
+            ConfigError: A row has fewer, a ring has overwritten what came before them, or a state was carried on.
         """
         shortest = int(self.length.min())
         if not 0 <= n <= shortest:
             raise ConfigError(f"rollback of {n} tokens: the shortest row holds {shortest}; take back at most as many")
+        if n and self._states:
+            raise ConfigError(
+                f"rollback of {n} tokens: this model has recurrent or convolutional layers, whose past cannot be taken "
+                "back; read the text again"
+            )
         written = int((self._highest - self.length).max()) + n
         if written > self._rollback and any(isinstance(filing, Ring) for filing in self._filings.values()):
             raise ConfigError(
@@ -269,12 +283,13 @@ class Cache:
         self._keys = [x[rows] for x in self._keys]
         self._values = [x[rows] for x in self._values]
         self._memory = {slot: (k[rows], v[rows]) for slot, (k, v) in self._memory.items()}
+        self._states = {slot: tuple(part[rows] for part in state) for slot, state in self._states.items()}
         self.length, self._highest = self.length[rows], self._highest[rows]
 
     @property
     def n_bytes(self) -> int:
-        """Memory of keys and values, in bytes."""
-        memory = [x for pair in self._memory.values() for x in pair]
+        """Memory of keys, values and states, in bytes."""
+        memory = [x for kept in (*self._memory.values(), *self._states.values()) for x in kept]
         return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values, *memory))
 
 

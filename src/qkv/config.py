@@ -2,7 +2,8 @@
 """Configs: frozen plain data that builds its owner.
 
 A config is keyword-only and strict, and it makes the round trip through JSON and YAML. In those it is a mapping whose
-`type` is the class name without the ending `Config`; `type` may be left out where the field admits a single class.
+`type` is the class name without the ending `Config`. It may be left out where the field admits a single class, or
+names a concrete one first.
 """
 
 import dataclasses
@@ -155,6 +156,8 @@ def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]
     }
     if tag is None and len(admitted) == 1:
         return next(iter(admitted.values()))
+    if tag is None and bases[0].tag() in admitted:  # the first that the field names, where it is no abstract one
+        return bases[0]
     where = path or "the top"
     if tag is None:
         raise ConfigError(f"{where}: needs a 'type'; one of {', '.join(sorted(admitted))}")

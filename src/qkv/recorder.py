@@ -19,3 +19,11 @@ class Recorder(ABC):
                 and what else decides the weights.
             out: What the kernel really produced, before the output projection.
         """
+
+    def alignment(self, slot: int, weights: Float[Tensor, "B T S"]) -> None:  # noqa: B027 - nothing is a fine answer
+        """Called by recurrent decoders, whose scores are no product of queries and keys.
+
+        Args:
+            slot: Which application, counted from the input.
+            weights: Of each token of the target over the source; each row sums to 1, and padding has 0.
+        """

@@ -120,6 +120,10 @@ class Tokens:
         by = by[:, None]
         return Tokens(self.index + by, self.order + by, self.segment, self.coords + by[..., None], self.layout)
 
+    def take(self, rows: Int[Tensor, " b"]) -> "Tokens":
+        """Some of the rows, in this order."""
+        return Tokens(self.index[rows], self.order[rows], self.segment[rows], self.coords[rows], self.layout)
+
 
 def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
     return Tokens(index, index, segment, index[..., None], layout)

@@ -79,6 +79,14 @@ NEEDED = {
     "LinearScalingConfig": lambda: {"factor": 2.0},
     "NTKScalingConfig": lambda: {"factor": 2.0},
     "LongRoPEScalingConfig": lambda: {"original_length": 64, "short_factors": (1.0, 2.0), "long_factors": (3.0, 4.0)},
+    "PackagePairsConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv"},
+    "TSVConfig": lambda: {"path": "pairs.tsv"},
+    "PairDataConfig": lambda: {
+        "source": qkv.TSVConfig(path="pairs.tsv"), "tokenizer": qkv.CharacterTokenizerConfig(),
+        "target_tokenizer": qkv.WordTokenizerConfig(),
+    },
+    "Seq2SeqConfig": lambda: {"d_model": 8, "decoder": qkv.LuongConfig(score=qkv.DotScoreConfig())},
+    "EncoderDecoderConfig": lambda: {"d_model": 8, "encoder": block(), "decoder": reading_block()},
     "BPETokenizerConfig": lambda: {"vocab_size": 300},
     "TokenizerFileConfig": lambda: {"path": "tokenizer.json"},
     "FilesConfig": lambda: {"path": "corpus.txt"},
@@ -102,6 +110,11 @@ NEEDED = {
 
 def yarn():
     return qkv.RoPEConfig(theta=5e5, scaling=example(qkv.YaRNScalingConfig))
+
+
+def reading_block():
+    read = qkv.CrossAttentionConfig(n_heads=4, mask=qkv.Full())
+    return qkv.PreNormConfig(norm=qkv.RMSNormConfig(), sublayers=(read, qkv.GLUConfig()))
 
 
 def block():

@@ -148,7 +148,7 @@ def test_one_prompt_as_json(run, capsys):
         (b"a", ["-f", "prompts.txt", "--batch-size", "0"], 2, "--batch-size 0 must be at least 1"),
         (b"a\n" + b"b" * 70, ["-f", "prompts.txt"], 2, "prompt 2 of 2 has 70 tokens and the context 64; cut it to 63"),
         (b"a\nZ", ["-f", "prompts.txt"], 2, "the character 'Z' is not in the corpus"),
-        (b" \n\n", ["-f", "prompts.txt"], 3, "prompts.txt: holds no prompt; put one in each line"),
+        (b" \n\n", ["-f", "prompts.txt"], 3, "prompts.txt: holds no text; put one in each line"),
         (b"\xff", ["-f", "prompts.txt"], 3, "prompts.txt: "),
         (b"a", ["-f", "nothing.txt"], 3, "nothing.txt"),
         (b"a", ["-f", "."], 3, ".: is a folder; give a file"),

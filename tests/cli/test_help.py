@@ -9,7 +9,7 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["chat", "check", "convert", "eval", "generate", "pull", "show", "train"]
+VERBS = ["chat", "check", "convert", "eval", "generate", "inspect", "pull", "show", "train", "translate"]
 OPTIONS = {
     "chat": [
         "--expand",
@@ -25,7 +25,7 @@ OPTIONS = {
     ],
     "check": ["--dtype", "--seed"],
     "convert": ["--certificate", "--dtype", "--no-certificate", "--to"],
-    "eval": ["--json"],
+    "eval": ["--beams", "--json", "--length-penalty"],
     "generate": [
         "--batch-size",
         "--expand",
@@ -43,6 +43,17 @@ OPTIONS = {
         "--top-p",
     ],
     "pull": [],
+    "inspect": ["--out", "--translation"],
+    "translate": [
+        "--batch-size",
+        "--beams",
+        "--file",
+        "--json",
+        "--length-penalty",
+        "--max-new-tokens",
+        "--n-best",
+        "--scores",
+    ],
     "show": ["--batch", "--context", "--dtype", "--kernels", "--tokens"],
     "train": ["--out", "--resume", "--set"],
 }

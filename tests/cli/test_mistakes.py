@@ -148,7 +148,12 @@ MISTAKES = {
         OPTION,
         ("context=100000", "tokens to train on", "lower context"),
     ),
-    "no such recipe": (nothing, ("train", "tinny.yaml"), FILE, ("tinny.yaml: no such file", "known: shakespeare")),
+    "no such recipe": (
+        nothing,
+        ("train", "tinny.yaml"),
+        FILE,
+        ("tinny.yaml: no such file", "phonemes, shakespeare"),
+    ),
     "a recipe that is not YAML": (recipe("steps: [1\n"), TRAIN, OPTION, ("tiny.yaml, line 2: not valid YAML",)),
     "a recipe that is a text": (recipe("steps\n"), TRAIN, OPTION, ("tiny.yaml: a recipe is a mapping", "found str")),
     "an empty recipe": (recipe(""), TRAIN, OPTION, ("tiny.yaml: a recipe is a mapping", "found NoneType")),
@@ -205,7 +210,12 @@ MISTAKES = {
         ("none of its 2 checkpoints is whole",),
     ),
     # the model
-    "no such model": (nothing, ("generate", "rum", "the"), FILE, ("rum: there is no such file or folder", "give a run")),
+    "no such model": (
+        nothing,
+        ("generate", "rum", "the"),
+        FILE,
+        ("rum: there is no such file or folder", "give a run"),
+    ),
     "a folder that is no model": (nothing, ("generate", ".", "the"), FILE, ("has neither recipe.yaml (a run) nor",)),
     "a run without a checkpoint": (
         untrained,

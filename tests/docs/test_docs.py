@@ -129,6 +129,8 @@ def shrunk(recipe: recipes.RecipeConfig) -> recipes.RecipeConfig:
     sizes = {"context": min(recipe.context, 32), "batch_size": min(recipe.batch_size, 2)}
     if recipe.model is None or recipe.start is not None:  # the model is that of `start`, which the page made small
         return dataclasses.replace(recipe, **counts)
+    if isinstance(recipe.data, qkv.PairDataConfig):  # a page of pairs is small already
+        return dataclasses.replace(recipe, **counts, batch_size=sizes["batch_size"])
     assert isinstance(recipe.model.blocks, qkv.Repeat)
     stack = dataclasses.replace(recipe.model.blocks, n=1)
     model = dataclasses.replace(recipe.model, d_model=min(recipe.model.d_model, 48), blocks=stack)

@@ -29,6 +29,8 @@ app = App(
 app.command("qkv.cli.train:train", name="train", help="Train a model as a recipe says.")
 app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model on a text.")
 app.command("qkv.cli.generate:generate", name="generate", help="Let a trained model go on with a text.")
+app.command("qkv.cli.translate:translate", name="translate", help="Translate with a model that was trained on pairs.")
+app.command("qkv.cli.inspect:inspect", name="inspect", help="Draw what a translation looked at.")
 app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")
 app.command("qkv.cli.pull:pull", name="pull", help="Download pretrained weights.")
 app.command("qkv.cli.convert:convert", name="convert", help="Write a model in another layout: Hugging Face, GGUF, qkv.")
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _with_dashes(words: Sequence[str]) -> list[str]:
     """The words, with `qkv generate MODEL -` and `-f -` in a form that passes for a value."""
-    dash = {place for place, word in enumerate(words) if word == "-" and words[0] == "generate"}
+    dash = {place for place, word in enumerate(words) if word == "-" and words[0] in ("generate", "translate")}
     meant = {place for place in dash if place == 2 or words[place - 1] in ("-f", "--file")}
     return [STANDARD_INPUT if place in meant else word for place, word in enumerate(words)]
 

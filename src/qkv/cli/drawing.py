@@ -22,12 +22,14 @@ from qkv.nn.blocks import (
     PreNormConfig,
     SandwichConfig,
 )
+from qkv.nn.convolution import ConvolutionConfig
 from qkv.nn.cross import CrossAttentionConfig
 from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import HeadConfig, LMHeadConfig, VectorHeadConfig
 from qkv.nn.latent import LatentAttentionConfig
 from qkv.nn.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
+from qkv.nn.recurrent import RecurrentConfig
 
 _WIDTH = 78
 _STREAM_AT = 5  # column of the stream
@@ -170,6 +172,10 @@ def describe(config: Config, d_model: int) -> list[str]:
                 f"{config.mask.describe()} mask",
                 config.position.describe(),
             ]
+        case RecurrentConfig(cell=cell, layers=n):
+            return [f"{n} × {cell.tag()}, {config.d_hidden or d_model:,} wide"]
+        case ConvolutionConfig(width=n):
+            return [f"reads {n} tokens", "gated"]
         case FFNConfig(d_ff=width, activation=activation):
             return [f"{d_model:,} → {width or 4 * d_model:,} → {d_model:,}, {activation}"]
         case GLUConfig(activation=activation):

@@ -113,14 +113,23 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
         raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
+    return read_lines(file)
+
+
+def read_lines(file: Path | None) -> list[str]:
+    """The lines that are not empty of a file, or of standard input where there is none.
+
+    Raises:
+        FileError: There is none, or they cannot be read.
+    """
     if file is None or str(file) == STANDARD_INPUT:
         lines, place = read_standard_input(), "standard input"
     else:
         lines, place = _lines(file), str(file)
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise FileError(f"{place}: holds no prompt; put one in each line")
-    return prompts
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise FileError(f"{place}: holds no text; put one in each line")
+    return texts
 
 
 def _lines(file: Path) -> list[str]:

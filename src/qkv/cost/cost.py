@@ -10,9 +10,10 @@ from torch import nn
 from qkv.config import Config
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Full, Mask, Place
+from qkv.models.pairs import PairModelConfig
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
-from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
+from qkv.nn.embedders import EmbedderConfig, TokenEmbedder, TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHead, VectorHeadConfig
 from qkv.nn.mixer import Mixer
 
@@ -118,11 +119,23 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
     return Cost(tuple(parts), context, dtype)
 
 
-def training_flops_per_token(config: TransformerConfig, context: int, *, frozen: bool = False) -> float:
+def training_flops_per_token(
+    config: TransformerConfig | PairModelConfig, context: int, *, frozen: bool = False
+) -> float:
     """What `Cost` says about training on texts of `context` tokens.
+
+    Of a model of pairs it is an estimate: every weight but those of the embeddings once for each token of the target,
+    as if the source were as long, and no scores.
 
     Where the weights are `frozen`, their gradients are left out, and so are the few operations of adapters.
     """
+    if isinstance(config, PairModelConfig):
+        with torch.device("meta"):
+            model = config.build()
+        tables = {id(part.weight) for part in model.modules() if isinstance(part, TokenEmbedder)}
+        tied = model.head.weight is None
+        weights = [p for p in model.parameters() if p.dim() > 1 and (tied or id(p) not in tables)]
+        return 6.0 * _count(weights)
     cost = summary(config, context=context)
     return 2 * cost.flops_per_token if frozen else cost.training_flops_per_token
 

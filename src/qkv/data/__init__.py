@@ -4,6 +4,19 @@ from qkv.data.batches import IGNORE, Batch, Batches
 from qkv.data.chat import ChatTemplate, Message, template_of
 from qkv.data.conversations import ConversationsConfig, Example
 from qkv.data.dataset import DataConfig, Dataset, Split, prepare
+from qkv.data.dates import DatesConfig
+from qkv.data.pairs import (
+    PackagePairsConfig,
+    PairBatch,
+    PairBatches,
+    PairDataConfig,
+    PairDataset,
+    PairSourceConfig,
+    PairSplit,
+    PairTokenizer,
+    TSVConfig,
+    prepare_pairs,
+)
 from qkv.data.rendered import Rendered
 from qkv.data.sources import (
     SHAKESPEARE,
@@ -22,6 +35,8 @@ from qkv.data.tokenizers import (
     Tokenizer,
     TokenizerConfig,
     TokenizerFileConfig,
+    WordTokenizerConfig,
+    unit_tokenizer,
 )
 
 __all__ = [
@@ -36,20 +51,33 @@ __all__ = [
     "ConversationsConfig",
     "DataConfig",
     "Dataset",
+    "DatesConfig",
     "Encoded",
     "Example",
     "FilesConfig",
     "Message",
     "PackageConfig",
+    "PackagePairsConfig",
+    "PairBatch",
+    "PairBatches",
+    "PairDataConfig",
+    "PairDataset",
+    "PairSourceConfig",
+    "PairSplit",
+    "PairTokenizer",
     "Rendered",
     "SourceConfig",
     "Split",
+    "TSVConfig",
     "TextSourceConfig",
     "TextStream",
     "Tokenizer",
     "TokenizerConfig",
     "TokenizerFileConfig",
     "VectorFilesConfig",
+    "WordTokenizerConfig",
     "prepare",
+    "prepare_pairs",
     "template_of",
+    "unit_tokenizer",
 ]

@@ -184,17 +184,17 @@ def _bytes(document: str | Example | np.ndarray) -> bytes:
 
 def _divide(config: DataConfig, n: int) -> Iterator[tuple[Any, Any]]:
     """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
-    held_out = _held_out(n, config.validation)
+    out = held_out(n, config.validation)
     for i, document in enumerate(config.source.documents()):
         if isinstance(document, Example):
-            yield (None, document) if i in held_out else (document, None)
+            yield (None, document) if i in out else (document, None)
             continue
-        whole = 0 if i in held_out else len(document)
+        whole = 0 if i in out else len(document)
         place = whole if n >= MANY_DOCUMENTS else _cut(document, config.validation)
         yield document[:place], document[place:]
 
 
-def _held_out(n: int, share: float) -> set[int]:
+def held_out(n: int, share: float) -> set[int]:
     """The numbers of the documents to hold out: those with the lowest hash (splitmix64)."""
     x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -61,7 +61,7 @@ class FilesConfig(TextSourceConfig):
         for path in files_below(Path(self.path), TEXT_SUFFIXES):
             if path.suffix == ".jsonl":
                 yield from _json_lines(path, self.field)
-            elif text := _decode(_read(path), str(path)):
+            elif text := decode_text(read_bytes(path), str(path)):
                 yield text
 
 
@@ -92,7 +92,7 @@ class PackageConfig(TextSourceConfig):
         if not members:
             raise FileError(f"{archive.name}: no file matches {self.files!r}; correct `files`")
         for name, data in members:
-            if text := _decode(data, f"{archive.name}: {name}"):
+            if text := decode_text(data, f"{archive.name}: {name}"):
                 yield text
 
 
@@ -158,14 +158,16 @@ def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a file."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _decode(data: bytes, where: str) -> str:
+def decode_text(data: bytes, where: str) -> str:
+    """Strict UTF-8 with plain line ends; `where` is what errors call it."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -193,7 +195,7 @@ def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _json_record(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record: Any = json.loads(_decode(line, where))
+        record: Any = json.loads(decode_text(line, where))
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where}: not valid JSON ({error}); write one object per line") from None
     if not isinstance(record, dict):
@@ -214,7 +216,7 @@ def _json_text(record: dict[str, Any], field: str, where: str) -> str:
     if not isinstance(record[field], str):
         raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")
     try:
-        return _decode(record[field].encode("utf-8"), where)
+        return decode_text(record[field].encode("utf-8"), where)
     except UnicodeEncodeError:
         raise FileError(f"{where}: {field!r} has half a surrogate pair, which is no character; remove it") from None
 

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, final
 
@@ -31,6 +31,7 @@ MAX_VOCAB_SIZE: Final = 1 << 20
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 _CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+WORDS = pre_tokenizers.WhitespaceSplit()
 
 # Both always split before a line end that a word follows. After it would be wrong: in "\n\nword" they split between the
 # line ends, but at the end of a text they do not.
@@ -268,13 +269,15 @@ class Tokenizer:
         return (match[0] for match in _PIECE.finditer(text)) if self._cuttable else iter([text])
 
     def _unknown(self, texts: Sequence[str]) -> ConfigError | None:
+        words = str(self._inner.pre_tokenizer) == str(WORDS)
+        what = "word" if words else "character"
         for text in texts:
-            for character in text:
-                if "\ud800" <= character <= "\udfff":
-                    return ConfigError(f"{character!r} is half a surrogate pair, which is no character; remove it")
-                if character not in self._vocabulary and isinstance(self._inner.model, models.WordLevel):
+            if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
+                return ConfigError(f"{half!r} is half a surrogate pair, which is no character; remove it")
+            for unit in text.split() if words else text:
+                if unit not in self._vocabulary and isinstance(self._inner.model, models.WordLevel):
                     return ConfigError(
-                        f"the character {character!r} is not in the corpus that this tokenizer was made from; "
+                        f"the {what} {unit!r} is not in the corpus that this tokenizer was made from; "
                         "leave it out, or train with a BPE tokenizer"
                     )
         return None
@@ -372,16 +375,41 @@ class CharacterTokenizerConfig(TokenizerConfig):
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`."""
         characters = sorted(set[str]().union(*documents))
-        vocabulary = {token: i for i, token in enumerate([END_OF_TEXT, *characters])}
-        inner = tokenizers.Tokenizer(models.WordLevel(vocabulary))
-        inner.pre_tokenizer = _CHARACTERS
-        inner.decoder = decoders.Fuse()
-        inner.add_special_tokens([END_OF_TEXT])
-        return Tokenizer(inner)
+        return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *characters])}, words=False)
 
     def identity(self) -> str:
         """See `TokenizerConfig.identity`."""
         return json.dumps(self.to_dict())
+
+
+@final
+@config
+class WordTokenizerConfig(TokenizerConfig):
+    """Every word of the corpus is a token; words are what white space parts. `decode` puts one space between them.
+
+    For small closed vocabularies, such as phonemes. The words of held-out text count as well.
+    """
+
+    reads_validation: ClassVar[bool] = True
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`."""
+        words = sorted({word for text in documents for word in text.split()})
+        return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *words])}, words=True)
+
+    def identity(self) -> str:
+        """See `TokenizerConfig.identity`."""
+        return json.dumps(self.to_dict())
+
+
+def unit_tokenizer(vocabulary: Mapping[str, int], *, words: bool, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+    """A tokenizer whose tokens are characters, or words; the first special token ends a text."""
+    inner = tokenizers.Tokenizer(models.WordLevel(dict(vocabulary)))
+    inner.pre_tokenizer = WORDS if words else _CHARACTERS
+    if not words:
+        inner.decoder = decoders.Fuse()
+    inner.add_special_tokens(list(special))
+    return Tokenizer(inner, end_of_text=vocabulary[special[0]])
 
 
 @final

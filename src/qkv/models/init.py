@@ -40,7 +40,7 @@ class InitConfig(Config):
             id(p) for part in model.modules() if isinstance(part, Embedder) for p in part.parameters() if p.dim() == 2
         }
         for weight in (p for p in model.parameters() if p.dim() > 1):
-            std = 1 / math.sqrt(weight.shape[-1]) if self.std is None else self.std
+            std = 1 / math.sqrt(weight[0].numel()) if self.std is None else self.std
             if id(weight) in tables:
                 std = embed_std
             elif id(weight) in residual and self.scale_residual:

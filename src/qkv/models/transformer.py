@@ -21,6 +21,7 @@ from qkv.nn.heads import HeadConfig
 from qkv.nn.mixer import Mixer, Seat
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
+from qkv.nn.stateful import Stateful
 from qkv.nn.sublayer import Aux, SublayerConfig, merge
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
@@ -107,7 +108,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = config.final_norm.build(config.d_model) if config.final_norm else nn.Identity()
         self.head = config.head.build(config.d_model, config.embed) if config.head else None
-        self._slots = [len(_mixers(block)) for block in blocks]
+        self._slots = [len(_keepers(block)) for block in blocks]
         self._seating = _seat(blocks)
         if not next(self.parameters()).is_meta:
             self.reset_parameters()
@@ -228,7 +229,7 @@ class Transformer(nn.Module):
             if position.scaling is not None:
                 position.scaling.check_cache(capacity)
         weight = next(self.parameters())
-        shapes = [part.cache_shape() for i in self.order for part in _mixers(_block(self.blocks[i]))]
+        shapes = [part.cache_shape() for i in self.order for part in _keepers(_block(self.blocks[i]))]
         return Cache(shapes, batch, capacity, rollback=rollback, dtype=weight.dtype, device=weight.device)
 
     def _context(
@@ -301,7 +302,10 @@ def _seat(blocks: list[Block]) -> _Seating:
     """Give every attention layer its seat."""
     found = _Seating([], [], [])
     for block in blocks:
-        for slot, part in enumerate(_mixers(block)):
+        for slot, part in enumerate(_keepers(block)):
+            if isinstance(part, Stateful):
+                part.seat = Seat(slot=slot)
+                continue
             mask = _index(part.mask, found.memory_masks if part.reads_memory else found.masks)
             rotation = 0 if part.rope is None else _index((part.rope, part.rotated), found.rotations)
             part.seat = Seat(mask, rotation, slot)
@@ -315,8 +319,9 @@ def _index(item: Any, found: list[Any]) -> int:
     return found.index(item)
 
 
-def _mixers(block: Block) -> list[Mixer]:
-    return [part for part in sublayers_of(block) if isinstance(part, Mixer)]
+def _keepers(block: Block) -> list[Mixer | Stateful]:
+    """What has a place in a cache."""
+    return [part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful)]
 
 
 def _block(module: nn.Module) -> Block:

@@ -60,12 +60,19 @@ class LMHeadConfig(HeadConfig):
     Attributes:
         tied: Whether it uses the embedder's table as its weight (Press and Wolf 2017).
         softcap: c in c · tanh(logit / c) (Gemma Team 2024, Gemma 2, section 2); None: logits are not bounded.
+        bias: Whether each token has a bias.
+        smoothing: Share of the target's probability that is spread over the vocabulary in training, the target
+            included (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4). Evaluation is without it.
     """
 
     tied: bool = True
     softcap: float | None = None
+    bias: bool = False
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing={self.smoothing} must be at least 0 and below 1")
         if self.softcap is not None and self.softcap <= 0:
             raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
@@ -87,7 +94,8 @@ class LMHead(Head):
     def __init__(self, config: LMHeadConfig, d_model: int, vocab_size: int) -> None:
         super().__init__()
         self.weight: Table | None = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
-        self.softcap = config.softcap
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if config.bias else None
+        self.softcap, self.smoothing = config.softcap, config.smoothing
 
     def _weight(self, table: Table | None) -> Tensor | Packed:
         weight = table if self.weight is None else self.weight
@@ -97,6 +105,7 @@ class LMHead(Head):
     def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T V"]:
         """Logits."""
         logits = project(x, self._weight(table))
+        logits = logits if self.bias is None else logits + self.bias
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def loss(
@@ -112,7 +121,15 @@ class LMHead(Head):
         weight = self._weight(table)
         if isinstance(weight, Packed):
             raise ConfigError("a packed head has no loss; load the model with a dtype such as float32")
-        return linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), scale=scale, softcap=self.softcap)
+        return linear_cross_entropy(
+            x.flatten(0, 1),
+            weight.to(x.dtype),
+            targets.flatten(),
+            bias=None if self.bias is None else self.bias.to(x.dtype),
+            scale=scale,
+            softcap=self.softcap,
+            smoothing=self.smoothing if self.training else 0.0,
+        )
 
     def count(self, targets: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> int:
         """How many tokens have a target: those that are no padding and whose target is not -100."""

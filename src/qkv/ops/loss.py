@@ -21,12 +21,15 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, " N"],
     *,
+    bias: Float[Tensor, " V"] | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """`scale` times the sum over tokens of -log softmax(x Wᵀ)[target], in nats; targets of -100 count nothing.
 
-    With a `softcap` c the softmax is that of c · tanh(x Wᵀ / c).
+    With a `bias` b the logits are x Wᵀ + b, and with a `softcap` c they are bounded to c · tanh(logits / c). With a
+    `smoothing` ε the loss of a token is 1 - ε times that, plus ε times the mean of -log softmax over the vocabulary.
 
     The gradients are computed together with the loss, chunk by chunk over the tokens: memory is one chunk of logits
     instead of N x V. The softmax runs in at least float32. Pass the normaliser as `scale` (1 / number of tokens) rather
@@ -34,13 +37,20 @@ def linear_cross_entropy(
 
     Differs from `torch.nn.functional.cross_entropy` only in memory, and in having no second derivative.
     """
-    return _LinearCrossEntropy.apply(x, weight, targets, scale, softcap)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(x, weight, targets, bias, scale, softcap, smoothing)  # type: ignore[no-any-return]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # pyright: ignore
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: float, softcap: float | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        smoothing: float,
     ) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         vocab = weight.shape[0]
@@ -49,15 +59,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64 if x.device.type == "cpu" else torch.float32, device=x.device)
         grad_x = torch.empty_like(x) if needs_x else None
         grad_weight = (torch.empty_like if len(x) else torch.zeros_like)(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
             chunk = torch.mm(x[rows], weight.T, out=logits[: len(x) - start])
-            total += _loss_and_gradient(chunk, targets[rows], scale, softcap)
+            if bias is not None:
+                chunk += bias
+            total += _loss_and_gradient(chunk, targets[rows], scale, softcap, smoothing)
             if grad_x is not None:
                 torch.mm(chunk, weight, out=grad_x[rows])
             if grad_weight is not None:
                 grad_weight.addmm_(chunk.T, x[rows], beta=0 if start == 0 else 1)  # 0: what is there is not read
-        ctx.save_for_backward(grad_x, grad_weight)
+            if grad_bias is not None:
+                grad_bias += chunk.sum(0)
+        ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         return (total * scale).to(torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
@@ -65,7 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads: tuple[Tensor | None, ...] = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1.0:  # reading the number would stop a GPU
             grads = tuple(None if g is None else g * grad.to(g.dtype) for g in grads)
-        return (*grads, None, None, None)
+        grad_x, grad_weight, grad_bias = grads
+        return grad_x, grad_weight, None, grad_bias, None, None, None
 
 
 def _chunk_size(n: int, most: int) -> int:
@@ -73,7 +89,9 @@ def _chunk_size(n: int, most: int) -> int:
     return max(1, -(-n // max(1, -(-n // most))))
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float, softcap: float | None) -> Tensor:
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, scale: float, softcap: float | None, smoothing: float
+) -> Tensor:
     """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
@@ -84,9 +102,14 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, scale: float, softcap: f
         target = target.where(counted, 0)[:, None]
         bounded = part if softcap is None else (part.to(wide) / softcap).tanh_()
         log_p = torch.log_softmax(bounded if softcap is None else bounded * softcap, dim=-1, dtype=wide)
-        total -= (log_p.gather(1, target)[:, 0] * counted).sum()
+        loss = -log_p.gather(1, target)[:, 0]
+        if smoothing:
+            loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
+        total += (loss * counted).sum()
         grad = log_p.exp_()
-        grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=wide))
+        grad.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=wide))
+        if smoothing:
+            grad -= smoothing / logits.shape[1]
         grad.mul_((counted.to(wide) * scale)[:, None])
         if softcap is not None:  # the slope of tanh
             grad.mul_(1 - bounded.square_())

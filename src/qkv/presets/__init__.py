@@ -11,6 +11,7 @@ from qkv.presets.llama import llama
 from qkv.presets.olmo2 import olmo2
 from qkv.presets.pythia import pythia
 from qkv.presets.small import small
+from qkv.presets.translators import PAIR_PRESETS
 
 PRESETS: dict[str, Callable[[], TransformerConfig]] = {
     "small": small,
@@ -93,6 +94,8 @@ def preset(name: str) -> TransformerConfig:
     Raises:
         ConfigError: There is no preset of that name.
     """
+    if name in PAIR_PRESETS:
+        raise ConfigError(f"{name!r} is a model of pairs, which this is not for; train it with a recipe on pairs")
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; {suggest(name, PRESETS)}")
     return PRESETS[name]()

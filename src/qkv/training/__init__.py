@@ -1,6 +1,7 @@
 """Training: a recipe in, a run folder out."""
 
 from qkv.training.evaluate import evaluate_run
+from qkv.training.evaluate_pairs import evaluate_pairs
 from qkv.training.recipe import (
     AdamWConfig,
     CosineConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "ScheduleConfig",
     "StartConfig",
     "WSDConfig",
+    "evaluate_pairs",
     "evaluate_run",
     "read_recipe",
     "train",

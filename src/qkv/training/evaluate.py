@@ -7,19 +7,42 @@ from typing import NamedTuple
 import torch
 
 from qkv.api import load
-from qkv.data import Batch, Batches, FilesConfig, Split
+from qkv.data import Batch, Batches, FilesConfig, PairBatch, PairBatches, Split
 from qkv.errors import ConfigError
+from qkv.models.pairs import Pair, PairModel
 from qkv.models.transformer import Transformer
+from qkv.nn.sublayer import Aux
+from qkv.shapes import Tensor
 from qkv.tokens import Tokens
 from qkv.training.precision import products_in
 
 
-def tokens_of(batch: Batch, device: torch.device) -> Tokens:
+def tokens_of(batch: Batch | PairBatch, device: torch.device) -> Tokens:
     """Where the tokens of a batch stand; FULL where no row has a boundary or padding, which has faster kernels."""
     rows, width = batch.inputs.shape[:2]
     if all(lengths == (width,) for lengths in batch.lengths):
         return Tokens.full(rows, width, device=device)
     return Tokens.packed(batch.lengths, width, device=device)
+
+
+def loss_of(
+    model: Transformer | PairModel, batch: Batch | PairBatch, device: torch.device, scale: float | None
+) -> tuple[Tensor, Aux | None]:
+    """`model.loss` of a batch."""
+    tokens, targets, inputs = tokens_of(batch, device), batch.targets.to(device), batch.inputs.to(device)
+    if isinstance(batch, PairBatch):
+        assert isinstance(model, PairModel)
+        there = Tokens.padded(batch.source_lengths, batch.source.shape[1], device=device)
+        return model.loss(Pair(batch.source.to(device), there, inputs), targets, tokens, scale=scale)
+    assert isinstance(model, Transformer)
+    return model.loss(inputs, targets, tokens, scale=scale)
+
+
+def count_of(model: Transformer | PairModel, batch: Batch | PairBatch) -> int:
+    """How many tokens of a batch have a target."""
+    assert model.head is not None
+    cpu = torch.device("cpu")
+    return model.head.count(batch.targets, tokens_of(batch, cpu).valid)
 
 
 class Evaluation(NamedTuple):
@@ -34,20 +57,20 @@ class Evaluation(NamedTuple):
         return self.total / max(1, self.tokens)
 
 
-def evaluate(model: Transformer, batches: Batches, *, precision: str, limit: int | None = None) -> Evaluation:
+def evaluate(
+    model: Transformer | PairModel, batches: Batches | PairBatches, *, precision: str, limit: int | None = None
+) -> Evaluation:
     """The loss over the batches of a split, the first `limit` of them, or all."""
     device = next(model.parameters()).device
-    assert model.head is not None
     training = model.training
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad(), products_in(precision, device):
         for i in range(len(batches) if limit is None else min(limit, len(batches))):
             batch = batches.batch(0, i)
-            tokens, targets = tokens_of(batch, device), batch.targets.to(device)
-            loss, _ = model.loss(batch.inputs.to(device), targets, tokens, scale=1.0)
+            loss, _ = loss_of(model, batch, device, 1.0)
             total += loss.item()
-            count += model.head.count(targets, tokens.valid)
+            count += count_of(model, batch)
     model.train(training)
     return Evaluation(total, count)
 

@@ -5,6 +5,7 @@ import torch
 from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint, check_fit, digest
 from qkv.errors import FileError
+from qkv.models.pairs import PairModel, PairModelConfig
 from qkv.models.transformer import Transformer
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
 from qkv.shapes import Tensor
@@ -17,6 +18,7 @@ def starting_model(recipe: RecipeConfig, base: Loaded) -> Transformer:
     Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
     """
     assert recipe.model is not None
+    assert not isinstance(recipe.model, PairModelConfig)
     frozen = recipe.adapter is not None
     state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.model.state_dict().items()}
     with torch.device("meta"):
@@ -36,14 +38,17 @@ def identity(recipe: RecipeConfig, base: Loaded | None) -> dict[str, str]:
     return {"base": digest(base.model.state_dict())}
 
 
-def trained_weights(recipe: RecipeConfig, model: Transformer) -> dict[str, dict[str, Tensor]]:
+def trained_weights(recipe: RecipeConfig, model: Transformer | PairModel) -> dict[str, dict[str, Tensor]]:
     """The files of a checkpoint that hold what was trained: the model, or the adapters alone."""
     if recipe.adapter is None:
         return {"model": model.state_dict()}
+    assert isinstance(model, Transformer)  # adapters belong to language models
     return {"adapter": adapter_state(model)}
 
 
-def restore_weights(recipe: RecipeConfig, model: Transformer, checkpoint: Checkpoint, expected: dict[str, str]) -> None:
+def restore_weights(
+    recipe: RecipeConfig, model: Transformer | PairModel, checkpoint: Checkpoint, expected: dict[str, str]
+) -> None:
     """Put a checkpoint's weights into the model.
 
     Args:
@@ -59,6 +64,7 @@ def restore_weights(recipe: RecipeConfig, model: Transformer, checkpoint: Checkp
         model.load_state_dict(checkpoint.tensors("model"))
         return
     assert recipe.start is not None
+    assert isinstance(model, Transformer)
     if checkpoint.state.get("base") != expected["base"]:
         raise FileError(
             f"{checkpoint.path}: its adapters belong to the weights that {recipe.start.path} had when the run began, "

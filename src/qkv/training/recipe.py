@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from qkv.config import Config, assign, config, expand_home, read_yaml
-from qkv.data import ConversationsConfig, DataConfig, Dataset, FilesConfig, TokenizerFileConfig, VectorFilesConfig
+from qkv.data import (
+    ConversationsConfig,
+    DataConfig,
+    Dataset,
+    FilesConfig,
+    PairDataConfig,
+    PairDataset,
+    TokenizerConfig,
+    TokenizerFileConfig,
+    VectorFilesConfig,
+)
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
 from qkv.masks import sees_ahead
+from qkv.models.pairs import PairModelConfig
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.nn.attention import AttentionConfig
@@ -19,7 +30,7 @@ from qkv.nn.blocks import BlockConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.latent import LatentAttentionConfig
-from qkv.presets import preset
+from qkv.presets import PAIR_PRESETS, preset
 
 
 @final
@@ -115,7 +126,7 @@ class SampleConfig(Config):
 
     Attributes:
         prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
-            user says, to which the text is the answer.
+            user says, to which the text is the answer. Of pairs, the source; empty: the first that were held out.
         tokens: How many tokens at most.
         temperature: As in generation.
     """
@@ -179,9 +190,9 @@ class RecipeConfig(Config):
             left out.
         start: Trained weights to begin with; model and tokenizer are theirs. None: fresh weights.
         adapter: Train adapters beside the frozen weights of `start`; None: train all weights.
-        data: The corpus.
+        data: The corpus; of pairs, `type: PairData`, for a model of pairs.
         steps: Updates of the weights.
-        context: Tokens of a row.
+        context: Tokens of a row; of pairs, of a source or a target at most.
         batch_size: Rows computed at once.
         accumulation: How many such batches make one update; the loss is the mean over all their tokens.
         optimizer: How weights are updated.
@@ -199,10 +210,10 @@ class RecipeConfig(Config):
         sample: Text to write after each evaluation; None: none.
     """
 
-    model: TransformerConfig | None = None
+    model: TransformerConfig | PairModelConfig | None = None
     start: StartConfig | None = None
     adapter: LoRAConfig | None = None
-    data: DataConfig
+    data: DataConfig | PairDataConfig
     steps: int
     context: int = 256
     batch_size: int = 16
@@ -234,8 +245,10 @@ class RecipeConfig(Config):
             raise ConfigError(f"seed={self.seed} must be at least 0 and below 2**63")
         if self.sample is not None and isinstance(self.data.source, VectorFilesConfig):
             raise ConfigError("sample writes text and the data are vectors; set sample to null")
+        self._check_pairs()
         self._check_start()
-        longest = None if self.model is None else self.model.embed.max_length
+        longest = self.model.longest if isinstance(self.model, PairModelConfig) else None
+        longest = self.model.embed.max_length if isinstance(self.model, TransformerConfig) else longest
         if longest is not None and self.context > longest:
             raise ConfigError(
                 f"context={self.context} is longer than the model's position table of {longest}; lower it"
@@ -249,7 +262,19 @@ class RecipeConfig(Config):
         if self.start is not None and self.data.tokenizer is not None:
             raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
 
-    def resolved(self, dataset: Dataset, base: TransformerConfig | None = None) -> "RecipeConfig":
+    def _check_pairs(self) -> None:
+        pairs = isinstance(self.data, PairDataConfig)
+        if self.start is not None and pairs:
+            raise ConfigError("start is for language models and the data are pairs; leave start out, and give a model")
+        if self.model is not None and pairs != isinstance(self.model, PairModelConfig):
+            needed = "a model of pairs, such as bahdanau" if pairs else "a Transformer"
+            raise ConfigError(
+                f"the data are {self.data.tag()} and model is {self.model.tag()}; give {needed}, or other data"
+            )
+        if self.checkpoint_blocks and pairs:
+            raise ConfigError("checkpoint_blocks is not there for models of pairs; leave it out")
+
+    def resolved(self, dataset: Dataset | PairDataset, base: TransformerConfig | None = None) -> "RecipeConfig":
         """The same recipe with the sizes that only the data and `start` know, and with absolute paths.
 
         Args:
@@ -260,6 +285,8 @@ class RecipeConfig(Config):
             ConfigError: The model takes other input than the data give, has too small a vocabulary or is not that of
                 `start`, or the corpus or the sample's prompt do not fit the context.
         """
+        if isinstance(dataset, PairDataset):
+            return self._resolved_pairs(dataset)
         model = self._model(base)
         if dataset.train.n_tokens <= self.context:
             raise ConfigError(
@@ -277,10 +304,26 @@ class RecipeConfig(Config):
             assert model.context is not None
             _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
         start = None if self.start is None else dataclasses.replace(self.start, path=_absolute_path(self.start.path))
+        assert isinstance(self.data, DataConfig)
         return dataclasses.replace(self, model=model, start=start, data=_absolute(self.data))
+
+    def _resolved_pairs(self, dataset: PairDataset) -> "RecipeConfig":
+        tokenizer, model, data = dataset.tokenizer, self.model, self.data
+        assert isinstance(model, PairModelConfig)
+        assert isinstance(data, PairDataConfig)
+        sizes = tokenizer.source.vocab_size, tokenizer.target.vocab_size
+        model = model.with_vocabularies(*sizes, shared=tokenizer.shared)
+        if self.sample is not None and self.sample.prompt:
+            _check_prompt(len(tokenizer.source.encode(self.sample.prompt)) - 1, self.context)
+        tokenizers = (data.tokenizer, data.target_tokenizer)
+        first, second = (None if each is None else _absolute_tokenizer(each) for each in tokenizers)
+        assert first is not None
+        data = dataclasses.replace(data, source=data.source.absolute(), tokenizer=first, target_tokenizer=second)
+        return dataclasses.replace(self, model=model, data=data)
 
     def _model(self, base: TransformerConfig | None) -> TransformerConfig:
         """The model that is written out, or that of `start`; where there are both, they are one."""
+        assert not isinstance(self.model, PairModelConfig)
         if self.start is None:
             assert self.model is not None
             return self.model
@@ -345,9 +388,14 @@ def _absolute(data: DataConfig) -> DataConfig:
     source, tokenizer = data.source, data.tokenizer
     if isinstance(source, FilesConfig | VectorFilesConfig | ConversationsConfig):
         source = dataclasses.replace(source, path=str(expand_home(source.path).absolute()))
-    if isinstance(tokenizer, TokenizerFileConfig):
-        tokenizer = dataclasses.replace(tokenizer, path=str(expand_home(tokenizer.path).absolute()))
+    tokenizer = None if tokenizer is None else _absolute_tokenizer(tokenizer)
     return dataclasses.replace(data, source=source, tokenizer=tokenizer)
+
+
+def _absolute_tokenizer(tokenizer: TokenizerConfig) -> TokenizerConfig:
+    if isinstance(tokenizer, TokenizerFileConfig):
+        return dataclasses.replace(tokenizer, path=str(expand_home(tokenizer.path).absolute()))
+    return tokenizer
 
 
 def _absolute_path(path: str) -> str:
@@ -395,7 +443,12 @@ def expand_preset(data: dict[str, Any]) -> None:
     """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` replace those in it."""
     model = data.get("model")
     if isinstance(model, str):
-        data["model"] = preset(model).to_dict()
+        data["model"] = _preset(model)
     elif isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
-        data["model"] = preset(str(model["preset"])).to_dict() | changes
+        data["model"] = _preset(str(model["preset"])) | changes
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """The config of a preset, of a language model or of a model of pairs."""
+    return PAIR_PRESETS[name]().to_dict() if name in PAIR_PRESETS else preset(name).to_dict()

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml, read_yaml
-from qkv.data import Tokenizer
+from qkv.data import PairTokenizer, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 from qkv.training.recipe import RecipeConfig
@@ -20,8 +20,8 @@ RECIPE, METRICS, CHECKPOINTS, PLOT = "recipe.yaml", "metrics.jsonl", "checkpoint
 class Run:
     """A run folder.
 
-    It holds `recipe.yaml` (resolved: it repeats the run), `tokenizer.json`, `metrics.jsonl` (a line for each step and
-    evaluation), `loss.png`, `samples.txt` and `checkpoints/`.
+    It holds `recipe.yaml` (resolved: it repeats the run), `tokenizer.json` (of pairs: in `source/` and `target/`),
+    `metrics.jsonl` (a line for each step and evaluation), `loss.png`, `samples.txt` and `checkpoints/`.
     """
 
     def __init__(self, path: Path, keep: int) -> None:
@@ -29,7 +29,7 @@ class Run:
         self.store = Store(path / CHECKPOINTS, keep=keep)
 
     @staticmethod
-    def create(path: Path, recipe: RecipeConfig, tokenizer: Tokenizer | None) -> "Run":
+    def create(path: Path, recipe: RecipeConfig, tokenizer: Tokenizer | PairTokenizer | None) -> "Run":
         """A new run folder.
 
         Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.api import Loaded, load
-from qkv.data import Dataset, prepare
+from qkv.data import Dataset, PairDataConfig, PairDataset, prepare, prepare_pairs
 from qkv.errors import ConfigError
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig, read_recipe
@@ -47,8 +47,11 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
     return trainer.run_to_end()
 
 
-def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset, Loaded | None]:
+def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Loaded | None]:
     """The resolved recipe, its corpus, and what it starts from."""
+    if isinstance(config.data, PairDataConfig):
+        pairs = prepare_pairs(config.data)
+        return config.resolved(pairs), pairs, None
     if config.start is None:
         dataset = prepare(config.data)
         return config.resolved(dataset), dataset, None

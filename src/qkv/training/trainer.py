@@ -15,34 +15,37 @@ import torch
 
 from qkv.checkpoints import Checkpoint
 from qkv.cost import training_flops_per_token
-from qkv.data import Batch, Batches, ConversationsConfig, Dataset, Split
+from qkv.data import Batch, Batches, ConversationsConfig, Dataset, PairBatch, PairBatches, PairDataset, PairSplit, Split
 from qkv.errors import ConfigError, FileError, QkvError, TrainingError
+from qkv.generation import BeamConfig
 from qkv.loaded import Loaded
+from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 from qkv.training.display import Display, Progress, clock, make_display
-from qkv.training.evaluate import Evaluation, evaluate, tokens_of
+from qkv.training.evaluate import Evaluation, count_of, evaluate, loss_of
 from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
 from qkv.training.finite import first_non_finite
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from qkv.training.precision import fastest, matmul_peak, products_in
-from qkv.training.recipe import RecipeConfig
+from qkv.training.recipe import RecipeConfig, SampleConfig
 from qkv.training.run import PLOT, RECIPE, Run
 from qkv.training.signals import Interrupts
+from qkv.translator import Translator
 
 
 @final
 class Trainer:
     """A run in progress: model, optimiser and the number of steps done. Everything else follows from the recipe."""
 
-    def __init__(self, recipe: RecipeConfig, dataset: Dataset, base: Loaded | None = None) -> None:
+    def __init__(self, recipe: RecipeConfig, dataset: Dataset | PairDataset, base: Loaded | None = None) -> None:
         assert recipe.model is not None
         self.recipe, self.dataset, self.base = recipe, dataset, base
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         try:
             model = recipe.model.build() if base is None else starting_model(recipe, base)
-            self.model: Transformer = model.to(self.device)
+            self.model: Transformer | PairModel = model.to(self.device)
         except RuntimeError as error:  # torch has not the memory
             raise ConfigError(f"the model cannot be built ({str(error).splitlines()[0]}); make it smaller") from None
         if self.model.head is None:
@@ -53,8 +56,8 @@ class Trainer:
                 block.compile()
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
         sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
-        self.batches = Batches(dataset.train, shuffle=True, **sizes)
-        self.held_out = Batches(dataset.validation, shuffle=False, **sizes)
+        self.batches = _batches(dataset.train, shuffle=True, **sizes)
+        self.held_out = _batches(dataset.validation, shuffle=False, **sizes)
         torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
         self.fingerprint = {"data": fingerprint(dataset.train)} | identity(recipe, base)
         self.step = 0
@@ -63,6 +66,11 @@ class Trainer:
         self.skipped = 0
         self.failures: list[str] = []
         self.precision_note = ""
+
+    @property
+    def _counted(self) -> bool:
+        """Whether only some tokens are targets: the data are conversations."""
+        return isinstance(self.dataset, Dataset) and self.dataset.train.counted is not None
 
     # --- beginning -------------------------------------------------------------------------------------------------
 
@@ -105,22 +113,19 @@ class Trainer:
 
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def _micro_batches(self, step: int) -> list[Batch]:
+    def _micro_batches(self, step: int) -> list[Batch | PairBatch]:
         """The batches of one update: a function of the step and the seed alone."""
         first = step * self.recipe.accumulation
         numbers = (divmod(first + i, len(self.batches)) for i in range(self.recipe.accumulation))
         return [self.batches.batch(epoch, index) for epoch, index in numbers]
 
-    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int]:
+    def _gradients(self, batches: list[Batch | PairBatch], precision: str) -> tuple[float, int]:
         """Add the gradients of the mean loss over all tokens of `batches`; returns the loss and how many tokens."""
-        head = self.model.head
-        assert head is not None
-        placed = [(batch, tokens_of(batch, self.device), batch.targets.to(self.device)) for batch in batches]
-        count = sum(head.count(targets, tokens.valid) for _, tokens, targets in placed)
+        count = sum(count_of(self.model, batch) for batch in batches)
         total = torch.zeros((), dtype=torch.float64)
-        for batch, tokens, targets in placed:
+        for batch in batches:
             with products_in(precision, self.device):
-                loss, aux = self.model.loss(batch.inputs.to(self.device), targets, tokens, scale=1 / max(1, count))
+                loss, aux = loss_of(self.model, batch, self.device, 1 / max(1, count))
             extra = sum(aux.losses.values()) / len(batches) if aux is not None and aux.losses else 0.0
             (loss + extra).backward()
             total += loss.detach().cpu()
@@ -153,11 +158,10 @@ class Trainer:
         entry = {"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens": count}
         return entry if finite else entry | {"skipped": True}
 
-    def _losses(self, batches: list[Batch]) -> None:
+    def _losses(self, batches: list[Batch | PairBatch]) -> None:
         for batch in batches:
             with products_in(self.recipe.precision, self.device):
-                tokens = tokens_of(batch, self.device)
-                self.model.loss(batch.inputs.to(self.device), batch.targets.to(self.device), tokens)
+                loss_of(self.model, batch, self.device, None)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class Trainer:
         began = time.monotonic()
         if self.precision_note:
             self.display.say(self.precision_note)
-        if self.dataset.train.counted is not None and self.batches.n_cut:
+        if isinstance(self.batches, Batches) and self._counted and self.batches.n_cut:
             self.display.say(
                 f"warning: {self.batches.n_cut} of {self.dataset.train.n_documents} conversations are longer than "
                 f"context={self.recipe.context} and are cut into pieces that do not see one another; the longest takes "
@@ -212,7 +216,7 @@ class Trainer:
         result: Evaluation = evaluate(self.model, self.held_out, precision=self.recipe.precision, limit=limit)
         self.validation = result.loss
         entry: dict[str, float] = {"step": self.step, "validation_loss": result.loss}
-        if limit is None and self.dataset.validation.n_bytes:
+        if limit is None and isinstance(self.dataset, Dataset) and self.dataset.validation.n_bytes:
             entry["bits_per_byte"] = result.total / math.log(2) / self.dataset.validation.n_bytes
         self._write(lambda: self.run.log(entry))
         if self.recipe.sample is not None:
@@ -222,9 +226,13 @@ class Trainer:
 
     def sample(self) -> str:
         """A text from the model as it is now."""
-        settings, tokenizer = self.recipe.sample, self.dataset.tokenizer
+        settings = self.recipe.sample
         assert settings is not None
+        if isinstance(self.dataset, PairDataset):
+            return self._translation(settings)
+        tokenizer = self.dataset.tokenizer
         assert tokenizer is not None
+        assert isinstance(self.model, Transformer)
         stop = () if tokenizer.end_of_text is None else (tokenizer.end_of_text,)
         loaded = Loaded(model=self.model, tokenizer=tokenizer, config=self.model.config, stop_ids=stop)
         if self.base is not None:
@@ -236,6 +244,21 @@ class Trainer:
             return f"{settings.prompt}\n{answer}"
         text = loaded.generate(settings.prompt, max_new_tokens=settings.tokens, sampling=sampling)
         return settings.prompt + str(text)
+
+    def _translation(self, settings: SampleConfig) -> str:
+        """What the model makes of the sample's prompt, or of the first pairs that were held out."""
+        assert isinstance(self.dataset, PairDataset)
+        assert isinstance(self.model, PairModel)
+        tokenizer = self.dataset.tokenizer
+        end = tokenizer.target.end_of_text
+        assert end is not None
+        translator = Translator(self.model, tokenizer.source, tokenizer.target, end, end, self.recipe.context)
+        texts = [settings.prompt] if settings.prompt else [source for source, _ in self.dataset.held_out[:3]]
+        training = self.model.training
+        self.model.eval()
+        found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
+        self.model.train(training)
+        return "\n".join(f"{text} → {best[0].text}" for text, best in zip(texts, found, strict=True))
 
     def _save(self) -> None:
         files = trained_weights(self.recipe, self.model) | {
@@ -278,9 +301,11 @@ class Trainer:
         say(f"{path} holds {', '.join(sorted(file.name for file in path.iterdir()))}")
         if not (self.failures or (path / PLOT).exists()):
             say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
-        if self.dataset.tokenizer is not None:
-            folder = shlex.quote(str(path))
-            write = f'qkv generate {folder} "Once"' if self.dataset.train.counted is None else f"qkv chat {folder}"
+        folder = shlex.quote(str(path))
+        if isinstance(self.dataset, PairDataset):
+            say(f"next: qkv translate {folder} TEXT   ·   qkv eval {folder}   ·   qkv inspect {folder} TEXT")
+        elif self.dataset.tokenizer is not None:
+            write = f'qkv generate {folder} "Once"' if not self._counted else f"qkv chat {folder}"
             say(f"next: {write}   ·   qkv eval {folder} FILE   ·   qkv show {folder}")
 
 
@@ -297,8 +322,18 @@ def set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"].clone())
 
 
-def fingerprint(split: Split) -> str:
+def _batches(
+    split: Split | PairSplit, *, context: int, batch_size: int, seed: int, shuffle: bool
+) -> Batches | PairBatches:
+    if isinstance(split, PairSplit):
+        return PairBatches(split, context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
+    return Batches(split, context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
+
+
+def fingerprint(split: Split | PairSplit) -> str:
     """A hash of the tokens and where documents begin: the order of the data means nothing for another corpus."""
+    if isinstance(split, PairSplit):
+        return fingerprint(split.source) + fingerprint(split.target)
     digest = hashlib.sha256(split.offsets.tobytes())
     digest.update(np.ascontiguousarray(split.values).data)
     if split.counted is not None:

@@ -115,3 +115,21 @@ def test_chunks_are_equal_parts():
     """A last chunk of a few tokens would read the whole weight for them."""
     assert module._chunk_size(2048, 682) == 512
     assert module._chunk_size(100, 1000) == 100
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_smoothing_and_bias_with_padding_are_those_of_torch(monkeypatch, chunk, softcap):
+    """Law 24: a padded token adds nothing, neither to the target's part nor to the part that is spread."""
+    x, weight, targets = draw(7, 5, 11, torch.float64)
+    bias = torch.linspace(-1, 1, 11, dtype=torch.float64).requires_grad_()
+    targets[[1, 4]] = -100
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 4 * 11 * chunk)
+    loss = linear_cross_entropy(x, weight, targets, bias=bias, scale=0.2, smoothing=0.1, softcap=softcap)
+    logits = F.linear(x, weight, bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    truth = 0.2 * F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1)
+    leaves = (x, weight, bias)
+    got, want = (torch.autograd.grad(value, leaves) for value in (loss, truth))
+    for a, b in zip((loss, *got), (truth, *want), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)

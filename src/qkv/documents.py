@@ -1,0 +1,75 @@
+"""The documents of a batch, one per row: what recurrent layers and convolutions run over."""
+
+from typing import NamedTuple
+
+import torch
+
+from qkv.shapes import Bool, Int, Tensor
+from qkv.tokens import Layout, Tokens
+
+
+class Documents(NamedTuple):
+    """Where the documents of a batch lie, however they were padded or packed; N documents of at most L tokens.
+
+    Attributes:
+        place: For each token its place among the B·T of the batch; behind the end of a document any place.
+        lengths: Tokens of each document.
+        row: The row of the batch in which each document lies; rising.
+        shape: (B, T) of the batch.
+        full: Whether it is known, without looking, that the documents are the rows and all of them are full.
+    """
+
+    place: Int[Tensor, "N L"]
+    lengths: Int[Tensor, " N"]
+    row: Int[Tensor, " N"]
+    shape: tuple[int, int]
+    full: bool = False
+
+    @staticmethod
+    def of(tokens: Tokens) -> "Documents":
+        """The documents in the order of their rows, and within a row of their numbers; padding belongs to none."""
+        batch, length = tokens.shape
+        device = tokens.index.device
+        if tokens.layout is Layout.FULL:
+            place = torch.arange(batch * length, device=device).view(batch, length)
+            rows = torch.arange(batch, device=device)
+            return Documents(place, place.new_full((batch,), length), rows, tokens.shape, full=True)
+        place = tokens.valid.flatten().nonzero()[:, 0]
+        document = place // length * (int(tokens.segment.max()) + 1) + tokens.segment.flatten()[place]
+        if tokens.layout is Layout.GENERAL:  # elsewhere the tokens of a document lie in a run
+            place = place[torch.argsort(document * int(tokens.index.max() + 1) + tokens.index.flatten()[place])]
+            document = document.sort().values
+        _, number, lengths = torch.unique_consecutive(document, return_inverse=True, return_counts=True)
+        start = lengths.cumsum(0) - lengths
+        within = torch.arange(len(place), device=device) - start[number]
+        found = place.new_zeros(len(lengths), int(lengths.max()) if len(lengths) else 0)
+        found[number, within] = place
+        return Documents(found, lengths, place[start] // length, tokens.shape)
+
+    @property
+    def valid(self) -> Bool[Tensor, "N L"]:
+        """True where there is a token of the document."""
+        return torch.arange(self.place.shape[1], device=self.place.device) < self.lengths[:, None]
+
+    @property
+    def tokens(self) -> Tokens:
+        """The documents as a batch of its own, padded on the right."""
+        if self.full:
+            return Tokens.full(*self.shape, device=self.place.device)
+        return Tokens.padded(self.lengths.tolist(), self.place.shape[1], device=self.place.device)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(B, T, …) to (N, L, …), with zeros behind the ends, whatever lies in the padding of `x`."""
+        if self.full:
+            return x
+        found = x.flatten(0, 1)[self.place]
+        valid = self.valid.view(*self.place.shape, *(1,) * (x.dim() - 2))
+        return torch.where(valid, found, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """(N, L, …) back to (B, T, …), with zeros in the padding."""
+        if self.full:
+            return y
+        valid = self.valid
+        flat = y.new_zeros(self.shape[0] * self.shape[1], *y.shape[2:])
+        return flat.index_put((self.place[valid],), y[valid]).view(*self.shape, *y.shape[2:])

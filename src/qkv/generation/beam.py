@@ -1,0 +1,205 @@
+"""Beam search, for whatever can go on with rows in another order: recurrent decoders, Transformers with a cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+
+from qkv.caches import Cache
+from qkv.config import Config, config
+from qkv.errors import ConfigError, QkvError
+from qkv.models.pairs import Decoding
+from qkv.models.transformer import Transformer
+from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
+
+
+@final
+@config
+class BeamConfig(Config):
+    """How a search goes.
+
+    A text of n tokens, its end counted, has the score log p / n^length_penalty (Wu et al. 2016, section 7, whose
+    divisor is ((5 + n) / 6)^α; this one is that of most libraries).
+
+    Attributes:
+        beams: Unfinished texts that are kept at each step. 1: the likeliest token each time.
+        length_penalty: 0: the likeliest text; 1: the likeliest per token; more favours longer ones.
+        max_new_tokens: Of a text at most, its end included. One that is cut off there counts like a finished one.
+    """
+
+    beams: int = 1
+    length_penalty: float = 1.0
+    max_new_tokens: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("beams", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not abs(self.length_penalty) < float("inf"):
+            raise ConfigError(f"length_penalty={self.length_penalty} must be finite")
+
+    def score(self, log_probability: float, n: int) -> float:
+        """Of a text of `n` tokens."""
+        return log_probability / n**self.length_penalty
+
+    def bound(self, log_probability: float, n: int) -> float:
+        """The best score that a text can reach which has this after `n` tokens: no token adds to it."""
+        return max(self.score(log_probability, n), self.score(log_probability, self.max_new_tokens))
+
+
+@final
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text that a search has found.
+
+    Attributes:
+        ids: Its tokens, without the end.
+        log_probability: In nats, of all of it and, where it ended, of its end.
+        score: What hypotheses are ordered by.
+        ended: Whether it came to its end; else it was cut off.
+    """
+
+    ids: tuple[int, ...]
+    log_probability: float
+    score: float
+    ended: bool
+
+
+@torch.inference_mode()
+def beam_search(
+    decoding: Decoding, first: Sequence[int], *, end_ids: Sequence[int], search: BeamConfig
+) -> list[list[Hypothesis]]:
+    """The best texts of each row, best first; at most `search.beams` of each, none twice.
+
+    Args:
+        decoding: Rows about to read a token. They have no influence on each other.
+        first: The token each row reads first; its text comes after that.
+        end_ids: Tokens that end a text.
+        search: How to search.
+
+    Raises:
+        ConfigError: There is no row.
+        QkvError: The logits are not finite.
+    """
+    if not first:
+        raise ConfigError("there is nothing to search for; give at least one row")
+    sentences = [_Sentence(search, frozenset(end_ids)) for _ in first]
+    going, ids = list(sentences), list(first)
+    for n in range(1, search.max_new_tokens + 1):
+        log_p = _log_softmax(decoding.advance(torch.tensor(ids)))
+        start, rows = 0, []
+        ids.clear()
+        for sentence in going:
+            k = len(sentence.live)
+            kept = sentence.step(log_p[start : start + k], n)
+            rows += [start + parent for parent, _ in kept]
+            ids += [token for _, token in kept]
+            start += k
+        going = [sentence for sentence in going if sentence.live]
+        if not going:
+            break
+        if rows != list(range(start)):
+            decoding.reorder(torch.tensor(rows))
+    return [sentence.best() for sentence in sentences]
+
+
+@dataclass
+class _Live:
+    """A text on its way."""
+
+    ids: tuple[int, ...]
+    log_probability: float
+
+
+@final
+class _Sentence:
+    """The search for one row: unfinished texts, and finished ones, each at most as many as there are beams."""
+
+    def __init__(self, search: BeamConfig, end_ids: frozenset[int]) -> None:
+        self._search, self._end_ids = search, end_ids
+        self.live = [_Live((), 0.0)]
+        self._done: list[Hypothesis] = []
+
+    def step(self, log_p: Float[Tensor, "k V"], n: int) -> list[tuple[int, int]]:
+        """Extend the texts to `n` tokens; returns for each that goes on its parent's number and its new token."""
+        kept: list[tuple[int, int]] = []
+        live: list[_Live] = []
+        for rank, (log_probability, parent, token) in enumerate(self._candidates(log_p)):
+            ids = self.live[parent].ids
+            if token in self._end_ids or n == self._search.max_new_tokens:
+                if rank < self._search.beams:  # an end that is none of the likeliest is no end
+                    ended = token in self._end_ids
+                    self._finish(ids if ended else (*ids, token), log_probability, n, ended=ended)
+            elif len(kept) < self._search.beams:
+                kept.append((parent, token))
+                live.append(_Live((*ids, token), log_probability))
+        self.live = live
+        if self._decided(n):
+            self.live, kept = [], []
+        return kept
+
+    def _candidates(self, log_p: Float[Tensor, "k V"]) -> list[tuple[float, int, int]]:
+        """The likeliest extensions, best first: as many that go on as there are beams, whichever of them are ends."""
+        before = log_p.new_tensor([live.log_probability for live in self.live])
+        total = (before[:, None] + log_p).flatten()
+        found = total.topk(min(len(total), self._search.beams * (1 + len(self._end_ids))))
+        vocab = log_p.shape[1]
+        pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        return [(value, place // vocab, place % vocab) for value, place in pairs if value > float("-inf")]
+
+    def _finish(self, ids: tuple[int, ...], log_probability: float, n: int, *, ended: bool) -> None:
+        self._done.append(Hypothesis(ids, log_probability, self._search.score(log_probability, n), ended))
+        self._done.sort(key=lambda text: -text.score)
+        del self._done[self._search.beams :]
+
+    def _decided(self, n: int) -> bool:
+        """Whether no text on its way can still be among the best."""
+        if len(self._done) < self._search.beams:
+            return False
+        worst = self._done[-1].score
+        return all(self._search.bound(live.log_probability, n + 1) <= worst for live in self.live)
+
+    def best(self) -> list[Hypothesis]:
+        """What was found."""
+        return self._done
+
+
+def _log_softmax(logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    if bool(logits.isnan().any()):
+        raise QkvError(
+            "the model's logits are not finite: its weights are damaged, or its type is too narrow; use float32"
+        )
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
+
+
+@final
+class TextDecoding(Decoding):
+    """Texts of a language model on their way, with a cache.
+
+    Args:
+        model: With causal masks.
+        prompts: Ids that are read before the search begins, all but the last of each text; rows may differ in length.
+        capacity: Tokens to come, the first included.
+    """
+
+    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
+        self._model = model
+        lengths = [len(prompt) for prompt in prompts]
+        self._cache: Cache = model.make_cache(len(prompts), max(lengths) + capacity)
+        if max(lengths):
+            ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+            for row, prompt in enumerate(prompts):
+                ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
+            with torch.inference_mode():
+                model.encode(ids, Tokens.padded(lengths), cache=self._cache)
+
+    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """See `Decoding`."""
+        ids = ids.to(next(self._model.parameters()).device)
+        return self._model(ids[:, None], cache=self._cache)[:, 0]
+
+    def reorder(self, rows: Int[Tensor, " r"]) -> None:
+        """See `Decoding`."""
+        self._cache.reorder(rows)

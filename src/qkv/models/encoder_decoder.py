@@ -1,0 +1,220 @@
+"""The Transformer of pairs: a stack reads the source, another writes the target and attends to what was read."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import nn
+
+from qkv.caches import Cache
+from qkv.config import config
+from qkv.context import Memory
+from qkv.errors import ConfigError
+from qkv.masks import sees_ahead
+from qkv.models.init import InitConfig
+from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig
+from qkv.models.seq2seq import open_vocabulary
+from qkv.models.transformer import Repeat, Transformer, TransformerConfig
+from qkv.nn.attention import AttentionConfig
+from qkv.nn.blocks import Block, BlockConfig, sublayers_of
+from qkv.nn.cross import CrossAttentionConfig
+from qkv.nn.embedders import StreamEmbedderConfig, TokenEmbedderConfig
+from qkv.nn.heads import LMHeadConfig
+from qkv.nn.mixer import Mixer
+from qkv.nn.norms import NormConfig
+from qkv.nn.stateful import Stateful
+from qkv.nn.sublayer import Aux, Sublayer
+from qkv.ops.backend import Problem
+from qkv.ops.reference import weights_of
+from qkv.recorder import Recorder
+from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
+
+Blocks = BlockConfig | Repeat | tuple[BlockConfig | Repeat, ...]
+
+
+@final
+@config
+class EncoderDecoderConfig(PairModelConfig):
+    """A Transformer of pairs as data.
+
+    Source: Vaswani et al. 2017, section 3.
+
+    Attributes:
+        d_model: Width of both streams.
+        target: Vectors of the target's tokens, and positions.
+        source: Those of the source's. None: the same, weights included; source and target then have one tokenizer.
+        encoder: The blocks that read; their attention sees all of the source.
+        decoder: The blocks that write: causal attention and cross-attention.
+        encoder_norm: After the last block (pre-norm stacks need it, post-norm ones do not).
+        decoder_norm: Likewise.
+        head: The target's vocabulary.
+        init: How weights are drawn.
+    """
+
+    d_model: int
+    target: TokenEmbedderConfig = TokenEmbedderConfig()
+    source: TokenEmbedderConfig | None = TokenEmbedderConfig()
+    encoder: Blocks
+    decoder: Blocks
+    encoder_norm: NormConfig | None = None
+    decoder_norm: NormConfig | None = None
+    head: LMHeadConfig = LMHeadConfig()
+    init: InitConfig = InitConfig()
+
+    def __post_init__(self) -> None:
+        parts = list(self._transformer(self.decoder).sublayers())
+        if not any(isinstance(part, CrossAttentionConfig) for part in parts):
+            raise ConfigError("decoder has no CrossAttention, so it cannot read the source; give its blocks one")
+        for part in parts:
+            if isinstance(part, AttentionConfig) and sees_ahead(part.mask):
+                raise ConfigError(
+                    f"the mask {part.mask.tag()} of the decoder's attention lets a token see what it is to predict; "
+                    "use Causal, alone or as one side of And"
+                )
+
+    def _transformer(self, blocks: Blocks) -> TransformerConfig:
+        return TransformerConfig(d_model=self.d_model, embed=StreamEmbedderConfig(), blocks=blocks)
+
+    def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "EncoderDecoderConfig":
+        """See `PairModelConfig`."""
+        if self.source is None and not shared:
+            raise ConfigError(
+                "model.source is null, so source and target share their vectors, and the data have two tokenizers; "
+                "leave data.target_tokenizer out, or give model.source a TokenEmbedder"
+            )
+        reader = None if self.source is None else open_vocabulary(self.source, source, "source")
+        return replace(self, source=reader, target=open_vocabulary(self.target, target, "target"))
+
+    @property
+    def vocabularies(self) -> tuple[int | None, int | None]:
+        """See `PairModelConfig`."""
+        source = self.target if self.source is None else self.source
+        return source.vocab_size, self.target.vocab_size
+
+    @property
+    def longest(self) -> int | None:
+        """That of the tables of positions."""
+        lengths = [each.max_length for each in (self.source, self.target) if each is not None]
+        return min((n for n in lengths if n is not None), default=None)
+
+    def build(self) -> "EncoderDecoder":
+        """See `PairModelConfig`."""
+        return EncoderDecoder(self)
+
+
+@final
+class EncoderDecoder(PairModel):
+    """See `EncoderDecoderConfig`. Where the vectors are shared they are the decoder's, one parameter with one name."""
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, init = config.d_model, config.init
+        reads = StreamEmbedderConfig()
+        self.source = None if config.source is None else config.source.build(width)
+        self.encoder = Transformer(
+            TransformerConfig(
+                d_model=width, embed=reads, blocks=config.encoder, final_norm=config.encoder_norm, init=init
+            )
+        )
+        self.decoder = Transformer(
+            TransformerConfig(
+                d_model=width, embed=config.target, blocks=config.decoder, final_norm=config.decoder_norm, init=init
+            )
+        )
+        self.head = config.head.build(width, config.target)
+        for part in (self.source, self.head):
+            if part is not None and not any(p.is_meta for p in self.parameters()):
+                init.apply(part, [], 1)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Those of both stacks."""
+        return (*self.encoder.blocks, *self.decoder.blocks)
+
+    def forward(
+        self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """See `PairModel`. The recorder is shown every attention of the decoder."""
+        memory = self.read(inputs.source, inputs.tokens)
+        x, _ = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
+        return self.readout(x)
+
+    def loss(
+        self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
+    ) -> tuple[Float[Tensor, ""], Aux | None]:
+        """See `PairModel`."""
+        if tokens is None:
+            tokens = Tokens.full(*inputs.target.shape, device=inputs.target.device)
+        x, aux = self.decoder.encode(inputs.target, tokens, memory=self.read(inputs.source, inputs.tokens))
+        if scale is None:
+            scale = 1 / max(1, self.head.count(targets, tokens.valid))
+        return self.head.loss(x, self.decoder.embed.table, targets, tokens.valid, scale), aux
+
+    def read(self, source: Int[Tensor, "B S"], tokens: Tokens) -> Memory:
+        """What cross-attention reads of sources."""
+        embed = self.decoder.embed if self.source is None else self.source
+        x, _ = self.encoder.encode(embed(torch.where(tokens.valid, source, 0), tokens), tokens)
+        return Memory(x, tokens)
+
+    def readout(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
+        """Logits."""
+        return self.head(x, self.decoder.embed.table)
+
+    def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
+        """See `PairModel`: the mean over the heads of all cross-attention."""
+        kept = _Weights(frozenset(slot for slot, part in enumerate(_keepers(self.decoder)) if _reads_memory(part)))
+        with torch.no_grad():
+            self(inputs, tokens, recorder=kept)
+        return torch.stack(kept.weights).mean(0)
+
+    def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "EncoderDecoderDecoding":
+        """See `PairModel`."""
+        return EncoderDecoderDecoding(self, self.read(source, tokens), self.decoder.make_cache(len(source), capacity))
+
+
+def _reads_memory(part: Sublayer) -> bool:
+    return isinstance(part, Mixer) and part.reads_memory
+
+
+def _keepers(model: Transformer) -> Iterator[Sublayer]:
+    """What has a slot, in the order in which it is applied; a block may be applied several times."""
+    for i in model.order:
+        block = model.blocks[i]
+        assert isinstance(block, Block)
+        yield from (part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful))
+
+
+@final
+class _Weights(Recorder):
+    """Keeps the weights of some applications of attention, as means over their heads."""
+
+    def __init__(self, slots: frozenset[int]) -> None:
+        self._slots = slots
+        self.weights: list[Tensor] = []
+
+    def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
+        """See `Recorder`."""
+        if slot in self._slots:
+            self.weights.append(weights_of(problem.without_padding()).mean(1))
+
+
+@final
+class EncoderDecoderDecoding(Decoding):
+    """Targets of an `EncoderDecoder` on their way. Keys and values of the source are computed once, in the cache."""
+
+    def __init__(self, model: EncoderDecoder, memory: Memory, cache: Cache) -> None:
+        self._model, self._memory, self._cache = model, memory, cache
+
+    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """See `Decoding`."""
+        ids = ids.to(self._memory.x.device)
+        x, _ = self._model.decoder.encode(ids[:, None], cache=self._cache, memory=self._memory)
+        return self._model.readout(x)[:, 0]
+
+    def reorder(self, rows: Int[Tensor, " r"]) -> None:
+        """See `Decoding`. The mask of each row's source goes with it."""
+        self._cache.reorder(rows)
+        self._memory = Memory(self._memory.x[rows], self._memory.tokens.take(rows))

@@ -1,0 +1,136 @@
+"""Models of pairs: a source is read as a whole, and a target written token by token."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.nn.heads import LMHead
+from qkv.nn.sublayer import Aux
+from qkv.recorder import Recorder
+from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The input of a model of pairs.
+
+    Attributes:
+        source: Ids to read.
+        tokens: Where they stand. The documents of a source and of a target belong together in their order.
+        target: Ids of the target so far, each of which is to predict the next.
+    """
+
+    source: Int[Tensor, "B S"]
+    tokens: Tokens
+    target: Int[Tensor, "B T"]
+
+
+class Decoding(ABC):
+    """Targets on their way: what a search needs of a model, whatever the model keeps of what it has read.
+
+    A row is one unfinished target.
+    """
+
+    @abstractmethod
+    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """Read one more token of each row; the logits of what follows it."""
+
+    @abstractmethod
+    def reorder(self, rows: Int[Tensor, " r"]) -> None:
+        """Go on with these rows, in this order; a row may come twice, or not at all."""
+
+
+@config
+class PairModelConfig(Config, ABC):
+    """Base of the configs of models of pairs."""
+
+    @abstractmethod
+    def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "PairModelConfig":
+        """The same with sizes that the config leaves open.
+
+        Args:
+            source: Tokens of the source's tokenizer.
+            target: Tokens of the target's.
+            shared: Whether they are one tokenizer.
+
+        Raises:
+            ConfigError: A size that is set is too small, or the model needs one tokenizer for both.
+        """
+
+    @property
+    @abstractmethod
+    def vocabularies(self) -> tuple[int | None, int | None]:
+        """Tokens of the source and of the target; None: open."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text it can take; None: any."""
+        return None
+
+    @abstractmethod
+    def build(self) -> "PairModel":
+        """The model, with fresh weights (none on the meta device)."""
+
+
+class PairModel(nn.Module, ABC):
+    """Base of the models of pairs.
+
+    Attributes:
+        config: What it was built from.
+        head: The target's vocabulary.
+        checkpoint_blocks: As in `Transformer`; where there are no blocks it does nothing.
+    """
+
+    config: PairModelConfig
+    head: LMHead
+    checkpoint_blocks: bool = False
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks, each of which may be compiled; none in a recurrent model."""
+        return ()
+
+    @abstractmethod
+    def forward(
+        self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """The logits of what follows each token of the target.
+
+        Args:
+            inputs: Source and target.
+            tokens: Where the target's tokens stand; None: one full text per row.
+            recorder: Shown how the target attends to the source.
+        """
+
+    @abstractmethod
+    def loss(
+        self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
+    ) -> tuple[Float[Tensor, ""], Aux | None]:
+        """`scale` times the loss summed over the tokens that have a target, and the sublayers' report.
+
+        Args:
+            inputs: Source and target.
+            targets: What follows each token of the target; -100 counts nothing.
+            tokens: As in `forward`.
+            scale: None: one over the number of tokens with a target.
+        """
+
+    @abstractmethod
+    def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
+        """With which weight each token of the target looked at each of the source when it read it; rows sum to 1.
+
+        Args:
+            inputs: Source and target, one of each in a row, which begins with it.
+            tokens: As in `forward`.
+
+        Raises:
+            ConfigError: The model has no attention.
+        """
+
+    @abstractmethod
+    def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> Decoding:
+        """Read sources, one in each row, and be ready to write targets of at most `capacity` tokens."""

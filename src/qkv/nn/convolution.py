@@ -1,0 +1,71 @@
+"""A causal convolution as a sublayer: each token reads the last few."""
+
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import config
+from qkv.documents import Documents
+from qkv.errors import ConfigError
+from qkv.nn.stateful import Kept, Stateful
+from qkv.nn.sublayer import SublayerConfig
+from qkv.shapes import Float, Tensor
+
+
+@final
+@config
+class ConvolutionConfig(SublayerConfig):
+    """project(a · σ(b)), where a and b are convolutions over a token and those before it in its document.
+
+    Source: Dauphin et al. 2017, section 2 (gated convolutional networks).
+
+    Attributes:
+        width: Tokens that it reads, itself included.
+    """
+
+    name: ClassVar[str] = "convolution"
+
+    width: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width < 1:
+            raise ConfigError(f"Convolution.width={self.width} must be at least 1 (1: a token reads only itself)")
+
+    def build(self, d_model: int) -> "Convolution":
+        """The sublayer for a stream of width `d_model`."""
+        return Convolution(self, d_model)
+
+
+@final
+class Convolution(Stateful):
+    """See `ConvolutionConfig`."""
+
+    def __init__(self, config: ConvolutionConfig, d_model: int) -> None:
+        super().__init__(config)
+        self.width = config.width
+        self.conv = nn.Conv1d(d_model, 2 * d_model, config.width)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def run(self, x: Float[Tensor, "N L D"], documents: Documents, state: Kept) -> tuple[Float[Tensor, "N L D"], Kept]:
+        """See `Stateful`; carried on are the last inputs that a later token reads."""
+        (before,) = state
+        seen = torch.cat([before.to(x.dtype), x], dim=1)
+        mixed = F.glu(self.conv(seen.transpose(1, 2)).transpose(1, 2), dim=-1)
+        last = documents.lengths[:, None] + torch.arange(self.width - 1, device=x.device)
+        kept = seen.gather(1, last[..., None].expand(-1, -1, x.shape[-1]))
+        return self.o_proj(mixed), (kept,)
+
+    def fresh(self, n: int, like: Tensor) -> Kept:
+        """Zeros before the beginning."""
+        return (like.new_zeros(n, self.width - 1, like.shape[-1]),)
+
+    def residual_weights(self) -> list[Tensor]:
+        """The output projection."""
+        return [self.o_proj.weight]
+
+    def flops(self, n_keys: int) -> int:
+        """Two per weight."""
+        return 2 * (self.conv.weight.numel() + self.o_proj.weight.numel())

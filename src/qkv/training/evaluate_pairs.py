@@ -1,0 +1,98 @@
+"""How good translations are, against those that people made."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qkv.data import PairDataConfig, TSVConfig
+from qkv.data.pairs import TextPair
+from qkv.errors import ConfigError
+from qkv.generation import BeamConfig
+from qkv.training.run import Run
+from qkv.translator import load_translator
+
+LENGTHS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
+"""Tokens of a source, in ranges for which the numbers are given apart."""
+
+
+def evaluate_pairs(run: Path, data: Path | None, *, search: BeamConfig, batch_size: int = 64) -> dict[str, Any]:
+    """Exact matches, token error rate, BLEU and chrF of the best translations, and all that by source length.
+
+    Args:
+        run: A run folder, or a model of the package transly.
+        data: Pairs, as for `TSVConfig`; None: those that the run held out.
+        search: How to translate.
+        batch_size: Texts that are read at once.
+
+    Returns:
+        `pairs`, `exact` (a share), `error_rate` (edits of target tokens by tokens of the references: characters,
+        phonemes or what the tokenizer makes), `bleu` and `chrf` (0 to 100; left out where sacrebleu is not installed),
+        and `by_length`, a list of the same with `from` and `to`.
+
+    Raises:
+        FileError: The folder or the pairs cannot be read.
+        ConfigError: There is no data and the run held out none.
+    """
+    translator = load_translator(run)
+    pairs = list(TSVConfig(path=str(data)).pairs()) if data is not None else _held_out(run)
+    found = translator.translations([source for source, _ in pairs], search=search, batch_size=batch_size)
+    texts = [best[0].text for best in found]
+    references = [target for _, target in pairs]
+    encode = translator.target.encode_batch
+    edits = [edit_distance(a, b) for a, b in zip(_ids(encode, texts), _ids(encode, references), strict=True)]
+    sizes = [len(ids) for ids in translator.source.encode_batch([source for source, _ in pairs])]
+    lengths = [len(ids) for ids in _ids(encode, references)]
+
+    def measured(rows: Sequence[int]) -> dict[str, Any]:
+        some, wanted = [texts[i] for i in rows], [references[i] for i in rows]
+        return {
+            "pairs": len(rows),
+            "exact": sum(a == b for a, b in zip(some, wanted, strict=True)) / len(rows),
+            "error_rate": sum(edits[i] for i in rows) / max(1, sum(lengths[i] for i in rows)),
+        } | _corpus_scores(some, wanted)
+
+    by_length = []
+    for low, high in LENGTHS:
+        if rows := [i for i, n in enumerate(sizes) if low <= n <= (math.inf if high is None else high)]:
+            by_length.append({"from": low, "to": high} | measured(rows))
+    return measured(range(len(pairs))) | {"by_length": by_length}
+
+
+def _held_out(run: Path) -> list[TextPair]:
+    data = Run.saved_recipe(run).data
+    if not isinstance(data, PairDataConfig):
+        raise ConfigError(
+            f"{run}: was not trained on pairs; give DATA, a file with a source, a tab and a target a line"
+        )
+    return data.divided()[1]
+
+
+def _ids(encode: Any, texts: Sequence[str]) -> list[list[str]] | list[list[int]]:
+    """The tokens of each text; of one that the tokenizer does not know, its characters."""
+    try:
+        return encode(texts)
+    except ConfigError:
+        return [list(text) for text in texts]
+
+
+def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many tokens must be put in, taken out or changed to make one of the other (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(diagonal + (x != y), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def _corpus_scores(texts: list[str], references: list[str]) -> dict[str, float]:
+    try:
+        from sacrebleu import corpus_bleu, corpus_chrf
+    except ImportError:
+        warnings.warn('no BLEU and chrF: sacrebleu is not installed; pip install "qkv[translation]"', stacklevel=3)
+        return {}
+    # Short targets have no four words in a row; effective order counts what there is.
+    bleu = corpus_bleu(texts, [references], use_effective_order=True)
+    return {"bleu": bleu.score, "chrf": corpus_chrf(texts, [references]).score}

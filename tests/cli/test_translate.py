@@ -1,0 +1,160 @@
+"""Pairs from end to end: train, resume, translate, evaluate, inspect; and the mistakes of users."""
+
+import io
+import json
+
+import pytest
+
+import qkv
+from qkv.cli import main
+from qkv.config import dump_yaml
+from qkv.errors import ConfigError
+from qkv.generation import BeamConfig
+from qkv.training import train
+from qkv.training.evaluate_pairs import edit_distance, evaluate_pairs
+from runs import assert_same_run, fast, kill_at  # noqa: F401 - a fixture
+
+MODELS = {"recurrent": "bahdanau", "transformer": "translator"}
+
+
+def write_recipe(folder, model="bahdanau", **changes):
+    rows = [(a + b + c, f"{c}{b}{a}") for a in "abcde" for b in "fghij" for c in "klmn"]
+    (folder / "pairs.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in rows))
+    recipe = {
+        "model": model and {"preset": model, "d_model": 32},
+        "data": {
+            "type": "PairData",
+            "source": {"type": "TSV", "path": str(folder / "pairs.tsv")},
+            "tokenizer": {"type": "CharacterTokenizer"},
+            "target_tokenizer": {"type": "CharacterTokenizer"},
+            "validation": 0.2,
+        },
+        "steps": 12,
+        "context": 16,
+        "batch_size": 8,
+        "optimizer": {"lr": 0.01},
+        "schedule": {"type": "Cosine", "warmup": 2},
+        "precision": "float32",
+        "evaluate_every": 6,
+        "save_every": 4,
+        "sample": {"tokens": 6},
+    } | changes
+    path = folder / "pairs.yaml"
+    path.write_text(dump_yaml(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QKV_CACHE", str(folder / "cache"))
+        assert train(write_recipe(folder, steps=150, save_every=150, evaluate_every=75), out=folder / "run") == 0
+    return folder / "run"
+
+
+def test_it_learns_to_read_backwards(run, capsys):
+    assert main(["translate", str(run), "afk"]) == 0
+    assert capsys.readouterr().out == "kfa\n"
+    assert (run / "samples.txt").read_text().count("→") >= 6
+
+
+def test_beams_scores_and_lines(run, capsys, monkeypatch, tmp_path):
+    assert main(["translate", str(run), "bgm", "--beams", "3", "--n-best", "2", "--scores"]) == 0
+    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert first[1] == "mgb"
+    assert float(first[0]) > float(second[0])
+    (tmp_path / "in.txt").write_text("afk\n\ncjn\n")
+    assert main(["translate", str(run), "-f", str(tmp_path / "in.txt"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["source"], line["text"], line["ended"]) for line in lines] == [
+        ("afk", "kfa", True),
+        ("cjn", "njc", True),
+    ]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"afk\n")))
+    assert main(["translate", str(run), "-"]) == 0
+    assert capsys.readouterr().out == "kfa\n"
+
+
+def test_eval_of_what_was_held_out_and_of_a_file(run, capsys, tmp_path):
+    assert main(["eval", str(run), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pairs"] == 20
+    assert result["exact"] > 0.8
+    assert sum(part["pairs"] for part in result["by_length"]) == 20
+    (tmp_path / "p.tsv").write_text("afk\tkfa\nbfk\tkfa\n")
+    assert main(["eval", str(run), str(tmp_path / "p.tsv")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split()[:4] == ["all", "2", "50.00%", "16.67%"]
+    assert out[2].split()[0] == "1-5"
+
+
+def test_scores_are_those_of_sacrebleu(run, tmp_path):
+    sacrebleu = pytest.importorskip("sacrebleu")
+    (tmp_path / "p.tsv").write_text("afk\tkfa\nbgm\tmgx\n")
+    result = evaluate_pairs(run, tmp_path / "p.tsv", search=BeamConfig())
+    texts = [qkv.load(run).translate(text) for text in ("afk", "bgm")]
+    assert result["chrf"] == sacrebleu.corpus_chrf(texts, [["kfa", "mgx"]]).score
+
+
+def test_edit_distance():
+    assert edit_distance("kitten", "sitting") == 3
+    assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
+    assert edit_distance("abc", "abc") == 0
+    jiwer = pytest.importorskip("jiwer")
+    a, b = "the cat sat on a mat", "a cat sat in the mat now"
+    assert edit_distance(a.split(), b.split()) / 6 == jiwer.wer(a, b)
+
+
+def test_inspect_draws_the_alignment(run, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main(["inspect", str(run), "afk", "--out", str(tmp_path / "a.png")]) == 0
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert "afk → kfa" in capsys.readouterr().out
+    found = qkv.load(run).align("afk", "kfa")
+    assert found.source == ("a", "f", "k")
+    assert found.target == ("k", "f", "a", "⏎")
+    assert found.weights.shape == (4, 3)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # noqa: F811
+    recipe = write_recipe(tmp_path, model)
+    assert train(recipe, out=tmp_path / "whole") == 0
+    kill_at(9, recipe, tmp_path / "cut")
+    assert train(recipe, out=tmp_path / "cut", resume=True) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert qkv.load(tmp_path / "cut").translations(["afk"])[0][0].score <= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "small"}, "the data are PairData and model is Transformer; give a model of pairs"),
+        ({"context": 3}, "context=3 and the longest pair has 4 tokens on one side"),
+        ({"model": "attention-is-all-you-need"}, "the data have two tokenizers"),
+        ({"checkpoint_blocks": True}, "checkpoint_blocks is not there for models of pairs"),
+        ({"model": None, "start": {"path": "x"}}, "start is for language models"),
+    ],
+)
+def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F811
+    with pytest.raises(ConfigError, match=message):
+        train(write_recipe(tmp_path, **changes), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["translate", "RUN", "xyz"], 2, "the character 'x' is not in the corpus"),
+        (["translate", "RUN"], 2, "there is nothing to translate"),
+        (["translate", "RUN", "a", "-f", "b"], 2, "give one of the two"),
+        (["translate", "RUN", "a", "--n-best", "2"], 2, "--n-best 2 must be from 1 to --beams 1"),
+        (["translate", "no/such", "a"], 3, "is no translator"),
+        (["eval", "RUN", "no.tsv"], 3, "no such file"),
+        (["inspect", "RUN", ""], 2, "text 1 is empty"),
+        (["inspect", "RUN", "afk", "--out", "no/such/a.png"], 3, "cannot be written"),
+    ],
+)
+def test_mistakes(run, arguments, code, message, capsys):
+    assert main([str(run) if word == "RUN" else word for word in arguments]) == code
+    assert message in capsys.readouterr().err

@@ -1,0 +1,101 @@
+"""The trained translators of the package transly: our model gives their answers."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import qkv
+import transly
+from qkv.checkpoints.keras_transly import load_transly
+from qkv.errors import ConfigError, FileError
+from qkv.generation import BeamConfig
+from qkv.models.pairs import Pair
+from qkv.tokens import Tokens
+
+NUMPY = 1e-5
+"""Logits of order 10 of a float32 model against float64."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return transly.unpack(tmp_path_factory.mktemp("transly"))
+
+
+WORDS = {
+    "en2hi": [("NAMASTE", "नमस्ते"), ("GUJARAT", "गुजरात"), ("AHMADABAD", "अहमदाबाद")],
+    "hi2en": [("नमस्ते", "NAMASTE"), ("अहमदाबाद", "AHMADABAD")],
+    "cmu": [("HELLO", "HH EH1 L OW0"), ("AACHEN", "AA1 K AH0 N")],
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_logits_are_those_of_numpy(folder, name):
+    found = load_transly(folder / name)
+    rests = found.model.config.encoder.rests
+    sources = [[found.source[c] for c in word] for word, _ in WORDS[name]]
+    targets = [[found.begin, *range(2, 7 + row)] for row in range(len(sources))]
+    there = Tokens.padded([len(s) for s in sources])
+    here = Tokens.padded([len(t) for t in targets])
+    ids, target = (torch.zeros(t.shape, dtype=torch.long) for t in (there, here))
+    for row, (s, t) in enumerate(zip(sources, targets, strict=True)):
+        ids[row, : len(s)], target[row, : len(t)] = torch.tensor(s), torch.tensor(t)
+    with torch.no_grad():
+        logits = found.model(Pair(ids, there, target), here)
+    with h5py.File(folder / name / "model.h5") as file:
+        for row, (s, t) in enumerate(zip(sources, targets, strict=True)):
+            want = transly.numpy_logits(file, s, t, rests)
+            np.testing.assert_allclose(logits[row, : len(t)].numpy(), want, rtol=NUMPY, atol=NUMPY)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_it_translates(folder, name):
+    translator = qkv.load(folder / name)
+    assert [translator.translate(word) for word, _ in WORDS[name]] == [want for _, want in WORDS[name]]
+    ((best, second),) = translator.translations([WORDS[name][0][0]], search=BeamConfig(beams=2))
+    assert best.text == WORDS[name][0][1]
+    assert best.score > second.score
+
+
+def test_the_file_itself_will_do_and_the_alignment_shows_what_was_read(folder):
+    translator = qkv.load(folder / "en2hi" / "model.h5")
+    found = translator.align("NAMASTE")
+    assert found.source[:7] == tuple("NAMASTE")
+    assert found.target == (*"नमस्ते", "⏎")
+    torch.testing.assert_close(found.weights.sum(1), torch.ones(7))
+    assert found.weights[0].argmax() == 0  # न is written while N is read
+
+
+def test_most_of_what_it_was_trained_on_is_right(folder):
+    """148 of 150 with the places that Keras's attention sees, 141 without them."""
+    pairs = [(a, b) for a, b in transly.pairs("*/hi2en.csv")[:600:4] if len(a) <= 18]
+    translator = qkv.load(folder / "hi2en")
+    known = [(a, b) for a, b in pairs if all(c in translator.source._vocabulary for c in a)]
+    texts = translator.translations([a for a, _ in known])
+    right = sum(found[0].text == b for found, (_, b) in zip(texts, known, strict=True))
+    assert right >= 0.95 * len(known)
+    assert len(known) > 100
+
+
+def test_mistakes(folder, tmp_path):
+    translator = qkv.load(folder / "en2hi")
+    with pytest.raises(ConfigError, match="the character 'é' is not in the corpus"):
+        translator.translate("CAFé")
+    with pytest.raises(ConfigError, match="text 2 is empty"):
+        translator.translations(["A", ""])
+    with pytest.raises(ConfigError, match="has 17 tokens and this model takes at most 16"):
+        translator.translate("A" * 17)
+    whole = folder / "cmu"
+    for cut, message in (("config.pkl", "no pickle of plain data"), ("model.h5", "no model that Keras wrote")):
+        broken = tmp_path / f"half {cut}"
+        shutil.copytree(whole, broken)
+        data = (broken / cut).read_bytes()
+        (broken / cut).write_bytes(data[: len(data) // 2])
+        with pytest.raises(FileError, match=message):
+            qkv.load(broken)
+    (broken / "config.pkl").unlink()
+    shutil.copy(whole / "model.h5", broken)
+    with pytest.raises(FileError, match=r"config\.pkl: cannot be read"):
+        qkv.load(broken)

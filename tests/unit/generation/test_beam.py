@@ -1,0 +1,178 @@
+"""Beam search against all texts there are, and against transformers; cache on and off, ragged rows, any beam."""
+
+import itertools
+
+import pytest
+import torch
+import transformers
+
+from qkv.api import load
+from qkv.errors import ConfigError, QkvError
+from qkv.generation import BeamConfig, TextDecoding, beam_search
+from qkv.models.pairs import Decoding, Pair
+from qkv.models.seq2seq import LuongConfig, RecurrentEncoderConfig, Seq2SeqConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.tokens import Tokens
+from tiny import tiny_model
+from tolerances import FLOAT64, HF_FLOAT32_INSIDE
+
+VOCAB, END, LONGEST = 5, 0, 3
+EVERYTHING = VOCAB**LONGEST
+
+
+def exhaustive(log_p_after, n, penalty):
+    """Every text of at most `n` tokens that ends, or is cut off there; `log_p_after(ids)` is of the next token."""
+    found = []
+
+    def extend(ids, total):
+        log_p = log_p_after(ids)
+        for token, more in enumerate(log_p.tolist()):
+            if token == END:
+                found.append((ids, (total + more) / (len(ids) + 1) ** penalty))
+            elif len(ids) + 1 == n:
+                found.append(((*ids, token), (total + more) / n**penalty))
+            else:
+                extend((*ids, token), total + more)
+
+    extend((), 0.0)
+    return sorted(found, key=lambda text: -text[1])
+
+
+class Rereading(Decoding):
+    """Without a cache: every text is read again from its beginning."""
+
+    def __init__(self, run, rows):
+        self._run, self._texts, self._rows = run, [[] for _ in range(rows)], list(range(rows))
+
+    def advance(self, ids):
+        self._texts = [[*text, token] for text, token in zip(self._texts, ids.tolist(), strict=True)]
+        return torch.stack([self._run(row, text) for row, text in zip(self._rows, self._texts, strict=True)])
+
+    def reorder(self, rows):
+        self._texts = [self._texts[i] for i in rows.tolist()]
+        self._rows = [self._rows[i] for i in rows.tolist()]
+
+
+SOURCES = [[1, 2, 3, 4, 2], [4], [3, 1]]
+PROMPTS = [[3, 1, 4, 2], [2], [1, 1, 3]]
+
+
+def recurrent():
+    torch.manual_seed(2)
+    embed = TokenEmbedderConfig(vocab_size=VOCAB)
+    model = Seq2SeqConfig(
+        d_model=6, source=embed, target=embed, encoder=RecurrentEncoderConfig(), decoder=LuongConfig()
+    )
+    model = model.build().double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.9)
+    ids = torch.tensor([[*s, *[9] * (5 - len(s))] for s in SOURCES])
+    there = Tokens.padded([len(s) for s in SOURCES])
+
+    def run(row, text):
+        source = torch.tensor([SOURCES[row]])
+        return model(Pair(source, Tokens.full(*source.shape), torch.tensor([text])))[0, -1]
+
+    return [END] * 3, run, lambda: model.start(ids, there, capacity=LONGEST)
+
+
+def decoder_only():
+    model = tiny_model(seed=3)
+    with torch.no_grad():
+        model.embed.weight[VOCAB:] = 0
+        model.embed.weight[:VOCAB] *= 3
+
+    def logits(ids):
+        return model(torch.tensor([ids]))[0, -1, :VOCAB]
+
+    class First(Decoding):  # the first tokens of a larger vocabulary
+        def __init__(self):
+            self._inner = TextDecoding(model, [p[:-1] for p in PROMPTS], capacity=LONGEST)
+
+        def advance(self, ids):
+            return self._inner.advance(ids)[:, :VOCAB]
+
+        def reorder(self, rows):
+            self._inner.reorder(rows)
+
+    return [p[-1] for p in PROMPTS], lambda row, text: logits(PROMPTS[row][:-1] + text), First
+
+
+KINDS = {"recurrent": recurrent, "decoder only": decoder_only}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, -1.0])
+def test_with_as_many_beams_as_texts_it_finds_the_best_of_all(kind, penalty):
+    first, run, start = kind
+    search = BeamConfig(beams=EVERYTHING, length_penalty=penalty, max_new_tokens=LONGEST)
+    for row, texts in enumerate(beam_search(start(), first, end_ids=[END], search=search)):
+        want = exhaustive(lambda ids, row=row: run(row, [first[row], *ids]).log_softmax(-1), LONGEST, penalty)
+        assert [text.ids for text in texts[:9]] == [ids for ids, _ in want[:9]]
+        for ours, (_, score) in zip(texts, want, strict=True):
+            assert abs(ours.score - score) < FLOAT64
+        assert all(text.ended == (len(text.ids) < LONGEST) for text in texts)
+
+
+@pytest.mark.parametrize("beams", [1, 2, 3])
+def test_a_cache_changes_nothing_and_rows_do_not_meet(kind, beams):
+    first, run, start = kind
+    search = BeamConfig(beams=beams, max_new_tokens=LONGEST)
+    with_cache = beam_search(start(), first, end_ids=[END], search=search)
+    without = beam_search(Rereading(run, 3), first, end_ids=[END], search=search)
+    for row, (a, b) in enumerate(zip(with_cache, without, strict=True)):
+        (alone,) = beam_search(
+            Rereading(lambda _, t, r=row: run(r, t), 1), first[row : row + 1], end_ids=[END], search=search
+        )
+        assert [x.ids for x in a] == [x.ids for x in b] == [x.ids for x in alone]
+        for x, y in zip(a, b, strict=True):
+            assert abs(x.score - y.score) < FLOAT64
+
+
+def test_one_beam_takes_the_likeliest_token(kind):
+    first, run, start = kind
+    found = beam_search(start(), first, end_ids=[END], search=BeamConfig(max_new_tokens=LONGEST))
+    for row, (text,) in enumerate(found):
+        ids = [first[row]]
+        for _ in range(LONGEST):
+            ids.append(int(run(row, ids).argmax()))
+            if ids[-1] == END:
+                break
+        assert text.ids == tuple(token for token in ids[1:] if token != END)
+
+
+@pytest.mark.parametrize(("beams", "penalty"), list(itertools.product([2, 4], [0.5, 1.0, 2.0])))
+def test_it_is_that_of_transformers(tmp_path, beams, penalty):
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 23, "n_positions": 32, "initializer_range": 0.5}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=1, eos_token_id=2, **shape)).eval()
+    theirs.save_pretrained(tmp_path)
+    prompt = [5, 7, 11]
+    want = theirs.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, 3).long(), num_beams=beams, num_return_sequences=beams,
+        do_sample=False, early_stopping="never", length_penalty=penalty, max_new_tokens=9, pad_token_id=2,
+        return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    decoding = TextDecoding(load(tmp_path).model, [prompt[:-1]], capacity=9)
+    search = BeamConfig(beams=beams, length_penalty=penalty, max_new_tokens=9)
+    (found,) = beam_search(decoding, prompt[-1:], end_ids=[2], search=search)
+    for ours, ids, score in zip(found, want.sequences.tolist(), want.sequences_scores.tolist(), strict=True):
+        assert list(ours.ids) == list(itertools.takewhile(lambda token: token != 2, ids[3:]))
+        assert abs(ours.score - score) < HF_FLOAT32_INSIDE
+
+
+def test_mistakes():
+    with pytest.raises(ConfigError, match="beams=0 must be at least 1"):
+        BeamConfig(beams=0)
+    with pytest.raises(ConfigError, match="length_penalty=inf must be finite"):
+        BeamConfig(length_penalty=float("inf"))
+    with pytest.raises(ConfigError, match="give at least one row"):
+        beam_search(Rereading(None, 0), [], end_ids=[0], search=BeamConfig())
+    broken = Rereading(lambda *_: torch.full((VOCAB,), torch.nan), 1)
+    with pytest.raises(QkvError, match="not finite"):
+        beam_search(broken, [1], end_ids=[0], search=BeamConfig())
