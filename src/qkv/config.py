@@ -185,7 +185,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._count = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = typing.cast("yaml.Mark", self.peek_event().start_mark)
         alias, before = self.check_event(yaml.AliasEvent), self._count
         self._depth += 1
