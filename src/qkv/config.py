@@ -96,6 +96,8 @@ def _one_line(owner: str, error: pydantic.ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "missing":
         return f"{owner} needs {where!r}; give it a value"
+    if first["type"] == "finite_number":
+        return f"{owner}: {where}={first['input']!r} must be a finite number; give another"
     return f"{owner}.{where} = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
@@ -182,7 +184,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._count = 0
         self._sizes: dict[int, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = typing.cast("yaml.Mark", self.peek_event().start_mark)
         alias, before = self.check_event(yaml.AliasEvent), self._count
         self._depth += 1
