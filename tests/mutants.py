@@ -47,6 +47,8 @@ class Mutant:
     tests: str
 
 
+ZOO = "tests/reliability/test_zoo.py"
+
 MUTANTS = [
     # Attention
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
@@ -276,6 +278,13 @@ MUTANTS = [
     Mutant("lengths of lists are believed", "checkpoints/gguf/reader.py", "if count > at_most or count * at_least > self._end - self.at:", "if False:", GGUF_FILES),
     Mutant("merges by scores, the worst first", "data/gguf_vocabulary.py", "(-scores[item[1]], item[1])", "(scores[item[1]], item[1])", f"{GGUF_WORDS}::test_a_vocabulary_with_scores_merges_the_best_first"),
     Mutant("special tokens are words", "data/gguf_vocabulary.py", "inner.add_special_tokens([token for token in special if token.content])", "inner.add_tokens([AddedToken(token.content, normalized=False) for token in special])", f"{GGUF_WORDS}::test_a_tokenizer_of_ours_goes_out_and_back"),
+    Mutant("aliases of YAML count as one", "config.py", "self._count += self._sizes[id(node)] if alias else 1", "self._count += 1", ZOO),
+    Mutant("a text may double forty times", "data/tokenizers.py", "> _MAX_GROWTH:", "> math.inf:", ZOO),
+    Mutant("panics are heard", "data/tokenizers.py", "os.dup2(nowhere.fileno(), 2)", "pass", ZOO),
+    Mutant("a certificate is believed", "certificate.py", "if not _is_certificate(made):", "if not isinstance(made, dict):", ZOO),
+    Mutant("integers as weights", "checkpoints/maps.py", "elif needed.is_floating_point() and not tensors[key].is_floating_point():", "elif False:", ZOO),
+    Mutant("NaN in a file's config", "checkpoints/families/family.py", "if not abs(value) <= sys.float_info.max:", "if False:", ZOO),
+    Mutant("messages of any length", "cli/__init__.py", "if len(message) > _LONGEST:", "if False:", ZOO),
 ]  # fmt: skip
 
 
