@@ -51,6 +51,8 @@ class Mutant:
     tests: str
 
 
+ZOO = "tests/reliability/test_zoo.py"
+
 MUTANTS = [
     # Attention
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
@@ -316,6 +318,13 @@ MUTANTS = [
            'torch.cat([before.to(x.dtype), x], dim=1)', 'torch.cat([x, before.to(x.dtype)], dim=1)', STATEFUL),
     Mutant('pairs: states stay where they were', "caches.py",
            '{slot: tuple(part[rows] for part in state)', '{slot: tuple(part[: len(rows)] for part in state)', f"{STATEFUL}::test_ragged_prompts_go_on_with_a_cache"),
+    Mutant("aliases of YAML count as one", "config.py", "self._count += self._sizes[id(node)] if alias else 1", "self._count += 1", ZOO),
+    Mutant("a text may double forty times", "data/tokenizers.py", "> _MAX_GROWTH:", "> math.inf:", ZOO),
+    Mutant("panics are heard", "data/tokenizers.py", "os.dup2(nowhere.fileno(), 2)", "pass", ZOO),
+    Mutant("a certificate is believed", "certificate.py", "if not _is_certificate(made):", "if not isinstance(made, dict):", ZOO),
+    Mutant("integers as weights", "checkpoints/maps.py", "elif needed.is_floating_point() and not tensors[key].is_floating_point():", "elif False:", ZOO),
+    Mutant("NaN in a file's config", "checkpoints/families/family.py", "if not abs(value) <= sys.float_info.max:", "if False:", ZOO),
+    Mutant("messages of any length", "cli/__init__.py", "if len(message) > _LONGEST:", "if False:", ZOO),
 ]  # fmt: skip
 
 

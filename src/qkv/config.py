@@ -97,6 +97,8 @@ def _one_line(owner: str, error: pydantic.ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "missing":
         return f"{owner} needs {where!r}; give it a value"
+    if first["type"] == "finite_number":
+        return f"{owner}: {where}={first['input']!r} must be a finite number; give another"
     return f"{owner}.{where} = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

@@ -48,7 +48,7 @@ def test_a_warmup_longer_than_the_run():
     ("make", "message"),
     [
         (lambda: AdamWConfig(lr=0.0), r"lr=0\.0 must be above 0 and finite"),
-        (lambda: AdamWConfig(lr=float("inf")), r"lr=inf must be above 0 and finite"),
+        (lambda: AdamWConfig(lr=float("inf")), r"lr=inf must be a finite number"),
         (lambda: AdamWConfig(betas=(0.9, 1.0)), r"betas=\[0\.9, 1\.0\] must be at least 0 and below 1"),
         (lambda: AdamWConfig(eps=0.0), r"eps=0\.0 must be above 0"),
         (lambda: AdamWConfig(weight_decay=-0.1), r"weight_decay=-0\.1 at least 0"),
