@@ -22,6 +22,11 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
+GGUF, GGUF_FILES, GGUF_WORDS = (
+    "tests/parity/test_gguf.py",
+    "tests/reliability/test_gguf.py",
+    "tests/parity/test_gguf_vocabulary.py",
+)
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
 )
@@ -103,7 +108,7 @@ MUTANTS = [
     Mutant("YaRN without its temperature", "nn/positions.py", "0.1 * math.log(self.factor) + 1 if", "1.0 if", PARITY),
     # Norms, FFN, blocks
     Mutant("ε outside the root", "nn/norms.py",
-           "(wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()", "1 / (wide.square().mean(-1, keepdim=True).sqrt() + self.eps)", PARTS),
+           "F.rms_norm(wide, x.shape[-1:], weight, self.eps)", "(wide / (wide.square().mean(-1, keepdim=True).sqrt() + self.eps) * weight)", PARTS),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
     Mutant("pre-norm without the norm", "nn/blocks.py", "update, report = f(norm(x), ctx)\n            x, aux = x + update", "update, report = f(x, ctx)\n            x, aux = x + update", PARTS),
     # Loss
@@ -262,6 +267,19 @@ MUTANTS = [
     Mutant("the end of a turn is not known", "loaded.py", "(*self.stop_ids, *special)", "self.stop_ids", CONVERSATION),
     Mutant("rows of a batch draw from other streams", "cli/generate.py", "streams = None if sampling.seed is None else [0] * len(batch)", "streams = None", "tests/cli/test_generate.py"),
     Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
+    # GGUF
+    Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_transformers_reads_what_we_write"),
+    Mutant("Gemma's norms keep llama.cpp's one", "checkpoints/gguf/architectures.py", "(Shift(-1.0),)", "(Shift(0.0),)", f"{GGUF}::test_transformers_reads_what_we_write"),
+    Mutant("GPT-NeoX keeps llama.cpp's rows", "checkpoints/gguf/architectures.py", "        operations=_neox_rows,\n", "", f"{GGUF}::test_gpt_neox_rows_by_hand"),
+    Mutant("factors of frequencies are passed over", "checkpoints/gguf/names.py", "    if factors is not None:\n        made |= _llama3_of", "    if False:\n        made |= _llama3_of", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
+    Mutant("the last of equals becomes code 0", "checkpoints/gguf/blocks.py", "torch.arange(32), 32)\n    scale = x.gather(-1, places.amin(", "torch.arange(32), -1)\n    scale = x.gather(-1, places.amax(", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
+    Mutant("halves are rounded to even", "checkpoints/gguf/blocks.py", "(size + (2 * (scaled.abs() - size)).floor())", "scaled.abs().round()", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
+    Mutant("scales of Q4_K lack their upper bits", "checkpoints/gguf/blocks.py", "(high & 15) | (low >> 2 & 48)", "(high & 15)", f"{GGUF}::test_expanding_is_that_of_gguf_bit_for_bit"),
+    Mutant("offsets may wrap", "checkpoints/gguf/reader.py", "        if end > size:\n", "        if end % 2**64 > size:\n", GGUF_FILES),
+    Mutant("tensors may overlap", "checkpoints/gguf/reader.py", "        if offset < end:\n", "        if False:\n", GGUF_FILES),
+    Mutant("lengths of lists are believed", "checkpoints/gguf/reader.py", "if count > at_most or count * at_least > self._end - self.at:", "if False:", GGUF_FILES),
+    Mutant("merges by scores, the worst first", "data/gguf_vocabulary.py", "(-scores[item[1]], item[1])", "(scores[item[1]], item[1])", f"{GGUF_WORDS}::test_a_vocabulary_with_scores_merges_the_best_first"),
+    Mutant("special tokens are words", "data/gguf_vocabulary.py", "inner.add_special_tokens([token for token in special if token.content])", "inner.add_tokens([AddedToken(token.content, normalized=False) for token in special])", f"{GGUF_WORDS}::test_a_tokenizer_of_ours_goes_out_and_back"),
     # Pairs: recurrent translators, beam search, encoder-decoders
     Mutant('pairs: a GRU keeps what it should forget', "nn/recurrent.py",
            'torch.lerp(n, h, z.to(h.dtype))', 'torch.lerp(h, n, z.to(h.dtype))', f"{SEQ2SEQ}::test_a_step_is_that_of_the_fused_layers"),

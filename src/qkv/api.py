@@ -1,45 +1,120 @@
-"""A trained model from a folder, ready to write."""
+"""A trained model, ready to write: from a run, a folder, a file, or by name."""
 
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft
+from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_folder
+from qkv.checkpoints.gguf import load_with_metadata
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
+from qkv.checkpoints.named import NAMED, pull
 from qkv.config import read_yaml
 from qkv.data import Tokenizer, template_of
-from qkv.errors import ConfigError, FileError
+from qkv.data.gguf_vocabulary import read_vocabulary
+from qkv.errors import ConfigError, FileError, suggest
 from qkv.loaded import Loaded
+from qkv.models.quantise import quantise
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
 from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.quantised import Packed, Width
+from qkv.translator import is_translator
 
+MODEL = "model.yaml"
+"""In a folder of our own layout: the config, and what else `Loaded` holds."""
 _RECIPE = "recipe.yaml"
 _MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
 
 
 def load(
-    path: str | Path,
+    source: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    quantize: Width | None = None,
     allow_pickle: bool = False,
 ) -> Loaded:
-    """A model from a folder: a run of `qkv train` (its newest whole checkpoint), or one in Hugging Face's layout.
+    """A model with its tokenizer.
 
     Args:
-        path: The folder.
+        source: A run of `qkv train` (its newest whole checkpoint), a folder in Hugging Face's layout or ours (from
+            `qkv convert`), a folder of PEFT's adapters, a GGUF file, the name of weights that `qkv pull` knows, or a
+            model on the Hugging Face hub as owner/name (with `huggingface_hub` installed).
         device: Where the weights go.
-        dtype: Type of the weights; None: that of the file.
+        dtype: Type of the weights. None: that of the file; four-bit weights of a GGUF file stay packed.
+        quantize: Pack the weights in memory: int8 with a scale for each row, or int4 with one for each 32 neighbours.
         allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
 
     Raises:
-        FileError: The folder is neither, has no checkpoint yet, or does not fit together.
+        ConfigError: Options that exclude each other.
+        FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
-    loaded = _load_folder(Path(path).expanduser(), allow_pickle, ())
+    if quantize is not None and (dtype is not None or torch.device(device).type != "cpu"):
+        raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
+    if is_translator(source):
+        raise ConfigError(f"{source} is a model of pairs, which this is not for; use qkv translate, eval or inspect")
+    path = find(source)
+    if path.is_file():
+        loaded = _load_gguf(path, torch.bfloat16 if dtype is None and torch.device(device).type != "cpu" else dtype)
+    else:
+        loaded = _load_folder(path, allow_pickle, ())
     loaded.model.to(device=device, dtype=dtype)
+    if quantize is not None:
+        if any(isinstance(part, Packed) for part in loaded.model.modules()):
+            raise ConfigError(f"{source}: its weights are packed already; leave quantize out")
+        quantise(loaded.model, quantize)
+    return loaded
+
+
+def find(source: str | Path) -> Path:
+    """The file or folder that a source of `load` stands for; downloads what has a name.
+
+    Raises:
+        FileError: There is no such thing.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if str(source) in NAMED:
+        return pull(str(source))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and (found := _from_hub(str(source))):
+        return found
+    raise FileError(
+        f"{source}: there is no such file or folder; give a run, a Hugging Face folder, a GGUF file, or a name of "
+        f"`qkv pull` ({suggest(str(source), NAMED)})"
+    )
+
+
+def _from_hub(name: str) -> Path | None:
+    """A model of the hub in the hub's own cache; None where `huggingface_hub` is not installed."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        wanted = ["*.json", "*.safetensors", "*.jinja"]  # never a pickle, never code
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the library, and what it is built on, raise a dozen types
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FileError(f"{name}: no such folder, and the hub does not give it ({reason}); check the name") from None
+
+
+def _load_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
+    model, metadata = load_with_metadata(path, dtype=dtype)
+    words = read_vocabulary(metadata, source=str(path))
+    tokenizer = Tokenizer(
+        words.tokenizer.inner,
+        end_of_text=words.tokenizer.end_of_text,
+        begin_of_text=words.begin_id,
+        chat_template=words.chat_template,
+    )
+    stop, begin = words.stop_ids, words.begin_id
+    loaded = Loaded(model, tokenizer, model.config, stop, begin, template_of(tokenizer), words.add_begin)
+    _check_vocabulary(loaded, path)
     return loaded
 
 
@@ -51,9 +126,12 @@ def _load_folder(folder: Path, allow_pickle: bool, above: tuple[Path, ...]) -> L
         loaded = _load_peft(folder)
     elif (folder / "config.json").is_file():
         loaded = _load_hugging_face(folder, allow_pickle)
+    elif (folder / MODEL).is_file():
+        loaded = _load_own(folder)
     elif folder.is_dir():
         raise FileError(
-            f"{folder}: has neither {_RECIPE} (a run) nor config.json (Hugging Face); give a folder with one"
+            f"{folder}: has neither {_RECIPE} (a run) nor config.json (Hugging Face) nor {MODEL} (qkv convert); give a "
+            "folder with one of them"
         )
     else:
         raise FileError(f"{folder}: there is no such folder; give a run or a folder in Hugging Face's layout")
@@ -179,30 +257,67 @@ def _build(config: TransformerConfig, n_tensors: int, source: Path) -> Transform
         raise FileError(f"{source}: the model cannot be built: {str(error).splitlines()[0]}") from None
 
 
+def _load_own(folder: Path) -> Loaded:
+    """A folder that `qkv convert --to qkv` wrote."""
+    data = read_yaml(folder / MODEL)
+    try:
+        if not isinstance(data, dict):
+            raise ConfigError("it is no mapping")
+        config = TransformerConfig.from_dict(data.get("model", {}), path="model")
+    except ConfigError as error:
+        raise FileError(f"{folder / MODEL}: not a model of qkv: {error}") from None
+    state = read_folder(folder)
+    with torch.device("meta"):
+        model = _build(config, len(state), folder / MODEL)
+    check_fit(state, model.state_dict(), source=str(folder))
+    model.load_state_dict(state, assign=True)
+    tokenizer = _tokenizer(folder)
+    stop, begin = ids_of(data, "stop_ids", folder / MODEL), ids_of(data, "begin_id", folder / MODEL)
+    return Loaded(
+        model.requires_grad_().eval(),
+        tokenizer,
+        config,
+        stop,
+        begin[0] if begin else None,
+        template_of(tokenizer),
+        tokenizer is not None and begin != () and tokenizer.prefix == begin,
+    )
+
+
 def _load_hugging_face(folder: Path, allow_pickle: bool) -> Loaded:
     model = load_model(folder, allow_pickle=allow_pickle)
     stop = _special_ids(folder, "eos_token_id")
     begin = _special_ids(folder, "bos_token_id")
     tokenizer = _tokenizer(folder)
-    return Loaded(model, tokenizer, model.config, stop, begin[0] if begin else None, template_of(tokenizer))
+    begins = tokenizer is not None and begin != () and tokenizer.prefix == begin[:1]
+    return Loaded(model, tokenizer, model.config, stop, begin[0] if begin else None, template_of(tokenizer), begins)
 
 
 def _special_ids(folder: Path, key: str) -> tuple[int, ...]:
     """Ids that the folder names: one, a list, or none. What is said about generation comes first."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        value = read_json(path).get(key) if path.is_file() else None
-        match value:
-            case None:
-                continue
-            case bool():
-                pass
-            case int():
-                return (value,)
-            case list() if all(type(item) is int for item in value):
-                return tuple(value)
-        raise FileError(f"{path}: {key!r} is {value!r} and must be an integer or a list of them; mend the file")
+        if path.is_file() and (found := ids_of(read_json(path), key, path)):
+            return found
     return ()
+
+
+def ids_of(data: Mapping[str, Any], key: str, path: Path) -> tuple[int, ...]:
+    """Ids that a file names: one, a list, or none.
+
+    Raises:
+        FileError: They are something else.
+    """
+    match data.get(key):
+        case None:
+            return ()
+        case bool():
+            pass
+        case int(value):
+            return (value,)
+        case list(values) if all(type(item) is int for item in values):
+            return tuple(values)
+    raise FileError(f"{path}: {key!r} is {data[key]!r} and must be an integer or a list of them; mend the file")
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -40,6 +40,7 @@ class Loaded:
         stop_ids: Tokens that end a text.
         begin_id: What an empty prompt begins with; None: the tokenizer's `end_of_text`.
         template: How a conversation is written; None: the model has no chat template.
+        add_begin: Whether every prompt begins with `begin_id`, as the model is used to.
     """
 
     model: Transformer
@@ -48,6 +49,7 @@ class Loaded:
     stop_ids: tuple[int, ...] = ()
     begin_id: int | None = None
     template: ChatTemplate | None = None
+    add_begin: bool = False
 
     @overload
     def generate(
@@ -198,7 +200,10 @@ class Loaded:
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
         begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
-        encoded = [ids or ([] if begin is None else [begin]) for ids in self.tokenizer.encode_batch(prompts)]
+        texts = self.tokenizer.encode_batch(prompts)
+        if self.add_begin and begin is not None:
+            return [[begin, *ids] for ids in texts]
+        encoded = [ids or ([] if begin is None else [begin]) for ids in texts]
         if not all(encoded):
             raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
         return encoded

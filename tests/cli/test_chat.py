@@ -202,4 +202,4 @@ def test_a_model_without_a_template(tmp_path, capsys, monkeypatch):
     assert done.returncode == 3
     assert done.stderr.decode().count("\n") == 1
     assert main(["chat", str(tmp_path / "nothing")]) == 3
-    assert "there is no such folder" in capsys.readouterr().err
+    assert "there is no such file or folder" in capsys.readouterr().err

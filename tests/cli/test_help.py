@@ -9,11 +9,13 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["chat", "check", "eval", "generate", "inspect", "show", "train", "translate"]
+VERBS = ["chat", "check", "convert", "eval", "generate", "inspect", "pull", "show", "train", "translate"]
 OPTIONS = {
     "chat": [
+        "--expand",
         "--max-new-tokens",
         "--min-p",
+        "--quantize",
         "--repetition-penalty",
         "--seed",
         "--system",
@@ -22,13 +24,16 @@ OPTIONS = {
         "--top-p",
     ],
     "check": ["--dtype", "--seed"],
+    "convert": ["--certificate", "--dtype", "--no-certificate", "--to"],
     "eval": ["--beams", "--json", "--length-penalty"],
     "generate": [
         "--batch-size",
+        "--expand",
         "--file",
         "--json",
         "--max-new-tokens",
         "--min-p",
+        "--quantize",
         "--repetition-penalty",
         "--samples",
         "--seed",
@@ -37,6 +42,7 @@ OPTIONS = {
         "--top-k",
         "--top-p",
     ],
+    "pull": [],
     "inspect": ["--out", "--translation"],
     "translate": [
         "--batch-size",
@@ -92,8 +98,8 @@ def test_version(capsys):
         (["generate", "x", "y", "--seed", "one"], 2, 'Invalid value for --seed: unable to convert "one" into int'),
         (["generate", "x", "y", "z"], 2, "Unused Tokens: ['z']"),
         (["show", "gpt2", "--dtype", "int8"], 2, 'Invalid value "int8" for --dtype. Choose from'),
-        (["generate", "no/such/folder"], 3, "there is no such folder; give a run"),
-        (["eval", "no/such/folder", "text"], 3, "there is no such folder; give a run"),
+        (["generate", "no/such/folder"], 3, "there is no such file or folder; give a run"),
+        (["eval", "no/such/folder", "text"], 3, "there is no such file or folder; give a run"),
         (["train", "no/such.yaml"], 3, "no/such.yaml: "),
     ],
 )

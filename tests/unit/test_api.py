@@ -125,7 +125,7 @@ def test_a_tokenizer_that_is_too_large_for_the_model(tmp_path):
 def test_a_folder_that_is_neither(tmp_path):
     with pytest.raises(FileError, match=r"has neither recipe\.yaml \(a run\) nor config\.json \(Hugging Face\)"):
         qkv.load(tmp_path)
-    with pytest.raises(FileError, match=r"nothing: there is no such folder; give a run"):
+    with pytest.raises(FileError, match=r"nothing: there is no such file or folder; give a run"):
         qkv.load(tmp_path / "nothing")
 
 

@@ -30,6 +30,8 @@ app.command("qkv.cli.generate:generate", name="generate", help="Let a trained mo
 app.command("qkv.cli.translate:translate", name="translate", help="Translate with a model that was trained on pairs.")
 app.command("qkv.cli.inspect:inspect", name="inspect", help="Draw what a translation looked at.")
 app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")
+app.command("qkv.cli.pull:pull", name="pull", help="Download pretrained weights.")
+app.command("qkv.cli.convert:convert", name="convert", help="Write a model in another layout: Hugging Face, GGUF, qkv.")
 app.command("qkv.cli.check:check", name="check", help="Ask a model about the laws it should keep.")
 app.command("qkv.cli.show:show", name="show", help="Draw a model, and count what it costs.")
 

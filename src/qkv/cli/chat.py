@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qkv.cli.generate import read_standard_input
+from qkv.cli.opening import DType, Width, open_model
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _PROMPT = "> "
 
 
 def chat(
-    model: Path,
+    model: str,
     /,
     *,
     system: str | None = None,
@@ -33,6 +33,8 @@ def chat(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
+    expand: DType | None = None,
+    quantize: Width | None = None,
 ) -> None:
     """Talk with a model that was trained on conversations.
 
@@ -40,7 +42,7 @@ def chat(
     lines is a message, and nothing but the answers is written.
 
     Args:
-        model: A run folder, or a Hugging Face folder.
+        model: A run, a Hugging Face folder, a GGUF file, or a name that `qkv pull` knows (smollm2).
         system: An instruction that stands before the conversation.
         max_new_tokens: Tokens of an answer at most.
         temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
@@ -48,9 +50,10 @@ def chat(
         top_p: Draw from the likeliest tokens that together have this probability.
         min_p: Draw from the tokens with at least this share of the likeliest one's probability.
         repetition_penalty: Above 1, tokens that have occurred become less likely.
+        expand: Type of all weights; packed ones are expanded to it.
+        quantize: Pack the weights in memory: int8, or int4 in groups of 32.
         seed: Of the random numbers: the same seed and the same messages give the same answers.
     """
-    from qkv.api import load
     from qkv.conversation import Conversation
     from qkv.generation import SamplingConfig
 
@@ -62,7 +65,12 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    conversation = Conversation(load(model), system=system, max_new_tokens=max_new_tokens, sampling=sampling)
+    conversation = Conversation(
+        open_model(model, expand=expand, quantize=quantize),
+        system=system,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
     if sys.stdin.isatty():
         _talk(conversation)
         return

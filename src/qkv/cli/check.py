@@ -22,13 +22,14 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     import torch
 
     from qkv.api import load
+    from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
     from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
 
-    if Path(model).expanduser().is_dir():
-        built = load(model).model
+    if Path(model).expanduser().is_dir() or model.endswith(".gguf") or model in NAMED:
+        built = load(model, dtype=getattr(torch, dtype)).model
     else:
         config = _closed(find_config(model))
         n = summary(config).parameters

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Group
@@ -273,3 +273,19 @@ def _scaled(n: float, step: int, units: Sequence[str]) -> str:
     while n >= step and power < len(units) - 1:
         n, power = n / step, power + 1
     return (f"{n:.3g}" if n < 100 else f"{n:.0f}") + units[power]
+
+
+def certificate_lines(made: dict[str, Any]) -> list[str]:
+    """A certificate in words."""
+    lines = [f"source {made.get('source')}, SHA-256 {str(made.get('sha256'))[:16]}…"]
+    if made.get("reference") is None:
+        return [*lines, f"not compared: {made.get('reason')}"]
+    layers, logits = made["largest_difference"]["layers"], made["largest_difference"]["logits"]
+    worst = max(range(len(layers)), key=layers.__getitem__)
+    return [
+        *lines,
+        f"against {made['reference']} on {made['inputs']['tokens']} fixed tokens, float32:",
+        f"  logits differ by at most {logits:.1e} (the largest is {made['largest']['logits']:.1f})",
+        f"  the stream by at most {layers[worst]:.1e}, after block {worst} (there the largest is "
+        f"{made['largest']['layers'][worst]:.1f})",
+    ]

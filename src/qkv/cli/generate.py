@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
+from qkv.cli.opening import DType, Width, open_model
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _SEPARATOR = "\n" + "─" * 40 + "\n"
 
 
 def generate(
-    model: Path,
+    model: str,
     prompt: str = "",
     /,
     *,
@@ -33,6 +34,8 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     seed: int | None = None,
+    expand: DType | None = None,
+    quantize: Width | None = None,
     samples: int = 1,
     stop: list[str] | None = None,
 ) -> None:
@@ -41,7 +44,7 @@ def generate(
     The prompt and what follows go to standard output; everything else goes to standard error.
 
     Args:
-        model: A run folder, or a Hugging Face folder.
+        model: A run, a Hugging Face folder, a GGUF file, or a name that `qkv pull` knows (smollm2).
         prompt: How the text begins. Empty: the model begins a text of its own. A single dash: one prompt in each line
             of standard input.
         file: A file with one prompt in each line; in a .jsonl file, as "prompt". Empty lines do not count.
@@ -53,11 +56,12 @@ def generate(
         top_p: Draw from the likeliest tokens that together have this probability.
         min_p: Draw from the tokens with at least this share of the likeliest one's probability.
         repetition_penalty: Above 1, tokens that have occurred become less likely.
+        expand: Type of all weights; packed ones are expanded to it.
+        quantize: Pack the weights in memory: int8, or int4 in groups of 32.
         seed: Of the random numbers: the same seed writes the same text.
         samples: How many texts to write, one after the other.
         stop: End the text before this string. May be given several times.
     """
-    from qkv.api import load
     from qkv.generation import SamplingConfig
 
     sampling = SamplingConfig(
@@ -69,7 +73,7 @@ def generate(
         seed=seed,
     )
     prompts = _prompts(prompt, file, samples, batch_size)
-    loaded = load(model)
+    loaded = open_model(model, expand=expand, quantize=quantize)
     if prompts is None and samples == 1 and not as_json:
         _stream(loaded, prompt, max_new_tokens, stop or (), sampling)
         return

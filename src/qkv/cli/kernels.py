@@ -70,11 +70,8 @@ def _problem(layer: Mixer, mask: LoweredMask, queries: int, keys: int, batch: in
         return torch.empty((), dtype=dtype).expand(batch, heads, n, width)  # no memory
 
     heads = layer.heads
-    problem = Problem(
-        some(heads.n_heads, queries, heads.head_dim),
-        some(heads.n_kv_heads, keys, heads.head_dim),
-        some(heads.n_kv_heads, keys, heads.value_dim),
-        mask,
-        scale=1.0,
-    )
-    return layer.options(problem, training=queries > 1) if isinstance(layer, Attention) else problem
+    q, k = some(heads.n_heads, queries, heads.head_dim), some(heads.n_kv_heads, keys, heads.head_dim)
+    v = some(heads.n_kv_heads, keys, heads.value_dim)
+    if isinstance(layer, Attention):
+        return layer.problem(q, k, v, mask, training=queries > 1)
+    return Problem(q, k, v, mask, scale=1.0)

@@ -22,7 +22,8 @@ def show(
     """Draw a model, and count what it costs.
 
     Args:
-        model: A preset's name, a run folder, a Hugging Face folder, or a YAML file with a model's config or a recipe.
+        model: A preset's name, a run, a Hugging Face folder, a GGUF file, a name that `qkv pull` knows, or a YAML file
+            with a model's config or a recipe.
         context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
         dtype: Type of the weights and of the cache.
         kernels: Say instead which kernel of attention runs in which layer, and why nothing faster.
@@ -32,7 +33,8 @@ def show(
     import torch
     from rich.console import Console
 
-    from qkv.cli.drawing import draw, table
+    from qkv.certificate import read_certificate
+    from qkv.cli.drawing import certificate_lines, draw, table
     from qkv.cost import summary
     from qkv.errors import ConfigError
 
@@ -49,6 +51,8 @@ def show(
     console = Console(highlight=False)
     console.print(draw(Path(model).name, config, cost))
     console.print(table(cost))
+    if (folder := Path(model).expanduser()).is_dir() and (found := read_certificate(folder)):
+        console.print("\n".join(certificate_lines(found)))
 
 
 def find_config(model: str) -> "TransformerConfig":
@@ -59,10 +63,18 @@ def find_config(model: str) -> "TransformerConfig":
         FileError: The path cannot be read.
     """
     from qkv.api import load
+    from qkv.checkpoints.gguf import open_gguf
+    from qkv.checkpoints.named import NAMED, pull
+    from qkv.errors import ConfigError
     from qkv.presets import preset
+    from qkv.translator import is_translator
 
-    path = Path(model).expanduser()
+    path = pull(model) if model in NAMED else Path(model).expanduser()
+    if path.suffix == ".gguf":
+        return open_gguf(path).config
     if path.is_dir():
+        if is_translator(path):
+            raise ConfigError(f"{model} is a model of pairs, which cannot be drawn yet; try qkv inspect {model} TEXT")
         recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
         return _read(recipe) if recipe.is_file() else load(path).config
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:

@@ -129,26 +129,43 @@ class Tokenizer:
             chat_template=_chat_template(path.with_name("chat_template.jinja"), settings),
         )
 
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, what else is known in `tokenizer_config.json`, and the chat template.
+    def files(self) -> dict[str, bytes]:
+        """What is written of it: `tokenizer.json`, what else is known in `tokenizer_config.json`, the chat template.
 
-        They go into an existing folder, each whole or not at all. transformers reads them, too.
-
-        Raises:
-            FileError: They cannot be written.
+        transformers reads them, too.
         """
         ids = {"eos_token": self.end_of_text, "bos_token": self.begin_of_text}
         named = {key: self.name_of(token) for key, token in ids.items() if token is not None}
         settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
+        texts = {"tokenizer_config.json": settings, "tokenizer.json": self.to_json()}
+        if self.chat_template is not None:
+            texts["chat_template.jinja"] = self.chat_template
+        return {name: text.encode("utf-8") for name, text in texts.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write `files` into an existing folder, each whole or not at all.
+
+        Raises:
+            FileError: They cannot be written.
+        """
         try:
-            write_atomic(folder / "tokenizer_config.json", settings.encode("utf-8"))
-            if self.chat_template is not None:
-                write_atomic(folder / "chat_template.jinja", self.chat_template.encode("utf-8"))
-            write_atomic(folder / "tokenizer.json", self.to_json().encode("utf-8"))
+            for name, data in self.files().items():
+                write_atomic(folder / name, data)
         except OSError as error:
             raise FileError(
                 f"{folder}: the tokenizer cannot be written ({error.strerror}); choose another folder"
             ) from None
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer's file puts around a text, and `encode` does not."""
+        with no_panic("the tokenizer failed on an empty text"):
+            return tuple(self._inner.encode("", add_special_tokens=True).ids)
+
+    @property
+    def inner(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the library that this one wraps."""
+        return self._inner
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""

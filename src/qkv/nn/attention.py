@@ -1,6 +1,5 @@
 """Multi-head self-attention: four matrix products (qkv, q kᵀ, weights times v, output)."""
 
-from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -10,6 +9,7 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
+from qkv.lowered import LoweredMask
 from qkv.nn.mixer import Heads, HeadsConfig, Mixer
 from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
 from qkv.nn.sublayer import in_turn
@@ -85,18 +85,14 @@ class Attention(Mixer):
         q, k, v = self._heads(x, ctx)
         if ctx.cache is not None:
             k, v = ctx.cache.update(ctx.slot + self.seat.slot, k, v)
-        problem = Problem(q, k, v, ctx.masks[self.seat.mask], self.scale)
-        return self.o_proj(self.attend(self.options(problem, training=self.training), ctx))
+        problem = self.problem(q, k, v, ctx.masks[self.seat.mask], training=self.training)
+        return self.o_proj(self.attend(problem, ctx))
 
-    def options(self, problem: Problem, *, training: bool) -> Problem:
-        """The same with dropout, bias, sinks and soft-cap of this layer."""
-        return replace(
-            problem,
-            dropout=self.weight_dropout if training else 0.0,
-            bias=None if self.score_bias is None else self.score_bias(problem.k.shape[2], problem.q),
-            sinks=self.sinks,
-            softcap=self.softcap,
-        )
+    def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
+        """What is to be solved, with dropout, bias, sinks and soft-cap of this layer."""
+        dropout = self.weight_dropout if training else 0.0
+        bias = None if self.score_bias is None else self.score_bias(k.shape[2], q)
+        return Problem(q, k, v, mask, self.scale, dropout, bias, self.sinks, self.softcap)
 
     def _heads(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys (B, G, T, K) and values (B, G, T, v), normed and rotated."""

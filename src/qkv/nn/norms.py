@@ -97,5 +97,5 @@ class RMSNorm(Norm):
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Normalise each vector."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = self.weight if self.offset == 0 else self.weight.to(wide.dtype) + self.offset
-        return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt() * weight).to(x.dtype)
+        weight = self.weight.to(wide.dtype) + self.offset if self.offset else self.weight.to(wide.dtype)
+        return F.rms_norm(wide, x.shape[-1:], weight, self.eps).to(x.dtype)

@@ -1,6 +1,7 @@
-"""Linear maps whose weights stay packed: four bits in groups of 32 along a row, or eight bits with one scale a row.
+"""Linear maps whose weights stay packed: four bits in groups of 32, eight bits with a scale for each row, float16.
 
-The products are PyTorch's own for CPUs and need no compiler. They take and give bfloat16, whatever type the stream has.
+The products are PyTorch's own for CPUs and need no compiler. Those of four and eight bits take and give bfloat16,
+whatever type the stream has; the stream of a packed model is best left in float32, which costs little.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from torch import nn
 from qkv.errors import ConfigError
 from qkv.ops import int4
 from qkv.ops.int4 import GROUP
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Float, Int, Integer, Tensor
 
 _MULTIPLE = 16
 """PyTorch's eight-bit product takes multiples of so many columns, unchecked."""
@@ -40,29 +41,24 @@ class Packed(nn.Module, ABC):
 
     @final
     def forward(self, x: Float[Tensor, "*batch K"]) -> Float[Tensor, "*batch N"]:
-        """x Wᵀ + b, in the type of `x`; the product itself is in bfloat16.
+        """x Wᵀ + b, in the type of `x`.
 
         Raises:
             ConfigError: A gradient is asked for, or `x` is not on the CPU.
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
-                "packed weights give no gradients; load the model with a dtype, such as bfloat16, to train"
+                "packed weights give no gradients; load the model with a dtype, such as float32, to train"
             )
         if x.device.type != "cpu":
             raise ConfigError(f"packed weights run on the CPU and x is on {x.device}; load the model with a dtype")
-        y = self.product(x.reshape(-1, self.in_features).to(torch.bfloat16))
+        y = self.product(x.reshape(-1, self.in_features))
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
     @abstractmethod
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
-        """x Wᵀ in bfloat16."""
-
-    @property
-    @abstractmethod
-    def n_bytes(self) -> int:
-        """Memory of the weight."""
+        """x Wᵀ, in any type."""
 
 
 @final
@@ -81,7 +77,7 @@ class Int4Linear(Packed):
 
     def __init__(
         self,
-        codes: Int[Tensor, "N K"],
+        codes: Integer[Tensor, "N K"],
         scale: Float[Tensor, "N groups"],
         zero: Float[Tensor, "N groups"],
         bias: Float[Tensor, " N"] | None = None,
@@ -93,13 +89,8 @@ class Int4Linear(Packed):
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         """See `qkv.ops.int4`."""
-        y = int4.product(x, self.weight, self.scales)
+        y = int4.product(x.to(torch.bfloat16), self.weight, self.scales)
         return y if y.shape[1] == self.out_features else y[:, : self.out_features]
-
-    @property
-    def n_bytes(self) -> int:
-        """Half a byte a weight, and two bfloat16 a group."""
-        return self.weight.nbytes + self.scales.nbytes
 
 
 @final
@@ -116,7 +107,7 @@ class Int8Linear(Packed):
     scale: Tensor
 
     def __init__(
-        self, codes: Int[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
+        self, codes: Integer[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
     ) -> None:
         super().__init__(codes.shape[0], codes.shape[1], bias)
         self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
@@ -124,17 +115,33 @@ class Int8Linear(Packed):
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         """PyTorch's product of rows."""
-        x = F.pad(x, (0, self.weight.shape[1] - self.in_features))
+        x = F.pad(x.to(torch.bfloat16), (0, self.weight.shape[1] - self.in_features))
         return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
 
-    def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch K"]:
-        """Some of the rows, in bfloat16."""
-        return F.embedding(ids, self.weight)[..., : self.in_features] * self.scale[ids][..., None]
 
-    @property
-    def n_bytes(self) -> int:
-        """A byte a weight, and a bfloat16 a row."""
-        return self.weight.nbytes + self.scale.nbytes
+@final
+class HalfLinear(Packed):
+    """Weights in float16: for what has no narrower product, and where bfloat16's eight bits are too few (logits).
+
+    Args:
+        weight: Rounded to float16.
+        bias: Added to the product.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None = None) -> None:
+        super().__init__(weight.shape[0], weight.shape[1], bias)
+        self.register_buffer("weight", weight.detach().to(torch.float16))
+
+    def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
+        """A product in float16, of vectors scaled to at most 1: whatever their size, nothing overflows."""
+        size = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
+        return F.linear((x / size).to(torch.float16), self.weight) * size
+
+    def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch K"]:
+        """Some of the rows, in float32."""
+        return F.embedding(ids, self.weight).float()
 
 
 Table: TypeAlias = Float[Tensor, "V D"] | Packed
@@ -144,7 +151,7 @@ Table: TypeAlias = Float[Tensor, "V D"] | Packed
 def look_up(ids: Int[Tensor, "*batch"], table: Table) -> Float[Tensor, "*batch D"]:
     """The rows of a table of vectors, packed or not."""
     if isinstance(table, Packed):
-        assert isinstance(table, Int8Linear)  # as `quantise` packs tables
+        assert isinstance(table, HalfLinear)  # as `quantise` and the readers of files pack tables
         return table.rows(ids)
     return F.embedding(ids, table)
 
@@ -163,11 +170,11 @@ def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, wi
     weight = weight.detach().float()
     if width == "int8":
         scale = weight.abs().amax(1) / 127
-        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round(), scale, bias)
+        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round().to(torch.int8), scale, bias)
     if weight.shape[1] % GROUP:
         raise ConfigError(f"rows of {weight.shape[1]} weights are not whole groups of {GROUP}; use int8")
     groups = weight.unflatten(1, (-1, GROUP))
     low, high = groups.aminmax(dim=-1)
     scale = (high - low) / 15
     codes = ((groups - low[..., None]) / scale.clamp(min=_TINY)[..., None]).round()
-    return Int4Linear(codes.flatten(1), scale, low, bias)
+    return Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)

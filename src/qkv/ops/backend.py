@@ -40,6 +40,8 @@ class Problem:
     def without_padding(self) -> "Problem":
         """The same with zeros where there is padding: a kernel that reads masked values lets a NaN through."""
         queries, keys = self.mask.padding()
+        if queries is None and keys is None:
+            return self
         k, v = (self.k, self.v) if keys is None else (_zeroed(self.k, keys), _zeroed(self.v, keys))
         return replace(self, q=self.q if queries is None else _zeroed(self.q, queries), k=k, v=v)
 

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Float, Integer, Tensor
 
 GROUP: Final = 32
 """Neighbours in a row that share a scale and a zero."""
@@ -23,8 +23,8 @@ _EXPANDED = 8 << 20
 
 
 def pack(
-    codes: Int[Tensor, "N K"], scale: Float[Tensor, "N groups"], zero: Float[Tensor, "N groups"]
-) -> tuple[Int[Tensor, "rows bytes"], Float[Tensor, "groups rows 2"]]:
+    codes: Integer[Tensor, "N K"], scale: Float[Tensor, "N groups"], zero: Float[Tensor, "N groups"]
+) -> tuple[Integer[Tensor, "rows bytes"], Float[Tensor, "groups rows 2"]]:
     """Weights code · scale + zero in PyTorch's layout, with rows up to a multiple of 64.
 
     Scales and zeros are rounded to bfloat16, which moves a weight by at most 1/64 of the step between two codes.
@@ -43,7 +43,7 @@ def pack(
 
 
 def product(
-    x: Float[Tensor, "n K"], weight: Int[Tensor, "rows bytes"], scales: Float[Tensor, "groups rows 2"]
+    x: Float[Tensor, "n K"], weight: Integer[Tensor, "rows bytes"], scales: Float[Tensor, "groups rows 2"]
 ) -> Float[Tensor, "n rows"]:
     """x Wᵀ, in bfloat16 as `x` is; the sums are in float32.
 

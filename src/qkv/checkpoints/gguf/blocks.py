@@ -157,6 +157,8 @@ def _expand_q6_k(blocks: Tensor) -> Tensor:
 
 _Int4: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 _INT4: Final[dict[str, _Int4]] = {"Q4_0": _int4_0, "Q4_1": _int4_1, "Q4_K": _int4_k}
+INT4: Final = frozenset(_INT4)
+"""Kinds that `int4_groups` takes."""
 _EXPAND: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "Q4_0": _expand_q4_0,
     "Q4_1": _expand_int4(_int4_1),

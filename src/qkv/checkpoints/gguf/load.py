@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import nn
 
 from qkv.checkpoints.families import FAMILIES
 from qkv.checkpoints.families.family import ConfigReader
-from qkv.checkpoints.gguf.blocks import expand
+from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
 from qkv.checkpoints.gguf.reader import GGUFTensor, read_gguf
 from qkv.checkpoints.maps import KeyMap, check_fit
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.quantised import HalfLinear, Int4Linear
 from qkv.shapes import Tensor
 
 
@@ -45,21 +47,84 @@ def open_gguf(path: Path) -> Opened:
     return _open(path, expanded=None)
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype = torch.float32) -> Transformer:
-    """The model of a GGUF file, on the CPU, all weights in `dtype`. Those stored in that type stay memory-mapped.
+def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> Transformer:
+    """The model of a GGUF file, on the CPU.
+
+    Args:
+        path: The file.
+        dtype: Type of all weights; those stored in it stay memory-mapped. None: four-bit weights stay packed, other
+            matrices become float16 and the rest float32 (a file without blocks keeps its own types). PyTorch has no
+            product for the blocks of Q8_0, Q6_K, Q5_0 and Q5_1, and ours none for a fused projection whose parts are
+            of different kinds: those are the others.
 
     Raises:
         FileError: As `open_gguf`, or the weights do not fit the config.
     """
+    return load_with_metadata(path, dtype=dtype)[0]
+
+
+def load_with_metadata(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Transformer, dict[str, Any]]:
+    """`load_gguf`, and the file's metadata."""
     opened = _open(path, expanded=dtype)
-    state = opened.huggingface.state
+    return _load(opened, path, dtype), opened.metadata
+
+
+def _load(opened: Opened, path: Path, dtype: torch.dtype | None) -> Transformer:
+    model, state = _on_meta(opened.config, path), opened.huggingface.state
+    if dtype is None:
+        return _packed(opened, model, path)
     for key, tensor in state.items():
         state[key] = tensor.to(dtype)
-    model = _on_meta(opened.config, path)
+    return _filled(model, opened.keys.to_ours(state, source=str(path)), path)
+
+
+def _packed(opened: Opened, model: Transformer, path: Path) -> Transformer:
+    """The model with its matrices packed: four bits where they have them, else float16."""
+    state, kinds = opened.huggingface.state, opened.huggingface.kinds
+    if all(KINDS[kind].dtype for kind in kinds.values()):
+        return _filled(model, opened.keys.to_ours(state, source=str(path)), path)
+    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    four: dict[str, str] = {}
+    for rule in opened.keys.rules:
+        used = {kinds[key] for key in rule.theirs if key in kinds}
+        if len(used) == 1 and used <= INT4 and set(rule.ours) <= linear:
+            four |= dict.fromkeys(rule.ours, used.pop())
+            continue
+        for key in set(rule.theirs) & state.keys():
+            state[key] = _expanded(state[key], kinds[key], set(rule.ours) <= linear | _TABLES)
     ours = opened.keys.to_ours(state, source=str(path))
-    check_fit(ours, model.state_dict(), source=str(path))
-    model.load_state_dict(ours, assign=True)
+    for name in (linear | _TABLES) & ours.keys():
+        owner = model.get_submodule(name.removesuffix(".weight"))
+        weight, bias = ours.pop(name), ours.pop(name.removesuffix("weight") + "bias", None)
+        made = Int4Linear(*int4_groups(weight, four[name]), bias) if name in four else HalfLinear(weight, bias)
+        if (needed := owner.weight.shape) != (made.out_features, made.in_features):
+            raise FileError(f"{path}: {name!r} is {made.out_features} x {made.in_features}, the model needs {needed}")
+        if isinstance(owner, nn.Linear):
+            above, _, last = name.removesuffix(".weight").rpartition(".")
+            setattr(model.get_submodule(above), last, made)
+        else:
+            del owner.weight
+            owner.weight = made
+    return _filled(model, ours, path).requires_grad_(requires_grad=False)
+
+
+_TABLES = {"embed.weight", "head.weight"}
+
+
+def _filled(model: Transformer, ours: dict[str, Tensor], path: Path) -> Transformer:
+    """The model with the weights that it lacks."""
+    rest = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}
+    check_fit(ours, rest, source=str(path))
+    model.load_state_dict(ours, assign=True, strict=False)
     return model.requires_grad_().eval()
+
+
+def _expanded(tensor: Tensor, kind: str, matrix: bool) -> Tensor:
+    """In float16 where it is a matrix of a product, else in float32."""
+    dtype = torch.float16 if matrix and tensor.ndim == 2 else torch.float32
+    turned = tensor.ndim == 2 and tensor.stride(1) != 1  # GPT-2's blocks are a transposed view of rows of bytes
+    made = expand(tensor.T if turned else tensor, kind, dtype)
+    return made.T if turned else made
 
 
 def _open(path: Path, expanded: torch.dtype | None) -> Opened:

@@ -1,7 +1,7 @@
 """A GGUF file in the layout of Hugging Face, and back: config, names of tensors, order of rows."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -16,6 +16,7 @@ from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.errors import FileError
 from qkv.shapes import Tensor
 
+MAX_HEAD_DIM: Final = 1 << 16
 _ROPE_FACTORS = "rope_freqs.weight"
 _MODEL_TYPES: Final = {data.model_type: name for name, data in ARCHITECTURES.items()} | {"mistral": "llama"}
 _HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length")
@@ -107,16 +108,22 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(architecture: Architecture, present: Iterable[str], n_layers: int, side: int) -> list[tuple[str, str]]:
-    """(llama.cpp's name, Hugging Face's) for all layers, of the tensors that there are on one side in any layer."""
-    found = set(present)
-    pairs: list[tuple[str, str]] = []
-    for name, key in architecture.names.items():
-        for part in ("weight", "bias"):
-            layers = range(n_layers) if "{}" in name else range(1)
-            both = [(f"{name}.{part}".replace("{}", str(i)), f"{key}.{part}".replace("{}", str(i))) for i in layers]
-            pairs += both if any(pair[side] in found for pair in both) else []
-    return pairs
+def _pairs(architecture: Architecture, present: Collection[str], n_layers: int, side: int) -> list[tuple[str, str]]:
+    """(llama.cpp's name, Hugging Face's) for all layers, of the tensors that one side has in the first layer.
+
+    Raises:
+        FileError: There are fewer tensors than that. (So no list is longer than what a file holds.)
+    """
+    bases = [(f"{a}.{part}", f"{b}.{part}") for a, b in architecture.names.items() for part in ("weight", "bias")]
+    there = [base for base in bases if base[side].replace("{}", "0") in present]
+    layered = [base for base in there if "{}" in base[0]]
+    if len(layered) * n_layers > len(present):
+        raise FileError(
+            f"the model needs {len(layered)} tensors in each of {n_layers} layers and has {len(present)} in all; "
+            "use the config that belongs to these weights"
+        )
+    flat = [base for base in there if "{}" not in base[0]]
+    return flat + [(a.replace("{}", str(i)), b.replace("{}", str(i))) for i in range(n_layers) for a, b in layered]
 
 
 def _key_map(architecture: Architecture, pairs: list[tuple[str, str]], heads: Heads) -> KeyMap:
@@ -163,7 +170,7 @@ def _config(file: GGUF, name: str, architecture: Architecture, factors: Tensor |
     reader = ConfigReader(own, f"{file.path}, {name}")
     config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.fixed}
     for ours, key in architecture.keys.items():
-        if key in ("num_key_value_heads",):
+        if key == "num_key_value_heads":
             config[key] = reader.take_positive(ours, config["num_attention_heads"])
         else:
             config[key] = reader.take(ours, float) if ours.endswith("epsilon") else reader.take_positive(ours)
@@ -216,6 +223,8 @@ def _read_head_dim(reader: ConfigReader, architecture: Architecture, config: dic
     if said is None and architecture.own_head_dim:
         said = reader.optional("rope.dimension_count", int)
     head_dim = width if said is None else said
+    if head_dim > MAX_HEAD_DIM:
+        raise FileError(f"{reader.source}: heads of {head_dim} are wider than any ({MAX_HEAD_DIM}); mend the file")
     reader.require("attention.value_length", head_dim)
     if head_dim < 1 or (head_dim != width and not architecture.own_head_dim):
         raise FileError(f"{reader.source}: 'attention.key_length' is {head_dim} and must be {width}; mend the file")

@@ -1,0 +1,157 @@
+"""Certificates: how far what qkv computes from a checkpoint is from what `transformers` computes from it."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from qkv.errors import FileError
+from qkv.models.transformer import Transformer
+from qkv.shapes import Float, Int, Tensor
+
+NAME: Final = "certificate.json"
+_TOKENS = 64
+_MOST = 1_500_000_000  # parameters of a model that is computed twice in float32
+
+
+def certificate(source: Path, model: Transformer) -> dict[str, Any]:
+    """What is known of a model that was read from `source`.
+
+    Args:
+        source: A Hugging Face folder or a GGUF file; of anything else there is no reference.
+        model: What qkv made of it, in float32.
+
+    Returns:
+        The source and its SHA-256; and, where `transformers` is installed and reads the source, the largest difference
+        of the stream after each block and of the logits, on fixed inputs, in float32; else why there is none.
+    """
+    made: dict[str, Any] = {"source": source.name, "sha256": digest_of(source)}
+    n = sum(p.numel() for p in model.parameters())
+    if n > _MOST:
+        return made | {"reference": None, "reason": f"{n:,} parameters are too many to compute them twice"}
+    try:
+        reference = _reference(source)
+    except _MissingError as error:
+        return made | {"reference": None, "reason": str(error)}
+    vocab_size = model.config.embed.to_dict()["vocab_size"]
+    ids = fixed_ids(vocab_size, min(_TOKENS, model.config.context or _TOKENS))
+    theirs, their_logits = _their_stream(reference, ids)
+    ours, our_logits = _our_stream(model, ids)
+    layers = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    import transformers
+
+    return made | {
+        "reference": f"transformers {transformers.__version__}",
+        "inputs": {"tokens": ids.shape[1], "rule": "token i is (7919 i² + 104729 i + 1) modulo the vocabulary"},
+        "largest_difference": {"layers": layers, "logits": float((our_logits - their_logits).abs().max())},
+        "largest": {"layers": [float(x.abs().max()) for x in theirs], "logits": float(their_logits.abs().max())},
+    }
+
+
+def digest_of(source: Path) -> str:
+    """The SHA-256 of a file, or of the names and SHA-256s of the files of a folder.
+
+    Raises:
+        FileError: A file cannot be read.
+    """
+    try:
+        if source.is_file():
+            with source.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        lines = [f"{path.name} {digest_of(path)}\n" for path in sorted(source.iterdir()) if path.is_file()]
+    except OSError as error:
+        raise FileError(f"{source}: cannot be read ({error.strerror}); check its permissions") from None
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read_certificate(folder: Path) -> dict[str, Any] | None:
+    """The certificate of a folder; None where it has none.
+
+    Raises:
+        FileError: It is damaged.
+    """
+    from qkv.checkpoints.tensors import read_json
+
+    if not (folder / NAME).is_file():
+        return None
+    made = read_json(folder / NAME)
+    if not isinstance(made, dict):
+        raise FileError(f"{folder / NAME}: is no certificate; convert the model again")
+    return made
+
+
+def encode(made: dict[str, Any]) -> bytes:
+    """As it stands in its file."""
+    return (json.dumps(made, indent=2) + "\n").encode()
+
+
+def fixed_ids(vocab_size: int, n: int) -> Int[Tensor, "1 n"]:
+    """The inputs of a certificate."""
+    i = torch.arange(n)
+    return ((7919 * i * i + 104_729 * i + 1) % vocab_size)[None]
+
+
+class _MissingError(Exception):
+    """There is no reference, for the reason given."""
+
+
+def _reference(source: Path) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise _MissingError('transformers is not installed; pip install "qkv[hub]"') from None
+    if source.is_file():
+        place, extra = source.parent, {"gguf_file": source.name}
+    elif (source / "config.json").is_file():
+        place, extra = source, {}
+    else:
+        raise _MissingError("transformers does not read this kind of source")
+    try:
+        with _quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **extra
+            ).eval()
+    except Exception as error:  # another library, on a file that may be of a kind it does not know
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise _MissingError(f"transformers does not read it ({reason})") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of `transformers`, and its progress bars, of which one cannot be turned off."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _their_stream(model: Any, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "1 n V"]]:
+    """The stream after each block (after the last: behind the final norm), and the logits."""
+    with torch.inference_mode():
+        out = model(ids, output_hidden_states=True, use_cache=False)
+    return list(out.hidden_states[1:]), out.logits
+
+
+def _our_stream(model: Transformer, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "1 n V"]]:
+    """The same of ours."""
+    seen: list[Tensor] = []
+    hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out[0])) for block in model.blocks]
+    try:
+        with torch.inference_mode():
+            x, _ = model.encode(ids)
+            return [*seen[:-1], x], model.readout(x)
+    finally:
+        for hook in hooks:
+            hook.remove()

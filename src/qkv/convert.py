@@ -1,0 +1,121 @@
+"""Checkpoints from one layout to another."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+
+from qkv.api import MODEL, find, load
+from qkv.certificate import NAME, certificate
+from qkv.certificate import encode as encode_certificate
+from qkv.checkpoints import write_tensors
+from qkv.checkpoints.families import family_of
+from qkv.checkpoints.gguf import HuggingFace, encode, file_type, from_huggingface, open_gguf, write_gguf
+from qkv.checkpoints.huggingface import save_model
+from qkv.config import dump_yaml
+from qkv.data.gguf_vocabulary import write_vocabulary
+from qkv.errors import ConfigError, FileError
+from qkv.loaded import Loaded
+
+Layout = Literal["hf", "gguf", "qkv"]
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
+"""Types of weights, and what GGUF calls them."""
+
+
+def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None = None, certify: bool = True) -> Path:
+    """Write a model in another layout.
+
+    Args:
+        source: As for `load`.
+        target: A folder (hf, qkv) or a file (gguf), which must not be there yet.
+        to: `hf`: what `transformers` and the servers built on it load. `gguf`: one file, for llama.cpp. `qkv`: our own.
+        dtype: Of the weights: float32, bfloat16, float16; in GGUF also q8_0, q4_0, q4_1. None: that of the source;
+            blocks of a GGUF file stay as they are in GGUF, and become float32 elsewhere.
+        certify: Compare with `transformers`, where it is installed, and write `certificate.json` (hf, qkv).
+
+    Returns:
+        The target.
+
+    Raises:
+        ConfigError: The layout cannot express the model, or the dtype is none of these.
+        FileError: The source cannot be read, or the target cannot be written.
+    """
+    known = KINDS if to == "gguf" else DTYPES
+    if dtype is not None and dtype not in known:
+        raise ConfigError(f"--dtype {dtype}: {to} takes {', '.join(known)}")
+    if target.exists() and (not target.is_dir() or to == "gguf" or any(target.iterdir())):
+        raise ConfigError(f"{target}: is there already; choose another place, or remove it")
+    found = find(source)
+    if to == "gguf":
+        _to_gguf(found, target, dtype)
+        return target
+    loaded = load(found, dtype=_dtype(found, dtype))
+    files = {} if loaded.tokenizer is None else loaded.tokenizer.files()
+    if certify:
+        wide = loaded if next(loaded.model.parameters()).dtype == torch.float32 else load(found, dtype=torch.float32)
+        files[NAME] = encode_certificate(certificate(found, wide.model))
+    if to == "hf":
+        ids = {"stop_ids": loaded.stop_ids, "begin_id": loaded.begin_id}
+        save_model(loaded.model, target, files=files, **ids)
+    else:
+        _to_qkv(loaded, target, files)
+    return target
+
+
+def _dtype(source: Path, asked: str | None) -> torch.dtype | None:
+    """The type to load in: blocks are expanded to float32 unless something else is asked for."""
+    if asked is not None:
+        return DTYPES[asked]
+    if source.is_file() and any(data.dtype == torch.uint8 for data in open_gguf(source).huggingface.state.values()):
+        return torch.float32
+    return None
+
+
+def _to_gguf(source: Path, target: Path, dtype: str | None) -> None:
+    if source.is_file() and dtype is None:
+        opened = open_gguf(source)
+        metadata, tensors = from_huggingface(opened.huggingface, source=str(source))
+        words = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.")}
+        kept = {key: opened.metadata[key] for key in ("general.name", "general.file_type") if key in opened.metadata}
+        write_gguf(target, metadata | kept | words, tensors)
+        return
+    plain = dtype if dtype in DTYPES or (dtype is None and source.is_dir()) else "float32"
+    loaded = load(source, dtype=None if plain is None else DTYPES[plain])
+    family = family_of(loaded.config)
+    state = family.keys(loaded.config).to_theirs({k: v.detach() for k, v in loaded.model.state_dict().items()})
+    metadata, tensors = from_huggingface(HuggingFace(family.write(loaded.config), state, {}), source=str(source))
+    kind = KINDS[dtype] if dtype is not None else max(tensors.values(), key=lambda tensor: tensor.data.nbytes).kind
+    write_gguf(target, metadata | file_type(kind) | _words(loaded, source), encode(tensors, kind))
+
+
+def _words(loaded: Loaded, source: Path) -> dict[str, Any]:
+    """The vocabulary as metadata; that of a GGUF file as it stands there."""
+    if source.is_file():
+        return {key: value for key, value in open_gguf(source).metadata.items() if key.startswith("tokenizer.")}
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{source}: has no tokenizer, and a GGUF file without one is of no use; put one there")
+    made = write_vocabulary(loaded.tokenizer, begin_id=loaded.begin_id)
+    made["tokenizer.ggml.add_bos_token"] = loaded.add_begin
+    if loaded.tokenizer.chat_template is not None:
+        made["tokenizer.chat_template"] = loaded.tokenizer.chat_template
+    return made
+
+
+def _to_qkv(loaded: Loaded, target: Path, files: dict[str, bytes]) -> None:
+    text = {"model": loaded.config.to_dict(), "stop_ids": list(loaded.stop_ids), "begin_id": loaded.begin_id}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+            partial = Path(folder) / "whole"
+            partial.mkdir()
+            write_tensors(partial / "model.safetensors", loaded.model.state_dict(), {"format": "pt"})
+            for name, data in {MODEL: dump_yaml(text).encode(), **files}.items():
+                (partial / name).write_bytes(data)
+            if target.exists():
+                target.rmdir()
+            shutil.move(partial, target)
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror}); choose another place") from None

