@@ -166,6 +166,14 @@ def test_it_is_that_of_transformers(tmp_path, beams, penalty):
         assert abs(ours.score - score) < HF_FLOAT32_INSIDE
 
 
+def test_as_many_texts_as_beams_however_good_the_first_is():
+    likely = torch.tensor([0.9, 0.04, 0.03, 0.02, 0.01]).log()
+    (found,) = beam_search(
+        Rereading(lambda *_: likely, 1), [1], end_ids=[END], search=BeamConfig(beams=2, max_new_tokens=5)
+    )
+    assert [text.ids for text in found] == [(), (1,)]
+
+
 def test_mistakes():
     with pytest.raises(ConfigError, match="beams=0 must be at least 1"):
         BeamConfig(beams=0)
