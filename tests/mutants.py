@@ -312,7 +312,7 @@ MUTANTS = [
            'if len(self._done) < self._search.beams:', 'if not self._done:', f"{BEAM}::test_as_many_texts_as_beams_however_good_the_first_is"),
     Mutant('pairs: the search forgets that longer may be better', "generation/beam.py",
            'return max(self.score(log_probability, n), self.score(log_probability, self.max_new_tokens))', 'return self.score(log_probability, n)',
-           f"{BEAM}::test_it_is_that_of_transformers"),
+           f"{BEAM}::test_a_longer_text_may_still_win"),
     Mutant('pairs: sources are read with their end', "data/pairs.py",
            'self._ids(self._split.source, i)[1:-1]', 'self._ids(self._split.source, i)[1:]', "tests/unit/data/test_pairs.py::test_a_batch_is_what_the_pairs_say"),
     Mutant('pairs: a convolution sees the future', "nn/convolution.py",
