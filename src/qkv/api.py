@@ -22,6 +22,7 @@ from qkv.models.transformer import Repeat, Transformer, TransformerConfig
 from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.quantised import Packed, Width
+from qkv.translator import is_translator
 
 MODEL = "model.yaml"
 """In a folder of our own layout: the config, and what else `Loaded` holds."""
@@ -54,6 +55,8 @@ def load(
     """
     if quantize is not None and (dtype is not None or torch.device(device).type != "cpu"):
         raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
+    if is_translator(source):
+        raise ConfigError(f"{source} is a model of pairs, which this is not for; use qkv translate, eval or inspect")
     path = find(source)
     if path.is_file():
         loaded = _load_gguf(path, torch.bfloat16 if dtype is None and torch.device(device).type != "cpu" else dtype)

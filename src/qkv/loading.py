@@ -5,28 +5,37 @@ from pathlib import Path
 import torch
 
 from qkv import api
+from qkv.api import Width
+from qkv.errors import ConfigError
 from qkv.loaded import Loaded
 from qkv.translator import Translator, is_translator, load_translator
 
 
 def load(
-    path: str | Path,
+    source: str | Path,
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    quantize: Width | None = None,
     allow_pickle: bool = False,
 ) -> Loaded | Translator:
     """A model with what reads and writes its texts: a `Translator` for a model of pairs, else a `Loaded`.
 
     Args:
-        path: A run of `qkv train`, a folder in Hugging Face's layout, or a model of the package transly.
+        source: A run of `qkv train`, a folder in Hugging Face's layout or ours, a folder of PEFT's adapters, a GGUF
+            file, the name of weights that `qkv pull` knows, a model on the Hugging Face hub as owner/name, or a
+            trained model of the package transly.
         device: Where the weights go.
-        dtype: Type of the weights; None: that of the file.
+        dtype: Type of the weights. None: that of the file; four-bit weights of a GGUF file stay packed.
+        quantize: Pack the weights of a language model in memory, as in `qkv.api.load`.
         allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
 
     Raises:
-        FileError: It is none of them, has no checkpoint yet, or does not fit together.
+        ConfigError: Options that exclude each other, or that the model does not have.
+        FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
-    if is_translator(path):
-        return load_translator(path, device=device, dtype=dtype)
-    return api.load(path, device=device, dtype=dtype, allow_pickle=allow_pickle)
+    if not is_translator(source):
+        return api.load(source, device=device, dtype=dtype, quantize=quantize, allow_pickle=allow_pickle)
+    if quantize is not None:
+        raise ConfigError(f"quantize={quantize!r} is for language models and {source} is a translator; leave it out")
+    return load_translator(source, device=device, dtype=dtype)

@@ -67,12 +67,16 @@ def find_config(model: str) -> "TransformerConfig":
     from qkv.checkpoints.gguf import open_gguf
     from qkv.checkpoints.named import NAMED, pull
     from qkv.config import expand_home
+    from qkv.errors import ConfigError
     from qkv.presets import preset
+    from qkv.translator import is_translator
 
     path = pull(model) if model in NAMED else expand_home(model)
     if path.suffix == ".gguf":
         return open_gguf(path).config
     if path.is_dir():
+        if is_translator(path):
+            raise ConfigError(f"{model} is a model of pairs, which cannot be drawn yet; try qkv inspect {model} TEXT")
         recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
         return _read(recipe) if recipe.is_file() else load(path).config
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:

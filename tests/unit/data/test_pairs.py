@@ -80,6 +80,7 @@ def test_a_batch_is_what_the_pairs_say(tmp_path):
             assert batch.inputs[row, 0] == batch.targets[row, m - 1] == target.end_of_text
             assert torch.equal(batch.inputs[row, 1:m], batch.targets[row, : m - 1])
             assert (batch.source[row, n:] == 0).all()
+            assert source.end_of_text not in batch.source[row, :n]
             assert (batch.targets[row, m:] == -100).all()
     assert len(set(seen)) == len(seen) == 30  # 32 pairs in batches of 5
 

@@ -166,6 +166,23 @@ def test_it_is_that_of_transformers(tmp_path, beams, penalty):
         assert abs(ours.score - score) < HF_FLOAT32_INSIDE
 
 
+def test_as_many_texts_as_beams_however_good_the_first_is():
+    likely = torch.tensor([0.9, 0.04, 0.03, 0.02, 0.01]).log()
+    (found,) = beam_search(
+        Rereading(lambda *_: likely, 1), [1], end_ids=[END], search=BeamConfig(beams=2, max_new_tokens=5)
+    )
+    assert [text.ids for text in found] == [(), (1,)]
+
+
+def test_a_longer_text_may_still_win():
+    first = torch.tensor([0.5, 0.4, 0.05, 0.03, 0.02]).log()
+    later = torch.tensor([-40.0, 0.0, -40.0, -40.0, -40.0])
+    run = Rereading(lambda _, text: first if len(text) == 1 else later, 1)
+    search = BeamConfig(length_penalty=0.2, max_new_tokens=5)
+    (best,) = beam_search(run, [1], end_ids=[END], search=search)
+    assert [text.ids for text in best] == [(1,) * 5]  # log 0.4 / 5^0.2 is above log 0.5
+
+
 def test_mistakes():
     with pytest.raises(ConfigError, match="beams=0 must be at least 1"):
         BeamConfig(beams=0)
