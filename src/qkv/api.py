@@ -12,7 +12,7 @@ from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_fol
 from qkv.checkpoints.gguf import load_with_metadata
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
 from qkv.checkpoints.named import NAMED, pull
-from qkv.config import read_yaml
+from qkv.config import expand_home, read_yaml
 from qkv.data import Tokenizer, template_of
 from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import ConfigError, FileError, suggest
@@ -76,7 +76,7 @@ def find(source: str | Path) -> Path:
     Raises:
         FileError: There is no such thing.
     """
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.exists():
         return path
     if str(source) in NAMED:
@@ -161,7 +161,7 @@ def _load_run(folder: Path, above: tuple[Path, ...]) -> Loaded:
 def _load_adapted(folder: Path, recipe: "_Recipe", checkpoint: Checkpoint, above: tuple[Path, ...]) -> Loaded:
     """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
     above = (*above, folder.resolve())
-    start = Path(recipe.start).expanduser()
+    start = expand_home(recipe.start)
     if start.resolve() in above:
         raise FileError(f"{folder / _RECIPE}: its adapters sit on {start}, which sits on them; mend 'start'")
     try:
@@ -190,13 +190,13 @@ def _with_adapters(base: Loaded, adapter: peft.Adapter, source: str) -> Loaded:
 
 def _load_peft(folder: Path) -> Loaded:
     start = read_json(folder / peft.CONFIG).get("base_model_name_or_path")
-    if not isinstance(start, str) or not (Path(start).expanduser() / "config.json").is_file():
+    if not isinstance(start, str) or not (expand_home(start) / "config.json").is_file():
         raise FileError(
             f"{folder / peft.CONFIG}: 'base_model_name_or_path' is {start!r} and must be the folder of the model that "
             "the adapters belong to, in Hugging Face's layout; mend it"
         )
-    base = _load_hugging_face(Path(start).expanduser(), False)
-    family, _ = family_of_folder(Path(start).expanduser())
+    base = _load_hugging_face(expand_home(start), False)
+    family, _ = family_of_folder(expand_home(start))
     return _with_adapters(base, peft.read_adapter(folder, family, base.config), str(folder))
 
 
@@ -210,13 +210,13 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
     Raises:
         FileError: The run has no adapters or no checkpoint, or the folder cannot be written.
     """
-    run = Path(run).expanduser()
+    run = expand_home(run)
     recipe, checkpoint = _read_recipe(run / _RECIPE), Store(run / "checkpoints").latest()
     if recipe.adapter is None or checkpoint is None:
         raise FileError(f"{run}: has no adapters to write; give a run whose recipe has 'adapter'")
     adapter = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter"))
-    family, _ = family_of_folder(Path(recipe.start).expanduser())
-    peft.write_adapter(Path(folder).expanduser(), adapter, family, recipe.model, base=recipe.start)
+    family, _ = family_of_folder(expand_home(recipe.start))
+    peft.write_adapter(expand_home(folder), adapter, family, recipe.model, base=recipe.start)
 
 
 class _Recipe(NamedTuple):
@@ -259,8 +259,8 @@ def _build(config: TransformerConfig, n_tensors: int, source: Path) -> Transform
 
 def _load_own(folder: Path) -> Loaded:
     """A folder that `qkv convert --to qkv` wrote."""
-    data = read_yaml(folder / MODEL)
     try:
+        data = read_yaml(folder / MODEL)
         if not isinstance(data, dict):
             raise ConfigError("it is no mapping")
         config = TransformerConfig.from_dict(data.get("model", {}), path="model")

@@ -17,6 +17,7 @@ from qkv.shapes import Float, Int, Tensor
 
 NAME: Final = "certificate.json"
 _TOKENS = 64
+_LONGEST = 500  # characters of a text in it
 _MOST = 1_500_000_000  # parameters of a model that is computed twice in float32
 
 
@@ -81,9 +82,36 @@ def read_certificate(folder: Path) -> dict[str, Any] | None:
     if not (folder / NAME).is_file():
         return None
     made = read_json(folder / NAME)
-    if not isinstance(made, dict):
-        raise FileError(f"{folder / NAME}: is no certificate; convert the model again")
+    if not _is_certificate(made):
+        raise FileError(f"{folder / NAME}: is no certificate; convert the model again, or remove the file")
     return made
+
+
+def _is_certificate(made: Any) -> bool:
+    """Whether all that is shown of it is there: short printable texts, and numbers."""
+    match made:
+        case {"source": source, "sha256": digest, "reference": None, "reason": reason}:
+            return all(map(_is_text, (source, digest, reason)))
+        case {
+            "source": source,
+            "sha256": digest,
+            "reference": reference,
+            "inputs": {"tokens": tokens},
+            "largest_difference": {"layers": [_, *_] as layers, "logits": logits},
+            "largest": {"layers": list(sizes), "logits": size},
+        }:
+            values = (tokens, logits, size, *layers, *sizes)
+            texts = (source, digest, reference)
+            return len(layers) == len(sizes) and all(map(_is_text, texts)) and all(map(_is_number, values))
+    return False
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST and value.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
 def encode(made: dict[str, Any]) -> bytes:

@@ -72,7 +72,7 @@ def config(cls: type[T]) -> type[T]:
     Raises (from the decorated constructor):
         ConfigError: An unknown keyword (with the nearest known one), a missing one, or a value of a wrong type.
     """
-    settings = pydantic.ConfigDict(extra="forbid", strict=True)
+    settings = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)
     validated_init: Callable[..., None] = made.__init__
 
@@ -161,16 +161,46 @@ def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]
     where = path or "the top"
     if tag is None:
         raise ConfigError(f"{where}: needs a 'type'; one of {', '.join(sorted(admitted))}")
-    if tag not in admitted:
+    if not isinstance(tag, str) or tag not in admitted:
         raise ConfigError(f"{where}: no type {str(tag)!r} fits here; {suggest(str(tag), admitted)}")
-    return admitted[str(tag)]
+    return admitted[tag]
 
 
 # --- YAML -----------------------------------------------------------------------------------------------------------
 
 
+_MAX_BYTES = 1 << 18  # of a file; PyYAML reads a quarter of a megabyte in a second
+_MAX_VALUES = 10_000
+_MAX_DEPTH = 100
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+    """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error.
+
+    It is bounded as well: by depth, and by the number of values, each `*alias` counted as what it stands for.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = self._count = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = typing.cast("yaml.Mark", self.peek_event().start_mark)
+        alias, before = self.check_event(yaml.AliasEvent), self._count
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"values more than {_MAX_DEPTH} deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and id(node) not in self._sizes:
+            raise yaml.MarkedYAMLError(problem="a value that contains itself", problem_mark=mark)
+        self._count += self._sizes[id(node)] if alias else 1
+        if self._count > _MAX_VALUES:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MAX_VALUES} values", problem_mark=mark)
+        if not alias:
+            self._sizes[id(node)] = self._count - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -202,17 +232,37 @@ def parse_yaml(text: str, *, source: str = "the text") -> Any:
         raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
 
 
+def expand_home(path: str | Path) -> Path:
+    """The path, with what `~` or `~name` at its beginning stands for.
+
+    Raises:
+        FileError: There is nobody of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise FileError(f"{path}: there is no home folder of that name; write the path in full") from None
+
+
 def read_yaml(path: Path) -> Any:
     """Plain data from a YAML (or JSON) file.
 
     Raises:
-        FileError: The file cannot be read.
+        FileError: The file cannot be read, or is too large.
         ConfigError: It is not YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        if path.exists() and not path.is_file():  # to open a pipe could block for ever
+            raise FileError(f"{path}: cannot be read (not a regular file); give the path of a YAML file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise FileError(f"{path}: has more than the {_MAX_BYTES} bytes of any such file; give another YAML file")
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise FileError(f"{path}: cannot be read (not UTF-8 text); give the path of a YAML file") from None
+    except (OSError, ValueError) as error:  # the latter: a path with a NUL
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise FileError(f"{path}: cannot be read ({reason}); give the path of a YAML file") from None
     return parse_yaml(text, source=str(path))
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import final, overload
 
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer
-from qkv.errors import ConfigError
+from qkv.errors import ConfigError, FileError
 from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.embedders import TokenEmbedderConfig
 
 Stop = str | Sequence[str]
 
@@ -196,17 +197,29 @@ class Loaded:
 
         Raises:
             ConfigError: There is no tokenizer, a text that it does not know, or no token to begin with.
+            FileError: The token to begin with is none of the model's.
         """
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
         begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
         texts = self.tokenizer.encode_batch(prompts)
+        if self.add_begin or not all(texts):
+            self._check_begin(begin)
         if self.add_begin and begin is not None:
             return [[begin, *ids] for ids in texts]
         encoded = [ids or ([] if begin is None else [begin]) for ids in texts]
         if not all(encoded):
             raise ConfigError("the prompt is empty and the tokenizer has no token to begin a text with; give a prompt")
         return encoded
+
+    def _check_begin(self, begin: int | None) -> None:
+        """Raise `FileError` where the model has no such token. Some files name one, which is never used."""
+        n = self.config.embed.vocab_size if isinstance(self.config.embed, TokenEmbedderConfig) else None
+        if begin is not None and n is not None and not 0 <= begin < n:
+            raise FileError(
+                f"the token that begins a text has the id {begin} and the model {n} tokens; mend the model's "
+                "'bos_token_id' (in our own layout 'begin_id')"
+            )
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids that a conversation is read as, up to where the answer begins. Errors as for `chat`."""

@@ -40,7 +40,7 @@ def family_of_folder(folder: Path) -> tuple[Family, dict[str, Any]]:
     path = folder / "config.json"
     data = read_json(path)
     kind = data.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise FileError(f"{path}: 'model_type' is {kind!r}, which qkv does not know; {suggest(str(kind), FAMILIES)}")
     return FAMILIES[kind], data
 

@@ -275,7 +275,8 @@ class KeyMap:
             source: What errors call the file or folder.
 
         Raises:
-            FileError: Keys are missing or left over, or shapes differ: all that do are named.
+            FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all of them
+                are named.
         """
         found = {key: tensor for key, tensor in state.items() if not self._carries_nothing(key)}
         check_fit(found, self.to_theirs(dict(model)), source=source)
@@ -293,7 +294,7 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
         source: What errors call the file or folder.
 
     Raises:
-        FileError: Keys are missing or left over, or shapes differ: all that do are named.
+        FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all are named.
     """
     faults: list[str] = []
     for key, needed in model.items():
@@ -302,6 +303,8 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
         elif tensors[key].shape != needed.shape:
             found = tuple(tensors[key].shape)
             faults.append(f"{key!r} has shape {found}, the model needs {tuple(needed.shape)}")
+        elif needed.is_floating_point() and not tensors[key].is_floating_point():
+            faults.append(f"{key!r} is of {tensors[key].dtype}, the model needs floats")
     _refuse(faults + [_left_over(key) for key in tensors if key not in model], source)
 
 

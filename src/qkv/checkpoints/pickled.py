@@ -1,5 +1,6 @@
 """Foreign pickled weights (`pytorch_model.bin`): the only module that calls `torch.load`. Ours are never pickled."""
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     """
     _check_zip(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of itself
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler runs over hostile bytes: any of a dozen types
         reason = " ".join(str(error).split())[:150]
         raise FileError(f"{path}: not readable as weights only ({reason}); {_REMEDY}") from None

@@ -72,15 +72,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be mapped ({_line(error)}); check the disk and its permissions") from None
     tensors = {name: _view(mapped, start + entry.begin, entry) for name, entry in entries.items()}
-    _Map.remember(mapped)
+    remember_map(mapped)
     return tensors
+
+
+def remember_map(mapped: mmap.mmap) -> None:
+    """Let `give_back` know a mapped file."""
+    _Map.remember(mapped)
 
 
 def give_back(tensors: Iterable[Tensor]) -> None:
     """Tell the system that tensors are needed no more: what was read of a mapped file leaves the memory at once.
 
     Whoever calls this promises to use none of them again, nor views of them: what was written to them is lost. Nothing
-    happens to tensors that `read_tensors` did not map, nor where the system cannot be told.
+    happens to tensors outside of the files that `remember_map` was told of, nor where the system cannot be told.
     """
     for tensor in tensors:
         if tensor.device.type == "cpu" and tensor.is_contiguous():

@@ -13,6 +13,8 @@ from qkv.errors import QkvError
 
 _USAGE, _FILE, _INTERRUPTED, _BROKEN_PIPE = 2, 3, 130, 141  # exit codes
 
+_LONGEST = 1500  # characters of a message
+
 STANDARD_INPUT = "\0-"
 """How `generate` is told of a dash, which cyclopts takes for an option. Nobody can type it: no argument holds a NUL."""
 
@@ -74,9 +76,17 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"qkv: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"qkv: error: {_line(message)}", file=sys.stderr)
     return code
 
 
 def _note(message: Warning | str, *_: object) -> None:
-    print(f"qkv: warning: {message}", file=sys.stderr)
+    print(f"qkv: warning: {_line(str(message))}", file=sys.stderr)
+
+
+def _line(message: str) -> str:
+    """One line for a terminal, whatever a file has brought into the message: printable, its beginning and its end."""
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

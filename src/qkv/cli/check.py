@@ -1,6 +1,5 @@
 """`qkv check`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -24,11 +23,12 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     from qkv.api import load
     from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
+    from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
 
-    if Path(model).expanduser().is_dir() or model.endswith(".gguf") or model in NAMED:
+    if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
         built = load(model, dtype=getattr(torch, dtype)).model
     else:
         config = _closed(find_config(model))

@@ -35,6 +35,7 @@ def show(
 
     from qkv.certificate import read_certificate
     from qkv.cli.drawing import certificate_lines, draw, table
+    from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
 
@@ -51,8 +52,8 @@ def show(
     console = Console(highlight=False)
     console.print(draw(Path(model).name, config, cost))
     console.print(table(cost))
-    if (folder := Path(model).expanduser()).is_dir() and (found := read_certificate(folder)):
-        console.print("\n".join(certificate_lines(found)))
+    if (folder := expand_home(model)).is_dir() and (found := read_certificate(folder)):
+        console.print("\n".join(certificate_lines(found)), markup=False)
 
 
 def find_config(model: str) -> "TransformerConfig":
@@ -65,11 +66,12 @@ def find_config(model: str) -> "TransformerConfig":
     from qkv.api import load
     from qkv.checkpoints.gguf import open_gguf
     from qkv.checkpoints.named import NAMED, pull
+    from qkv.config import expand_home
     from qkv.errors import ConfigError
     from qkv.presets import preset
     from qkv.translator import is_translator
 
-    path = pull(model) if model in NAMED else Path(model).expanduser()
+    path = pull(model) if model in NAMED else expand_home(model)
     if path.suffix == ".gguf":
         return open_gguf(path).config
     if path.is_dir():

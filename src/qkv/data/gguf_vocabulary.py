@@ -13,7 +13,7 @@ from typing import Any, Final, final
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from qkv.data.tokenizers import MAX_VOCAB_SIZE, Tokenizer, no_panic
+from qkv.data.tokenizers import MAX_VOCAB_SIZE, Tokenizer, no_panic, quiet
 from qkv.errors import ConfigError, FileError
 
 MAX_MERGES: Final = 1 << 20
@@ -104,7 +104,7 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
     if model not in makers:
         raise reader.error("model", f"is {model!a}, and qkv reads {', '.join(makers)}")
     tokens, types = reader.tokens()
-    with no_panic(f"{source}: 'tokenizer.ggml' is not a vocabulary that can be used"):
+    with no_panic(f"{source}: 'tokenizer.ggml' is not a vocabulary that can be used"), quiet():
         inner = makers[model](reader, tokens, types)
         special = [AddedToken(tokens[i], special=True, normalized=False) for i, t in enumerate(types) if t == CONTROL]
         words = [AddedToken(tokens[i], normalized=False) for i, t in enumerate(types) if t == USER]

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 import numpy as np
 
-from qkv.config import Config, config
+from qkv.config import Config, config, expand_home
 from qkv.errors import FileError
 from qkv.fetch import check_package, fetch, read_archive
 
@@ -147,7 +147,7 @@ def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     Raises:
         FileError: There is none.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     if path.is_file():
         return [path]
     if not path.is_dir():

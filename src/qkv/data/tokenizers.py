@@ -7,7 +7,10 @@ import bisect
 import contextlib
 import itertools
 import json
+import math
+import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any, ClassVar, Final, NamedTuple, final
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from qkv.config import Config, config
+from qkv.config import Config, config, expand_home
 from qkv.data.rendered import Rendered
 from qkv.errors import ConfigError, FileError, QkvError
 from qkv.fetch import write_atomic
@@ -116,9 +119,13 @@ class Tokenizer:
         """
         path = path / "tokenizer.json" if path.is_dir() else path
         data = _read(path, MAX_FILE_BYTES)
-        with no_panic(f"{path}: not a tokenizer.json that can be read"):
+        with no_panic(f"{path}: not a tokenizer.json that can be read"), quiet():
             inner = tokenizers.Tokenizer.from_buffer(data)
+            inner.no_truncation()
+            inner.no_padding()
             largest = max(inner.get_vocab().values(), default=-1)
+            _check_bounds(inner)
+            _try_out(inner)
         if not 0 <= largest < len(data):
             raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
         settings = _settings(path.with_name("tokenizer_config.json"))
@@ -159,7 +166,7 @@ class Tokenizer:
     @property
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer's file puts around a text, and `encode` does not."""
-        with no_panic("the tokenizer failed on an empty text"):
+        with no_panic("the tokenizer failed on an empty text"), quiet():
             return tuple(self._inner.encode("", add_special_tokens=True).ids)
 
     @property
@@ -459,7 +466,7 @@ class TokenizerFileConfig(TokenizerConfig):
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """See `TokenizerConfig.train`; reads the file and no document."""
-        return Tokenizer.load(Path(self.path).expanduser(), end_of_text=self.end_of_text)
+        return Tokenizer.load(expand_home(self.path), end_of_text=self.end_of_text)
 
     def identity(self) -> str:
         """See `TokenizerConfig.identity`."""
@@ -476,10 +483,11 @@ def _is_cuttable(inner: tokenizers.Tokenizer) -> bool:
 def _read(path: Path, most: int) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size  # Python allocates all that it is asked for, so ask for no more
+            data = file.read(size) if size <= most else b""
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); give a {path.name}") from None
-    if len(data) > most:
+    if size > most:
         raise FileError(f"{path}: more than {most} bytes, so not a {path.name}; give one")
     return data
 
@@ -526,6 +534,62 @@ def _chat_template(path: Path, settings: _Settings) -> str | None:
                     case {"name": "default", "template": str(source)}:
                         return source
     raise FileError(f"{settings.path}: 'chat_template' is neither a text nor a list with one named 'default'; mend it")
+
+
+def _check_bounds(inner: tokenizers.Tokenizer) -> None:
+    """Refuse what would take any memory or time: replacements that multiply a text, endless special tokens.
+
+    Raises:
+        ValueError: It has some.
+    """
+    for name, part in (("normalizer", inner.normalizer), ("decoder", inner.decoder)):
+        if part is not None and (times := _growth(json.loads(part.__getstate__()))) > _MAX_GROWTH:
+            raise ValueError(f"its {name} could make a text {times:.1g} times as long, at most {_MAX_GROWTH}")
+    longest = max((len(token.content) for token in inner.get_added_tokens_decoder().values()), default=0)
+    if longest > _MAX_ADDED:
+        raise ValueError(f"an added token has {longest} characters, at most {_MAX_ADDED}")
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a text may become; what exchanges single characters counts as 1."""
+    match part:
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            return max(1.0, len(new) / max(1, len(old)))
+        case {"type": "Replace", "content": str(new)}:
+            return 1.0 + len(new)  # an expression may match between any two characters
+        case {"normalizers": list(parts)} | {"decoders": list(parts)}:
+            return math.prod(map(_growth, parts))
+    return 1.0
+
+
+_MAX_GROWTH: Final = 1000
+_MAX_ADDED: Final = 1000
+_TRIAL: Final = "a A1 é\n\u4e00\U0001f600 ."
+
+
+def _try_out(inner: tokenizers.Tokenizer) -> None:
+    """Let a broken one panic now. That it does not know these characters says nothing."""
+    with contextlib.suppress(Exception):
+        inner.decode(inner.encode(_TRIAL, add_special_tokens=False).ids)
+
+
+_stderr_in_use = threading.Lock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the library writes to standard error, past Python, when it panics."""
+    with _stderr_in_use, contextlib.ExitStack() as stack:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        stack.callback(os.close, kept)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        stack.callback(os.dup2, kept, 2)
+        yield
 
 
 @contextlib.contextmanager

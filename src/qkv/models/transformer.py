@@ -74,6 +74,8 @@ class TransformerConfig(Config):
     def __post_init__(self) -> None:
         if self.d_model < 1:
             raise ConfigError(f"d_model={self.d_model} must be at least 1")
+        if self.context is not None and self.context < 1:
+            raise ConfigError(f"context={self.context} must be at least 1; leave it out where it is not known")
 
     def sublayers(self) -> Iterator[SublayerConfig]:
         """The distinct sublayers' configs, from the input up."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
-from qkv.config import Config, assign, config, read_yaml
+from qkv.config import Config, assign, config, expand_home, read_yaml
 from qkv.data import (
     ConversationsConfig,
     DataConfig,
@@ -387,20 +387,20 @@ def _absolute(data: DataConfig) -> DataConfig:
     """The same corpus, whatever the working directory is."""
     source, tokenizer = data.source, data.tokenizer
     if isinstance(source, FilesConfig | VectorFilesConfig | ConversationsConfig):
-        source = dataclasses.replace(source, path=str(Path(source.path).expanduser().absolute()))
+        source = dataclasses.replace(source, path=str(expand_home(source.path).absolute()))
     tokenizer = None if tokenizer is None else _absolute_tokenizer(tokenizer)
     return dataclasses.replace(data, source=source, tokenizer=tokenizer)
 
 
 def _absolute_tokenizer(tokenizer: TokenizerConfig) -> TokenizerConfig:
     if isinstance(tokenizer, TokenizerFileConfig):
-        return dataclasses.replace(tokenizer, path=str(Path(tokenizer.path).expanduser().absolute()))
+        return dataclasses.replace(tokenizer, path=str(expand_home(tokenizer.path).absolute()))
     return tokenizer
 
 
 def _absolute_path(path: str) -> str:
     """The same place, whatever the working directory is; a name that is no path stays as it is."""
-    place = Path(path).expanduser()
+    place = expand_home(path)
     return str(place.absolute()) if place.exists() else path
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast, final
@@ -125,7 +126,9 @@ class ConfigReader:
             if default is None:
                 raise FileError(f"{self.source}: lacks {key!r}; the file must give it")
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not abs(value) <= sys.float_info.max:  # NaN, too
+                raise FileError(f"{self.source}: {key!r} is not a finite number; mend the file")
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; mend the file")
@@ -136,6 +139,13 @@ class ConfigReader:
         value = self.take(key, int, default)
         if not 1 <= value < 2**31:
             raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to 2^31 - 1; mend the file")
+        return value
+
+    def take_factor(self, key: str, default: float | None = None) -> float:
+        """By what something is multiplied or divided; as `take`, and above 0."""
+        value = self.take(key, float, default)
+        if value <= 0:
+            raise FileError(f"{self.source}: {key!r} is {value} and must be above 0; mend the file")
         return value
 
     def take_layers(self, key: str, default: int | None = None) -> int:

@@ -121,7 +121,7 @@ def write_rope(position: AttentionPositionConfig | None, context: int, names: Ro
 
 def _yarn(rope: ConfigReader, context: int, outer: int | None) -> YaRNScalingConfig:
     original = rope.take_positive("original_max_position_embeddings", context)
-    factor = rope.take("factor", float, context / original)
+    factor = rope.take_factor("factor", context / original)
     mscale, mscale_all = rope.optional("mscale", float), rope.optional("mscale_all_dim", float)
     magnitude = rope.optional("attention_factor", float)
     if magnitude is None and mscale and mscale_all and factor > 1:  # DeepSeek's way to say it
@@ -138,7 +138,7 @@ def _yarn(rope: ConfigReader, context: int, outer: int | None) -> YaRNScalingCon
 
 def _llama3(rope: ConfigReader, context: int, outer: int | None) -> Llama3ScalingConfig:
     return Llama3ScalingConfig(
-        factor=rope.take("factor", float),
+        factor=rope.take_factor("factor"),
         original_length=rope.take_positive("original_max_position_embeddings", context),
         low_freq_factor=rope.take("low_freq_factor", float),
         high_freq_factor=rope.take("high_freq_factor", float),
@@ -147,13 +147,13 @@ def _llama3(rope: ConfigReader, context: int, outer: int | None) -> Llama3Scalin
 
 def _dynamic(rope: ConfigReader, context: int, outer: int | None) -> RoPEScalingConfig:
     rope.optional("original_max_position_embeddings", int)  # Hugging Face goes by the context, too
-    return DynamicNTKScalingConfig(factor=rope.take("factor", float), original_length=context)
+    return DynamicNTKScalingConfig(factor=rope.take_factor("factor"), original_length=context)
 
 
 def _longrope(rope: ConfigReader, context: int, outer: int | None) -> LongRoPEScalingConfig:
     inner = rope.take_positive("original_max_position_embeddings", context)
     original = inner if outer is None else outer  # Phi-3's own key for it goes first
-    usual = _usual_factor(rope.take("factor", float, context / original), original)
+    usual = _usual_factor(rope.take_factor("factor", context / original), original)
     return LongRoPEScalingConfig(
         original_length=original,
         short_factors=_numbers(rope, "short_factor"),
@@ -176,7 +176,7 @@ def _numbers(rope: ConfigReader, key: str) -> tuple[float, ...]:
 
 _READERS: dict[str, Callable[[ConfigReader, int, int | None], RoPEScalingConfig | None]] = {
     "default": lambda rope, context, outer: None,
-    "linear": lambda rope, context, outer: LinearScalingConfig(factor=rope.take("factor", float)),
+    "linear": lambda rope, context, outer: LinearScalingConfig(factor=rope.take_factor("factor")),
     "dynamic": _dynamic,
     "yarn": _yarn,
     "llama3": _llama3,

@@ -14,6 +14,7 @@ from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
 from qkv.checkpoints.gguf.reader import GGUFTensor, read_gguf
 from qkv.checkpoints.maps import KeyMap, check_fit
+from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.quantised import HalfLinear, Int4Linear
@@ -123,7 +124,10 @@ def _expanded(tensor: Tensor, kind: str, matrix: bool) -> Tensor:
     """In float16 where it is a matrix of a product, else in float32."""
     dtype = torch.float16 if matrix and tensor.ndim == 2 else torch.float32
     turned = tensor.ndim == 2 and tensor.stride(1) != 1  # GPT-2's blocks are a transposed view of rows of bytes
-    made = expand(tensor.T if turned else tensor, kind, dtype)
+    rows = tensor.T if turned else tensor
+    made = expand(rows, kind, dtype)
+    if made.data_ptr() != rows.data_ptr():
+        give_back((rows,))
     return made.T if turned else made
 
 
@@ -134,7 +138,9 @@ def _open(path: Path, expanded: torch.dtype | None) -> Opened:
         """Plain numbers keep their type until the norms are what they should be."""
         if expanded is None or KINDS[tensor.kind].dtype:
             return tensor.data
-        return expand(tensor.data, tensor.kind, expanded)
+        made = expand(tensor.data, tensor.kind, expanded)
+        give_back((tensor.data,))
+        return made
 
     made = to_huggingface(file, prepare)
     kind = made.config["model_type"]

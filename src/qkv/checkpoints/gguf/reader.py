@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from qkv.checkpoints.gguf.kinds import KINDS, NAMES, OTHERS
-from qkv.checkpoints.tensors import MAX_COUNT, MAX_NAME, file_size
+from qkv.checkpoints.tensors import MAX_COUNT, MAX_NAME, file_size, remember_map
 from qkv.errors import FileError
 from qkv.shapes import Tensor
 
@@ -83,7 +83,9 @@ def read_gguf(path: Path) -> GGUF:
             raise ValueError(f"has {size} bytes, a GGUF file at least 24")
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return _read(path, mapped, size)
+        made = _read(path, mapped, size)
+        remember_map(mapped)
+        return made
     except ValueError as error:
         raise FileError(f"{path}: {error}; {_AGAIN}") from None
     except OSError as error:
