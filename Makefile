@@ -38,6 +38,8 @@ bench: setup  ## Compare with other libraries, in one run (about two hours; inst
 	$(BIN)/python benchmarks/attention.py
 	for peer in huggingface nano litgpt x_transformers; do $(BIN)/python benchmarks/train_step.py --peers qkv $$peer || exit 1; done
 	$(BIN)/python benchmarks/wall_time.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/seq2seq_step.py
 
 mutants: setup  ## Plant faults, one at a time, and see the tests find each
 	$(BIN)/python tests/mutants.py
