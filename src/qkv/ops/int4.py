@@ -16,7 +16,7 @@ GROUP: Final = 32
 """Neighbours in a row that share a scale and a zero."""
 _BLOCK = 64
 """Rows that PyTorch packs together where there is AVX-512: a byte holds row i of them and row i + 32."""
-_MANY = 48
+_MANY = 128
 """So many vectors cost less with expanded weights, on two cores with AVX-512 (`benchmarks/decode.py`)."""
 _EXPANDED = 8 << 20
 """Bytes of expanded weights at once: they are used while the cache of the processor holds them."""
