@@ -1221,7 +1221,7 @@ COMMANDS = {
     ),
     "quantize to what there is not": Case(hugging_face, "int2", (*GENERATE, "--quantize", "int2"), OPTION),
     "prompts of nothing": Case(
-        lambda f: (hugging_face(f), write(f / "p.txt", "\n\n")), "holds no prompt", ("generate", "{}", "-f", "{}/p.txt")
+        lambda f: (hugging_face(f), write(f / "p.txt", "\n\n")), "holds no text", ("generate", "{}", "-f", "{}/p.txt")
     ),
     "prompts that are not UTF-8": Case(
         lambda f: (hugging_face(f), write(f / "p.txt", b"\xff")), "not UTF-8", ("generate", "{}", "-f", "{}/p.txt")

@@ -163,7 +163,7 @@ def test_wrong_use(run, packed, tmp_path):
     for to in ("hf", "qkv", "gguf"):
         with pytest.raises(ConfigError, match="there: is there already; choose another place"):
             convert(run, tmp_path / "there", to=to)
-    with pytest.raises(FileError, match=r"smollm: there is no such file or folder; .* did you mean 'smollm2'"):
+    with pytest.raises(FileError, match=r"smollm: there is no such file or folder; .*did you mean 'smollm2'"):
         find("smollm")
     with pytest.raises(ConfigError, match="no weights are called 'smollm'; did you mean 'smollm2'"):
         pull("smollm")

@@ -186,7 +186,7 @@ def test_a_longer_text_may_still_win():
 def test_mistakes():
     with pytest.raises(ConfigError, match="beams=0 must be at least 1"):
         BeamConfig(beams=0)
-    with pytest.raises(ConfigError, match="length_penalty=inf must be finite"):
+    with pytest.raises(ConfigError, match="length_penalty=inf must be a finite number"):
         BeamConfig(length_penalty=float("inf"))
     with pytest.raises(ConfigError, match="give at least one row"):
         beam_search(Rereading(None, 0), [], end_ids=[0], search=BeamConfig())

@@ -122,7 +122,7 @@ def test_a_tiny_temperature_is_greedy_and_half_precision_does_not_overflow():
     ("fields", "message"),
     [
         ({"temperature": -0.1}, r"temperature=-0.1 must be at least 0; 0 takes"),
-        ({"temperature": math.nan}, r"temperature=nan must be at least 0"),
+        ({"temperature": math.nan}, r"temperature=nan must be a finite number"),
         ({"top_k": 0}, r"top_k=0 must be at least 1; leave it out"),
         ({"top_p": 0.0}, r"top_p=0.0 must be above 0 and at most 1; leave it out"),
         ({"top_p": 1.1}, r"top_p=1.1 must be above 0 and at most 1"),
