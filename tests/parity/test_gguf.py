@@ -12,6 +12,7 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType
 
+import qkv
 from qkv.checkpoints.families import FAMILIES
 from qkv.checkpoints.gguf import (
     GGUFTensor,
@@ -504,3 +505,17 @@ CHAT = [
     1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198, 1,
     4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198,
 ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_smollm2_packed_answers_as_expanded(tmp_path):
+    """Four bits in memory: the answer, and a mean divergence of at most 0.01 nats a token from the expanded weights."""
+    path = smollm(tmp_path)
+    packed, wide = qkv.load(path), qkv.load(path, dtype=torch.float32)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    greedy = SamplingConfig(temperature=0)
+    assert packed.chat(question, max_new_tokens=12, sampling=greedy) == "The capital of France is Paris."
+    text = "In the year 1789 the people of the city rose against their king, and so began what changed Europe for ever."
+    ids = torch.tensor([packed.encode_prompts([text])[0]])
+    want, got = (loaded.model(ids).log_softmax(-1) for loaded in (wide, packed))
+    assert (want.exp() * (want - got)).sum(-1).mean() < 0.01
