@@ -21,6 +21,7 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 )
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
+QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
 GGUF, GGUF_FILES, GGUF_WORDS = (
     "tests/parity/test_gguf.py",
@@ -328,6 +329,13 @@ MUTANTS = [
     Mutant("integers as weights", "checkpoints/maps.py", "elif needed.is_floating_point() and not tensors[key].is_floating_point():", "elif False:", ZOO),
     Mutant("NaN in a file's config", "checkpoints/families/family.py", "if not abs(value) <= sys.float_info.max:", "if False:", ZOO),
     Mutant("messages of any length", "cli/__init__.py", "if len(message) > _LONGEST:", "if False:", ZOO),
+    # Packed weights and conversion
+    Mutant("packed: the middle of a group is lost", "ops/int4.py", "zero + 8 * scale", "zero", QUANTISED),
+    Mutant("packed: expanded rows in another order", "ops/int4.py", "y.view(n, -1, _BLOCK // 2, 2).transpose(2, 3)", "y.view(n, -1, 2, _BLOCK // 2)", QUANTISED),
+    Mutant("packed: float16 overflows", "nn/quantised.py", "F.linear((x / size).to(torch.float16), self.weight) * size", "F.linear(x.to(torch.float16), self.weight)", QUANTISED),
+    Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
+    Mutant("packed: a certificate of ourselves", "certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),
+    Mutant("packed: a text begins without its token", "loaded.py", "if self.add_begin and begin is not None:", "if False:", CONVERT),
 ]  # fmt: skip
 
 
