@@ -133,7 +133,7 @@ def _reference(source: Path) -> Any:
     try:
         import transformers
     except ImportError:
-        raise _MissingError('transformers is not installed; pip install transformers') from None
+        raise _MissingError("transformers is not installed; pip install transformers") from None
     if source.is_file():
         place, extra = source.parent, {"gguf_file": source.name}
     elif (source / "config.json").is_file():
