@@ -1,6 +1,5 @@
 """Checkpoints from one layout to another."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,9 +13,11 @@ from qkv.checkpoints import write_tensors
 from qkv.checkpoints.families import family_of
 from qkv.checkpoints.gguf import HuggingFace, encode, file_type, from_huggingface, open_gguf, write_gguf
 from qkv.checkpoints.huggingface import save_model
+from qkv.checkpoints.tensors import sync_folder
 from qkv.config import dump_yaml
 from qkv.data.gguf_vocabulary import write_vocabulary
 from qkv.errors import ConfigError, FileError
+from qkv.fetch import write_atomic
 from qkv.loaded import Loaded
 
 Layout = Literal["hf", "gguf", "qkv"]
@@ -113,9 +114,11 @@ def _to_qkv(loaded: Loaded, target: Path, files: dict[str, bytes]) -> None:
             partial.mkdir()
             write_tensors(partial / "model.safetensors", loaded.model.state_dict(), {"format": "pt"})
             for name, data in {MODEL: dump_yaml(text).encode(), **files}.items():
-                (partial / name).write_bytes(data)
+                write_atomic(partial / name, data)
             if target.exists():
                 target.rmdir()
-            shutil.move(partial, target)
+            sync_folder(partial)
+            partial.replace(target)
+            sync_folder(target.parent)
     except OSError as error:
         raise FileError(f"{target}: cannot be written ({error.strerror}); choose another place") from None

@@ -13,7 +13,7 @@ import torch
 from qkv.checkpoints import tensors
 from qkv.checkpoints.families import FAMILIES, Family, family_of
 from qkv.checkpoints.families.family import ConfigReader, layers_of
-from qkv.checkpoints.tensors import is_plain_name, read_folder, write_tensors
+from qkv.checkpoints.tensors import is_plain_name, read_folder, sync_folder, write_tensors
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
@@ -141,9 +141,9 @@ def save_model(
         _write_weights(chosen.keys(model.config).to_theirs(state), partial, max_shard_bytes)
         for name, text in texts.items():
             _write(partial / name, text)
-        _sync_folder(partial)
+        sync_folder(partial)
         partial.replace(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another") from None
     finally:
@@ -190,13 +190,3 @@ def _write(path: Path, text: bytes) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # where a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

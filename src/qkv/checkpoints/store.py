@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-from qkv.checkpoints.tensors import encode_tensors, file_size, is_plain_name, parse_json, read_json, read_tensors
+from qkv.checkpoints.tensors import (
+    encode_tensors,
+    file_size,
+    is_plain_name,
+    parse_json,
+    read_json,
+    read_tensors,
+    sync_folder,
+)
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.shapes import Tensor
 
@@ -172,7 +180,7 @@ class Store:
         listed["state.json"] = self._write(partial / "state.json", [state])
         manifest = {"format": 1, "step": step, "files": listed}
         self._write(partial / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
-        _sync_folder(partial)
+        sync_folder(partial)
         self._at("folder synced")
 
     def _write(self, path: Path, buffers: Iterable[Any]) -> dict[str, int | str]:
@@ -201,8 +209,8 @@ class Store:
             self._at("same step set aside")
         partial.rename(final_path)
         self._at("renamed")
-        _sync_folder(self.folder)
-        _sync_folder(self.folder.parent)  # the first save may have made the folder
+        sync_folder(self.folder)
+        sync_folder(self.folder.parent)  # the first save may have made the folder
         self._at("rename synced")
 
     def _prune(self, step: int) -> None:
@@ -271,13 +279,3 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); use another checkpoint") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # where a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -255,6 +255,17 @@ def parse_json(text: bytes) -> Any:
         raise ValueError(f"not valid JSON ({_line(error)})") from None
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def file_size(path: Path) -> int:
     """Bytes in a regular file; to open anything else, such as a pipe, could block for ever.
 

@@ -12,6 +12,7 @@ import torch
 from qkv.checkpoints.gguf.blocks import quantise
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.reader import ALIGNMENT, ARRAY, MAX_AXES, STRING, GGUFTensor, check_name
+from qkv.checkpoints.tensors import sync_folder
 from qkv.errors import ConfigError, FileError
 from qkv.shapes import Tensor
 
@@ -40,7 +41,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, GG
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except ValueError as error:
         raise FileError(f"{path}: {error}; change what is to be written") from None
     except OSError as error:
@@ -155,12 +156,3 @@ def _number_kind(key: str, values: Sequence[Any], *, signed: bool) -> int:
 
 
 _WIDTHS = ((_I32, -(2**31), 2**31 - 1), (_I64, -(2**63), 2**63 - 1), (_U32, 0, 2**32 - 1), (_U64, 0, 2**64 - 1))
-
-
-def _sync(folder: Path) -> None:
-    """The new name, too, is on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
