@@ -103,7 +103,7 @@ MUTANTS = [
            "torch.arange(0, width, 2, dtype=torch.float64, device=device) / width",
            "torch.arange(2, width + 2, 2, dtype=torch.float64, device=device) / width", PARITY),
     Mutant("rotation backwards", "ops/rotary.py",
-           "return torch.cat([a * cos - b * sin, b * cos + a * sin]", "return torch.cat([a * cos + b * sin, b * cos - a * sin]", ROTARY),
+           "return torch.addcmul(x * by.cos.view(shape), partner, by.sin.view(shape))", "return torch.addcmul(x * by.cos.view(shape), partner, -by.sin.view(shape))", ROTARY),
     Mutant("angles in float32", "ops/rotary.py",
            "position[..., None].to(frequencies.dtype) * frequencies", "position[..., None].float() * frequencies.float()", ROTARY),
     Mutant("learned positions of the slot, not the document", "nn/embedders/embedder.py",
@@ -331,7 +331,7 @@ MUTANTS = [
     Mutant("messages of any length", "cli/__init__.py", "if len(message) > _LONGEST:", "if False:", ZOO),
     # Packed weights and conversion
     Mutant("packed: the middle of a group is lost", "ops/int4.py", "zero + 8 * scale", "zero", QUANTISED),
-    Mutant("packed: expanded rows in another order", "ops/int4.py", "y.view(n, -1, _BLOCK // 2, 2).transpose(2, 3)", "y.view(n, -1, 2, _BLOCK // 2)", QUANTISED),
+    Mutant("packed: expanded rows in another order", "ops/int4.py", "wide[:, :, 0] = codes & 15\n    wide[:, :, 1] = codes >> 4", "wide[:, :, 1] = codes & 15\n    wide[:, :, 0] = codes >> 4", QUANTISED),
     Mutant("packed: float16 overflows", "nn/quantised.py", "F.linear((x / size).to(torch.float16), self.weight) * size", "F.linear(x.to(torch.float16), self.weight)", QUANTISED),
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
     Mutant("packed: a certificate of ourselves", "certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),

@@ -99,17 +99,19 @@ class Attention(Mixer):
         batch, length, _ = x.shape
         per_key = self.n_heads // self.n_kv_heads
         qkv = self.qkv_proj(x).view(batch, length, self.n_kv_heads, -1)
-        q, k, v = qkv.split([per_key * self.head_dim, self.head_dim, self.value_dim], dim=-1)
-        q = q.unflatten(-1, (per_key, self.head_dim))  # (B, T, G, H/G, K)
+        heads, v = qkv.split([(per_key + 1) * self.head_dim, self.value_dim], dim=-1)
+        heads = heads.view(batch, length, self.n_kv_heads, per_key + 1, self.head_dim)  # the group's queries, its key
         if self.q_norm is not None and self.k_norm is not None:
+            q, k = heads.split([per_key, 1], dim=-2)
             if self.norm_heads:
                 q, k = self.q_norm(q.flatten(2)).view_as(q), self.k_norm(k.flatten(2)).view_as(k)
             else:
                 q, k = self.q_norm(q), self.k_norm(k)
+            heads = torch.cat([q, k], dim=-2)
         if self.rope is not None:
-            by = ctx.rotations[self.seat.rotation]
-            q, k = rotate(q, by, self.rope.layout), rotate(k, by, self.rope.layout)
-        return q.flatten(2, 3).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            heads = rotate(heads, ctx.rotations[self.seat.rotation])
+        q, k = heads[..., :-1, :].flatten(2, 3), heads[..., -1, :]
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def cache_shape(self) -> CacheShape:
         """What a cache keeps of one token."""

@@ -100,9 +100,9 @@ class LatentAttention(Mixer):
         h = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x))
         q = self.q_proj(h).unflatten(-1, (c.n_heads, -1)).transpose(1, 2)  # (B, H, T, plain + rotary)
         plain, turned = q.split([c.plain_dim, c.rotary_dim], dim=-1)
-        turned = rotate(turned.transpose(1, 2), by, c.position.layout).transpose(1, 2)
+        turned = rotate(turned.transpose(1, 2), by).transpose(1, 2)
         latent, key = self.kv_down_proj(x).split([c.kv_rank, c.rotary_dim], dim=-1)
-        latents = torch.cat([self.kv_norm(latent), rotate(key, by, c.position.layout)], dim=-1)[:, None]  # (B, 1, T, r)
+        latents = torch.cat([self.kv_norm(latent), rotate(key, by)], dim=-1)[:, None]  # (B, 1, T, r)
         if ctx.cache is not None:
             latents, _ = ctx.cache.update(ctx.slot + self.seat.slot, latents, latents[..., :0])
         mask = ctx.masks[self.seat.mask]

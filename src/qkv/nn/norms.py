@@ -96,6 +96,10 @@ class RMSNorm(Norm):
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Normalise each vector."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = self.weight.to(wide.dtype) + self.offset if self.offset else self.weight.to(wide.dtype)
-        return F.rms_norm(wide, x.shape[-1:], weight, self.eps).to(x.dtype)
+        if x.dtype in (torch.float32, torch.float64):
+            return self._normed(x)
+        return self._normed(x.float()).to(x.dtype)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], weight + self.offset if self.offset else weight, self.eps)

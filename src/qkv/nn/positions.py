@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import nn
 
 from qkv.config import Config, config
 from qkv.errors import ConfigError
-from qkv.ops.rotary import Rotation, rotation
+from qkv.ops.rotary import RotaryLayout, Rotation, rotation
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
@@ -448,7 +448,7 @@ class RoPEConfig(AttentionPositionConfig):
     """
 
     theta: float = 10_000.0
-    layout: Literal["half", "interleaved"] = "half"
+    layout: RotaryLayout = "half"
     scaling: RoPEScalingConfig | None = None
     fraction: float = 1.0
 
@@ -486,9 +486,10 @@ class RoPEConfig(AttentionPositionConfig):
             position = position[:1]
         wide = torch.promote_types(dtype, torch.float32)
         if self.scaling is None:
-            return rotation(position, _frequencies(self.theta, width, position.device), magnitude=1.0, dtype=wide)
+            frequencies = _frequencies(self.theta, width, position.device)
+            return rotation(position, frequencies, self.layout, magnitude=1.0, dtype=wide)
         frequencies = self.scaling.frequencies(self.theta, width, longest, position.device)
-        return rotation(position, frequencies, magnitude=self.scaling.magnitude, dtype=wide)
+        return rotation(position, frequencies, self.layout, magnitude=self.scaling.magnitude, dtype=wide)
 
 
 def _frequencies(theta: float, width: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Linear maps whose weights stay packed: four bits in groups of 32, eight bits with a scale for each row, float16.
 
-The products are PyTorch's own for CPUs and need no compiler. Those of four and eight bits take and give bfloat16,
-whatever type the stream has; the stream of a packed model is best left in float32, which costs little.
+The products are PyTorch's own for CPUs and need no compiler. Those of four and eight bits take and give bfloat16 where
+there are few vectors, whatever type the stream has; that of a packed model is best left in float32, which costs little.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +18,9 @@ from qkv.shapes import Float, Int, Integer, Tensor
 
 _MULTIPLE = 16
 """PyTorch's eight-bit product takes multiples of so many columns, unchecked."""
+
+_WIDENED = 1 << 20
+"""Bytes of weights in float32 at once: a core's own cache holds them."""
 
 _TINY = 1e-30
 """Below any scale: a row of zeros has scale 0 and is divided by this."""
@@ -89,7 +92,7 @@ class Int4Linear(Packed):
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         """See `qkv.ops.int4`."""
-        y = int4.product(x.to(torch.bfloat16), self.weight, self.scales)
+        y = int4.product(x, self.weight, self.scales)
         return y if y.shape[1] == self.out_features else y[:, : self.out_features]
 
 
@@ -135,9 +138,16 @@ class HalfLinear(Packed):
         self.register_buffer("weight", weight.detach().to(torch.float16))
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
-        """A product in float16, of vectors scaled to at most 1: whatever their size, nothing overflows."""
-        size = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)
-        return F.linear((x / size).to(torch.float16), self.weight) * size
+        """One vector in float16; for several, widened weights are faster, some rows at a time."""
+        if len(x) == 1:
+            size = x.abs().amax(-1, keepdim=True).clamp(min=_TINY)  # scaled to at most 1, no sum overflows
+            return F.linear((x / size).to(torch.float16), self.weight) * size
+        x, step = x.float(), max(1, _WIDENED // (4 * self.in_features))
+        out, wide = x.new_empty(len(x), self.out_features), x.new_empty(step, self.in_features)
+        for a in range(0, self.out_features, step):
+            part = self.weight[a : a + step]
+            torch.mm(x, wide[: len(part)].copy_(part).T, out=out[:, a : a + step])
+        return out
 
     def rows(self, ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch K"]:
         """Some of the rows, in float32."""

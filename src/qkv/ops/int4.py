@@ -16,7 +16,7 @@ GROUP: Final = 32
 """Neighbours in a row that share a scale and a zero."""
 _BLOCK = 64
 """Rows that PyTorch packs together where there is AVX-512: a byte holds row i of them and row i + 32."""
-_MANY = 128
+_MANY = 64
 """So many vectors cost less with expanded weights, on two cores with AVX-512 (`benchmarks/decode.py`)."""
 _EXPANDED = 8 << 20
 """Bytes of expanded weights at once: they are used while the cache of the processor holds them."""
@@ -45,54 +45,43 @@ def pack(
 def product(
     x: Float[Tensor, "n K"], weight: Integer[Tensor, "rows bytes"], scales: Float[Tensor, "groups rows 2"]
 ) -> Float[Tensor, "n rows"]:
-    """x Wᵀ, in bfloat16 as `x` is; the sums are in float32.
+    """x Wᵀ: of few vectors from bfloat16 to bfloat16 with sums in float32; of many in what is fastest here.
 
     Args:
-        x: Vectors.
+        x: Vectors, of any type.
         weight: From `pack`.
         scales: Likewise.
     """
     if len(x) < _MANY or not _layout_is_known():
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, weight, GROUP, scales)
-    n, rows = len(x), len(weight)
-    wide = x if _bfloat16_is_fast() else x.float()
-    sums = x.view(n, -1, GROUP).float().sum(-1)  # what the middles of the groups are multiplied with
-    out = torch.empty(n, rows // _BLOCK, 2, _BLOCK // 2, dtype=x.dtype)
-    step = max(1, _EXPANDED // (4 * _BLOCK * x.shape[1]))
-    for a in range(0, rows // _BLOCK, step):
-        scale, middle = _pairs(scales, a, a + step)
-        columns = _codes(weight, a, a + step).mul_(scale[:, None]).flatten(0, 1)
-        y = (wide @ columns.to(wide.dtype)).float().addmm_(sums, middle)
-        part = out[:, a : a + step]
-        part.copy_(y.view(n, -1, _BLOCK // 2, 2).transpose(2, 3))
-    return out.view(n, rows)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), weight, GROUP, scales)
+    rows, step = len(weight), max(1, _EXPANDED // (4 * _BLOCK * x.shape[1])) * _BLOCK
+    x = x.to(torch.bfloat16 if _bfloat16_is_fast() else torch.float32)
+    out = x.new_empty(len(x), rows)
+    for a in range(0, rows, step):
+        part = slice(a, a + step)
+        torch.mm(x, _columns(weight[part], scales[:, part], x.dtype), out=out[:, part])
+    return out
 
 
-def _codes(weight: Tensor, a: int, b: int) -> Float[Tensor, "groups 32 columns"]:
-    """The codes, less 8, of the rows of blocks `a` to `b`, as columns: row i of a block stands beside row i + 32."""
-    blocks = weight.view(-1, 2 * weight.shape[1], _BLOCK // 2)[a:b]  # (blocks, K, 32)
-    n_bytes = len(blocks) * _BLOCK // 2
-    # PyTorch's tables of four-bit vectors have a float16 scale and zero behind each: here 1 and -8, for the bare codes.
-    table = torch.empty(blocks.shape[1], n_bytes + 4, dtype=torch.uint8)
-    table[:, :n_bytes].view(-1, len(blocks), _BLOCK // 2).copy_(blocks.transpose(0, 1))
-    table[:, n_bytes:] = torch.tensor([1.0, -8.0], dtype=torch.float16).view(torch.uint8)
-    return torch.ops.quantized.embedding_bag_4bit_unpack(table).view(-1, GROUP, n_bytes * 2)
-
-
-def _pairs(scales: Tensor, a: int, b: int) -> tuple[Float[Tensor, "groups columns"], Float[Tensor, "groups columns"]]:
-    """Scales and middles in the order of `_codes`."""
-    pairs = scales.view(len(scales), -1, 2, _BLOCK // 2, 2)[:, a:b].permute(4, 0, 1, 3, 2).float()
-    scale, middle = pairs.reshape(2, len(scales), -1)
-    return scale, middle
+def _columns(weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Float[Tensor, "K rows"]:
+    """Wᵀ, expanded."""
+    n_columns, n_blocks = 2 * weight.shape[1], len(weight) // _BLOCK
+    codes = weight.reshape(n_blocks, n_columns, _BLOCK // 2).transpose(0, 1)
+    wide = torch.empty(n_columns, n_blocks, 2, _BLOCK // 2, dtype=dtype)
+    wide[:, :, 0] = codes & 15
+    wide[:, :, 1] = codes >> 4
+    scale, middle = scales.float()[:, None].unbind(-1)
+    zero = middle - 8 * scale
+    groups = wide.view(len(scales), GROUP, -1)
+    return torch.addcmul(zero.to(dtype), groups, scale.to(dtype), out=groups).flatten(0, 1)
 
 
 @cache
 def _layout_is_known() -> bool:
-    """Whether PyTorch packs on this machine as `_codes` unpacks; without AVX-512 it does not."""
+    """Whether PyTorch packs on this machine as `_columns` expects; without AVX-512 it does not."""
     codes = torch.arange(_BLOCK * GROUP).view(_BLOCK, GROUP) * 7 % 16
-    weight, _ = pack(codes, torch.ones(_BLOCK, 1), torch.zeros(_BLOCK, 1))
-    columns = _codes(weight, 0, 1).view(GROUP, _BLOCK // 2, 2).transpose(1, 2).flatten(1)
-    return torch.equal(columns.T + 8, codes.float())
+    weight, scales = pack(codes, torch.ones(_BLOCK, 1), torch.zeros(_BLOCK, 1))
+    return torch.equal(_columns(weight, scales, torch.float32).T, codes.float())
 
 
 @cache

@@ -1,21 +1,36 @@
 """Rotary position embedding: a rotation of pairs of coordinates by an angle that grows with the position."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
 from qkv.shapes import Float, Int, Tensor
 
+RotaryLayout: TypeAlias = Literal["half", "interleaved"]
+"""Which coordinates make a pair: i and i + K/2 (GPT-NeoX, the Hugging Face form of Llama), or neighbours (RoFormer)."""
+
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the angles, (B or 1, T, pairs), in at least float32."""
+    """What each coordinate, and its partner in the pair, are multiplied with: x · cos + partner(x) · sin.
+
+    Attributes:
+        cos: Cosines, (B or 1, T, K), in at least float32; K coordinates are half as many pairs.
+        sin: Sines likewise, negative for the first of a pair.
+        layout: Which coordinates make a pair.
+    """
 
     cos: Tensor
     sin: Tensor
+    layout: RotaryLayout
 
 
 def rotation(
-    position: Int[Tensor, "b T"], frequencies: Float[Tensor, " pairs"], *, magnitude: float, dtype: torch.dtype
+    position: Int[Tensor, "b T"],
+    frequencies: Float[Tensor, " pairs"],
+    layout: RotaryLayout,
+    *,
+    magnitude: float,
+    dtype: torch.dtype,
 ) -> Rotation:
     """The angles `position * frequency`, in radians, as a `Rotation` of type `dtype`.
 
@@ -25,34 +40,30 @@ def rotation(
     Args:
         position: Position of each token, in tokens.
         frequencies: Radians per token of each pair, float64.
+        layout: Which coordinates make a pair.
         magnitude: What cosines and sines are multiplied with (YaRN's attention factor; 1 otherwise).
         dtype: Type of the result, at least float32.
     """
     angle = position[..., None].to(frequencies.dtype) * frequencies
-    return Rotation((angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype))
+    cos, sin = (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
+    if layout == "half":
+        return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1), layout)
+    return Rotation(torch.stack([cos, cos], -1).flatten(-2), torch.stack([-sin, sin], -1).flatten(-2), layout)
 
 
-def rotate(
-    x: Float[Tensor, "B T ... K"], by: Rotation, layout: Literal["half", "interleaved"]
-) -> Float[Tensor, "B T ... K"]:
+def rotate(x: Float[Tensor, "B T ... K"], by: Rotation) -> Float[Tensor, "B T ... K"]:
     """Rotate the coordinates of each head, pair by pair; those beyond the angles stay as they are.
 
-    Source: Su et al. 2021 (RoFormer), section 3.4.2, which pairs neighbours ("interleaved"). GPT-NeoX, and with it the
-    Hugging Face form of Llama, pairs coordinate i with i + K/2 ("half").
+    Source: Su et al. 2021 (RoFormer), section 3.4.2, equation 34.
 
     Args:
         x: Queries or keys, with any number of axes between T and K.
         by: The angles; computed in at least float32 and applied in that type.
-        layout: Which coordinates make a pair.
     """
-    width = 2 * by.cos.shape[-1]
+    width = by.cos.shape[-1]
     if width < x.shape[-1]:
-        return torch.cat([rotate(x[..., :width], by, layout), x[..., width:]], dim=-1)
-    shape = (*by.cos.shape[:2], *(1 for _ in range(x.dim() - 3)), by.cos.shape[-1])
-    cos, sin = by.cos.view(shape), by.sin.view(shape)
-    wide = x.to(cos.dtype)
-    if layout == "half":
-        a, b = wide.chunk(2, dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-    a, b = wide[..., 0::2], wide[..., 1::2]
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
+        return torch.cat([rotate(x[..., :width], by), x[..., width:]], dim=-1)
+    shape = (*by.cos.shape[:2], *(1,) * (x.dim() - 3), width)
+    neighbours = by.layout == "interleaved"
+    partner = torch.stack([x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2) if neighbours else x.roll(width // 2, -1)
+    return torch.addcmul(x * by.cos.view(shape), partner, by.sin.view(shape)).to(x.dtype)

@@ -195,7 +195,7 @@ def test_queries_and_keys_are_normed_before_the_rotation():
     x = torch.randn(1, 5, 8, dtype=torch.float64)
     q, k, v = layer.qkv_proj(x).view(1, 5, 2, 3, 4).unbind(3)
     by = RoPEConfig().rotation(Tokens.full(1, 5), 4, 5, torch.float64)
-    q, k = rotate(layer.q_norm(q), by, "half"), rotate(layer.k_norm(k), by, "half")
+    q, k = rotate(layer.q_norm(q), by), rotate(layer.k_norm(k), by)
     out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=Causal(), backend="reference")
     close(layer(x)[0], layer.o_proj(out.transpose(1, 2).flatten(2)))
 
@@ -354,8 +354,8 @@ def test_longrope_by_hand():
     for n, factors in ((4, (1.0, 2.0)), (5, (4.0, 8.0))):
         by = position.rotation(Tokens.full(1, n), 4, n, torch.float64)
         angle = torch.tensor([3 / factors[0], 3 * 0.1 / factors[1]], dtype=torch.float64)
-        close(by.cos[0, 3], 1.5 * angle.cos())
-        close(by.sin[0, 3], 1.5 * angle.sin())
+        close(by.cos[0, 3, :2], 1.5 * angle.cos())
+        close(by.sin[0, 3], 1.5 * torch.cat([-angle.sin(), angle.sin()]))
     with pytest.raises(ConfigError, match=r"2 short and 2 long factors, and a head has 3 pairs"):
         position.width(6)
     model = tiny_model(config=tiny_config(position=position))
