@@ -103,7 +103,7 @@ MUTANTS = [
            "torch.arange(0, width, 2, dtype=torch.float64, device=device) / width",
            "torch.arange(2, width + 2, 2, dtype=torch.float64, device=device) / width", PARITY),
     Mutant("rotation backwards", "ops/rotary.py",
-           "return torch.addcmul(x * by.cos.view(shape), partner, by.sin.view(shape))", "return torch.addcmul(x * by.cos.view(shape), partner, -by.sin.view(shape))", ROTARY),
+           "+ partner * by.sin.view(shape)", "- partner * by.sin.view(shape)", ROTARY),
     Mutant("angles in float32", "ops/rotary.py",
            "position[..., None].to(frequencies.dtype) * frequencies", "position[..., None].float() * frequencies.float()", ROTARY),
     Mutant("learned positions of the slot, not the document", "nn/embedders/embedder.py",

@@ -66,4 +66,4 @@ def rotate(x: Float[Tensor, "B T ... K"], by: Rotation) -> Float[Tensor, "B T ..
     shape = (*by.cos.shape[:2], *(1,) * (x.dim() - 3), width)
     neighbours = by.layout == "interleaved"
     partner = torch.stack([x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2) if neighbours else x.roll(width // 2, -1)
-    return torch.addcmul(x * by.cos.view(shape), partner, by.sin.view(shape)).to(x.dtype)
+    return (x * by.cos.view(shape) + partner * by.sin.view(shape)).to(x.dtype)
