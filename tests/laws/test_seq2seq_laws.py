@@ -7,14 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from qkv.errors import ConfigError
+from qkv.models.decoders import BahdanauConfig, FixedVectorConfig, LuongConfig
 from qkv.models.pairs import Pair
-from qkv.models.seq2seq import (
-    BahdanauConfig,
-    FixedVectorConfig,
-    LuongConfig,
-    RecurrentEncoderConfig,
-    Seq2SeqConfig,
-)
+from qkv.models.recurrent_encoder import RecurrentEncoderConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.nn.additive import AdditiveScoreConfig, DotScoreConfig, GeneralScoreConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.recurrent import GRUConfig, LSTMConfig
