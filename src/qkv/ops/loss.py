@@ -100,18 +100,24 @@ def _loss_and_gradient(
         part, target = logits[start : start + rows], targets[start : start + rows]
         counted = target != IGNORE
         target = target.where(counted, 0)[:, None]
-        bounded = part if softcap is None else (part.to(wide) / softcap).tanh_()
-        log_p = torch.log_softmax(bounded if softcap is None else bounded * softcap, dim=-1, dtype=wide)
-        loss = -log_p.gather(1, target)[:, 0]
+        share = counted.to(wide)[:, None] * scale  # of each token in the gradient
+        numbers = part.to(wide)  # `part` itself, unless it is narrow: every step is in place
+        slope = None
+        if softcap is not None:
+            bounded = numbers.div_(softcap).tanh_()
+            slope = 1 - bounded.square()
+            bounded *= softcap
+        numbers -= numbers.amax(-1, keepdim=True)
+        at_target, mean = numbers.gather(1, target), numbers.mean(-1, keepdim=True) if smoothing else 0.0
+        sums = numbers.exp_().sum(-1, keepdim=True)
+        loss = sums.log() - (1 - smoothing) * at_target - smoothing * mean
+        total += (loss[:, 0] * counted).sum()
+        numbers *= share / sums
+        numbers.scatter_add_(1, target, share * (smoothing - 1))
         if smoothing:
-            loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
-        total += (loss * counted).sum()
-        grad = log_p.exp_()
-        grad.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=wide))
-        if smoothing:
-            grad -= smoothing / logits.shape[1]
-        grad.mul_((counted.to(wide) * scale)[:, None])
-        if softcap is not None:  # the slope of tanh
-            grad.mul_(1 - bounded.square_())
-        part.copy_(grad)
+            numbers -= share * (smoothing / logits.shape[1])
+        if slope is not None:
+            numbers *= slope
+        if numbers is not part:
+            part.copy_(numbers)
     return total
