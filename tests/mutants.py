@@ -340,8 +340,8 @@ MUTANTS = [
     Mutant("looking back: attention to padding", "ops/attentive_gru.py", "normalised(scores[:, None], p.valid)", "normalised(scores[:, None])", LOOKING),
     Mutant("looking back: the recurrent bias of n has no gate", "ops/attentive_gru.py", "grad_recurrent[t, :, cut:] *= r", "pass", LOOKING),
     Mutant("looking back: nothing comes back through the queries", "ops/attentive_gru.py", "grad_h.addmm_(grad_queries[t], p.query_weight)", "pass", LOOKING),
-    Mutant("looking back: the weights have no gradient", "ops/attentive_gru.py", "grad_look += grad_looks[t]", "pass", LOOKING),
-    Mutant("looking back: gradients that came in are overwritten", "ops/attentive_gru.py", "grads[1].clone(memory_format=_PLAIN)", "grads[1]", LOOKING),
+    Mutant("looking back: the weights have no gradient", "ops/attentive_gru.py", ".add_(grad_looks[t])", "", LOOKING),
+    Mutant("looking back: gradients that came in are overwritten", "ops/attentive_gru.py", "grads[1].clone(memory_format=torch.contiguous_format)", "grads[1]", LOOKING),
     Mutant("looking back: a gradient of a gradient is lost", "ops/attentive_gru.py", "if torch.is_grad_enabled():", "if False:", LOOKING),
     Mutant("looking back: in bfloat16 too", "models/decoders/bahdanau.py", "if not one_type or", "if False and", SEQ2SEQ),
 ]  # fmt: skip

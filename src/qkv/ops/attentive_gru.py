@@ -4,14 +4,14 @@
 Step by step, autograd adds to the gradient of every weight, of the keys and of the memory after each token. Here only
 what the next step waits for is in the loops, forward and backward; each gradient is one product over all tokens behind
 them. The hyperbolic tangents of the scores, by far the most numbers, are computed again in the backward pass instead
-of kept: N·S·A of memory instead of T·N·S·A, for the time that reading them would take.
+of kept: N·S·A of memory instead of T·N·S·A, for the time that reading them would take. A custom op, so that a compiled
+model sees one node instead of every step.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import FunctionCtx
 
 from qkv.ops.scores import additive_scores, normalised
 from qkv.shapes import Bool, Float, Tensor
@@ -84,64 +84,61 @@ def attentive_gru_loop(p: AttentiveGRU) -> Looked:
 
 def attentive_gru(p: AttentiveGRU) -> Looked:
     """What `attentive_gru_loop` computes. A gradient that is to be differentiated again is computed by the loop."""
-    return Looked(*_AttentiveGRU.apply(*p))  # type: ignore[misc]
+    return Looked(*_forward(*_split(p))[:3])
 
 
-class _AttentiveGRU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, *arguments: Any) -> tuple[Tensor, ...]:  # pyright: ignore
-        p = AttentiveGRU(*arguments)
-        (n_tokens, n, width), d_hidden = p.inputs.shape, p.start.shape[-1]
-        widths = p.memory.shape[-1], p.keys.shape[1], p.keys.shape[-1], width, width
-        contexts, looks, queries, recurrent, gates = (p.start.new_empty(n_tokens, n, w) for w in widths)
-        states, tanh = p.start.new_empty(n_tokens + 1, n, d_hidden), torch.empty_like(p.keys)
-        states[0] = p.start
-        cut = 2 * d_hidden
-        for t, x in enumerate(p.inputs.unbind(0)):
-            h, (r, z, n) = states[t], gates[t].chunk(3, dim=-1)
-            torch.mm(h, p.query_weight.T, out=queries[t])
-            torch.addmm(p.bias, h, p.weight.T, out=recurrent[t])
-            scores = torch.add(queries[t, :, None], p.keys, out=tanh).tanh_() @ p.v
-            looks[t] = normalised(scores[:, None], p.valid)[:, 0]
-            torch.bmm(looks[t, :, None], p.memory, out=contexts[t, :, None])
-            torch.addmm(x, contexts[t], p.to_gates, out=gates[t])
-            gates[t, :, :cut].add_(recurrent[t, :, :cut]).sigmoid_()
-            n.addcmul_(r, recurrent[t, :, cut:]).tanh_()
-            torch.lerp(n, h, z, out=states[t + 1])
-        ctx.save_for_backward(*arguments, states, contexts, looks, queries, recurrent, gates)
-        ctx.set_materialize_grads(False)
-        return states, contexts, looks
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        p, rest = AttentiveGRU(*ctx.saved_tensors[:10]), ctx.saved_tensors[10:]
-        if torch.is_grad_enabled():  # create_graph
-            return _backward_of_loop(p, grads, ctx.needs_input_grad)
-        return _backward(p, grads, *rest)
+def _split(p: AttentiveGRU) -> tuple[list[Tensor], Tensor | None]:
+    """As an operation takes them: the numbers, and what is valid."""
+    return [*p[:4], *p[5:]], p.valid  # type: ignore[list-item]
 
 
-def _backward(
-    p: AttentiveGRU,
-    grads: tuple[Tensor | None, ...],
-    states: Tensor,
-    contexts: Tensor,
-    looks: Tensor,
-    queries: Tensor,
-    recurrent: Tensor,
-    gates: Tensor,
-) -> AttentiveGRU:
-    """The gradients of all that the loop read.
+def _joined(numbers: list[Any], valid: Any) -> AttentiveGRU:
+    arguments: list[Any] = [*numbers[:4], valid, *numbers[4:]]
+    return AttentiveGRU(*arguments)
+
+
+def _room(p: AttentiveGRU) -> list[Tensor]:
+    """For states, contexts, weights; and for the queries, the recurrent part of the gates, and r, z, n."""
+    (n_tokens, n, width), d_hidden = p.inputs.shape, p.start.shape[-1]
+    widths = p.memory.shape[-1], p.keys.shape[1], p.keys.shape[-1], width, width
+    return [p.start.new_empty(n_tokens + 1, n, d_hidden), *(p.start.new_empty(n_tokens, n, w) for w in widths)]
+
+
+@torch.library.custom_op("qkv::attentive_gru", mutates_args=())
+def _forward(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
+    """What comes of it, and what the backward pass needs: see `_room`."""
+    p = _joined(numbers, valid)
+    states, contexts, looks, queries, recurrent, gates = results = _room(p)
+    states[0] = p.start
+    tanh, cut = torch.empty_like(p.keys), 2 * p.start.shape[-1]
+    for t, x in enumerate(p.inputs.unbind(0)):
+        h, (r, z, n) = states[t], gates[t].chunk(3, dim=-1)
+        torch.mm(h, p.query_weight.T, out=queries[t])
+        torch.addmm(p.bias, h, p.weight.T, out=recurrent[t])
+        scores = torch.add(queries[t, :, None], p.keys, out=tanh).tanh_() @ p.v
+        looks[t] = normalised(scores[:, None], p.valid)[:, 0]
+        torch.bmm(looks[t, :, None], p.memory, out=contexts[t, :, None])
+        torch.addmm(x, contexts[t], p.to_gates, out=gates[t])
+        gates[t, :, :cut].add_(recurrent[t, :, :cut]).sigmoid_()
+        n.addcmul_(r, recurrent[t, :, cut:]).tanh_()
+        torch.lerp(n, h, z, out=states[t + 1])
+    return results
+
+
+@torch.library.custom_op("qkv::attentive_gru_backward", mutates_args=())
+def _backward(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """The gradients of all numbers, from those of states, contexts and weights.
 
     With u = tanh(query + key) and the gradient e of a score, those of query and key are sums of e · v · (1 - u²): the
     loop adds up e · u² and e, and the rest is done once.
     """
-    grad_states = torch.zeros_like(states) if grads[0] is None else grads[0]
-    grad_contexts = torch.zeros_like(contexts) if grads[1] is None else grads[1].clone(memory_format=_PLAIN)
-    grad_looks = grads[2]
+    p = _joined(numbers, valid)
+    states, contexts, looks, queries, recurrent, gates = results
+    grad_states, grad_contexts, grad_looks = grads[0], grads[1].clone(memory_format=torch.contiguous_format), grads[2]
     grad_inputs, grad_recurrent, grad_queries = (torch.empty_like(x) for x in (gates, recurrent, queries))
     grad_keys, grad_v, tanh = torch.zeros_like(p.keys), torch.zeros_like(p.v), torch.empty_like(p.keys)
-    score_sums = torch.zeros_like(looks[0])
-    grad_h, cut = grad_states[-1], 2 * p.start.shape[-1]
+    score_sums = torch.zeros_like(p.keys[..., 0])
+    grad_h, cut = grad_states[-1].clone(), 2 * p.start.shape[-1]
     for t in range(len(gates) - 1, -1, -1):
         # The cell.
         h, (r, z, n) = states[t], gates[t].chunk(3, dim=-1)
@@ -154,9 +151,7 @@ def _backward(
         grad_recurrent[t, :, cut:] *= r
         # The context, its weights and their scores.
         grad_context = grad_contexts[t].addmm_(grad_inputs[t], p.to_gates.T)
-        grad_look = torch.bmm(grad_context[:, None], p.memory.mT)[:, 0]
-        if grad_looks is not None:
-            grad_look += grad_looks[t]
+        grad_look = torch.bmm(grad_context[:, None], p.memory.mT)[:, 0].add_(grad_looks[t])
         grad_score = looks[t] * (grad_look - (looks[t] * grad_look).sum(-1, keepdim=True))
         torch.add(queries[t, :, None], p.keys, out=tanh).tanh_()
         grad_v.addmv_(tanh.flatten(0, 1).T, grad_score.flatten())
@@ -169,7 +164,7 @@ def _backward(
         grad_h = kept.add_(grad_states[t]).addmm_(grad_recurrent[t], p.weight)
         grad_h.addmm_(grad_queries[t], p.query_weight)
     before = states[:-1].flatten(0, 1)
-    return AttentiveGRU(
+    found = AttentiveGRU(
         inputs=grad_inputs,
         start=grad_h,
         keys=torch.sub(score_sums[..., None], grad_keys, out=grad_keys).mul_(p.v),
@@ -181,18 +176,41 @@ def _backward(
         weight=grad_recurrent.flatten(0, 1).T @ before,
         bias=grad_recurrent.sum((0, 1)),
     )
+    return _split(found)[0]
 
 
-_PLAIN = torch.contiguous_format
+@_forward.register_fake
+def _(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
+    return _room(_joined(numbers, valid))
+
+
+@_backward.register_fake
+def _(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in numbers]
+
+
+def _setup(ctx: Any, inputs: tuple[list[Tensor], Tensor | None], output: list[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[0], inputs[1], *output)
+
+
+def _gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor | None], None]:
+    """Of the numbers, and of what is valid."""
+    n = len(AttentiveGRU._fields) - 1
+    numbers, valid, results = list(ctx.saved_tensors[:n]), ctx.saved_tensors[n], list(ctx.saved_tensors[n + 1 :])
+    if torch.is_grad_enabled():  # create_graph
+        return _backward_of_loop(numbers, valid, grads, ctx.needs_input_grad[0]), None
+    return list[Tensor | None](_backward(numbers, valid, results, grads[:3])), None
+
+
+torch.library.register_autograd("qkv::attentive_gru", _gradients, setup_context=_setup)  # pyright: ignore
 
 
 def _backward_of_loop(
-    p: AttentiveGRU, grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
+    numbers: list[Tensor], valid: Tensor | None, grads: list[Tensor], needed: list[bool]
+) -> list[Tensor | None]:
     """The same, as a graph that has gradients of its own."""
-    p = AttentiveGRU(*(None if x is None else x.view_as(x) for x in p))  # one tensor may stand in two places
-    known = [(out, grad) for out, grad in zip(attentive_gru_loop(p), grads, strict=True) if grad is not None]
-    wanted = [x for x, wants in zip(p, needed, strict=True) if wants and x is not None]
-    outs, given = zip(*known, strict=True)
-    found = iter(torch.autograd.grad(outs, wanted, given, create_graph=True, allow_unused=True))
-    return tuple(next(found) if wants else None for wants in needed)
+    views = [x.view_as(x) for x in numbers]  # one tensor may stand in two places
+    outputs = attentive_gru_loop(_joined(views, valid))
+    wanted = [x for x, wants in zip(views, needed, strict=True) if wants]
+    found = iter(torch.autograd.grad(outputs, wanted, grads[:3], create_graph=True, allow_unused=True))
+    return [next(found) if wants else None for wants in needed]

@@ -69,8 +69,13 @@ class Bahdanau(Decoder):
     def _attentive_gru(
         self, from_y: Float[Tensor, "T N gates"], to_gates: Float[Tensor, "M gates"], state: DecoderState
     ) -> AttentiveGRU | None:
-        """The loop as one operation, for one layer of a GRU and additive scores, in float32 or float64; else None."""
+        """The loop as one operation: for one layer of a GRU and additive scores, in float32 or float64; else None.
+
+        A token alone, as in a search, is none for it either: to call it takes longer than a step.
+        """
         score, valid = self.score, state.encoded.valid
+        if len(from_y) == 1:
+            return None
         if not (isinstance(score, AdditiveScore) and self.net.cell is GRUCell and self.net.layers == 1):
             return None
         if not isinstance(score.q_proj, nn.Linear):  # packed
