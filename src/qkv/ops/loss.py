@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """The head and its cross-entropy as one function, so that the logits of all tokens never exist at once."""
 
 from typing import Any
@@ -89,10 +90,14 @@ def _chunk_size(n: int, most: int) -> int:
     return max(1, -(-n // max(1, -(-n // most))))
 
 
+@torch.library.custom_op("qkv::loss_and_gradient", mutates_args=("logits",))
 def _loss_and_gradient(
     logits: Tensor, targets: Tensor, scale: float, softcap: float | None, smoothing: float
 ) -> Tensor:
-    """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it."""
+    """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it.
+
+    A custom op, so that a compiled model sees one node: a compiler would write out the rows, and copy what is in place.
+    """
     wide = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
     total = torch.zeros((), dtype=wide, device=logits.device)
@@ -121,3 +126,8 @@ def _loss_and_gradient(
         if numbers is not part:
             part.copy_(numbers)
     return total
+
+
+@_loss_and_gradient.register_fake
+def _(logits: Tensor, targets: Tensor, scale: float, softcap: float | None, smoothing: float) -> Tensor:
+    return logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))
