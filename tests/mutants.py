@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant("ignored targets count", "ops/loss.py", "(loss[:, 0] * counted).sum()", "loss.sum()", LOSS),
     Mutant("the scale is lost in the gradient", "ops/loss.py", "counted.to(wide)[:, None] * scale", "counted.to(wide)[:, None]", LOSS),
     Mutant("what comes down is ignored", "ops/loss.py", "or grad.item() != 1.0", "and grad.item() != 1.0", LOSS),
-    Mutant("softmax in bfloat16", "ops/loss.py", "numbers.exp_()", "numbers.copy_(numbers.to(part.dtype)).exp_()", LOSS),
+    Mutant("softmax in bfloat16", "ops/loss.py", "wide = torch.promote_types(logits.dtype, torch.float32)", "wide = logits.dtype", LOSS),
     # Caches
     Mutant("decoding forgets the last token", "caches.py", "self.bound += self._new.shape[1]", "self.bound += self._new.shape[1] - 1", LAWS),
     Mutant("padding is kept in the cache", "caches.py",
