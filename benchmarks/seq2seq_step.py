@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qkv.models.decoders import BahdanauConfig
 from qkv.models.pairs import Pair
-from qkv.models.seq2seq import BahdanauConfig, Seq2Seq, Seq2SeqConfig
+from qkv.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.tokens import Tokens
 from qkv.training.memory import keep_pages

@@ -31,7 +31,7 @@ GGUF, GGUF_FILES, GGUF_WORDS = (
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
 )
-BEAM = "tests/unit/generation/test_beam.py"
+BEAM, LOOKING = "tests/unit/generation/test_beam.py", "tests/unit/ops/test_attentive_gru.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
@@ -115,10 +115,10 @@ MUTANTS = [
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
     Mutant("pre-norm without the norm", "nn/blocks.py", "update, report = f(norm(x), ctx)\n            x, aux = x + update", "update, report = f(x, ctx)\n            x, aux = x + update", PARTS),
     # Loss
-    Mutant("ignored targets count", "ops/loss.py", "(log_p.gather(1, target)[:, 0] * counted)", "(log_p.gather(1, target)[:, 0])", LOSS),
-    Mutant("the scale is lost in the gradient", "ops/loss.py", "counted.to(wide) * scale", "counted.to(wide)", LOSS),
+    Mutant("ignored targets count", "ops/loss.py", "(loss[:, 0] * counted).sum()", "loss.sum()", LOSS),
+    Mutant("the scale is lost in the gradient", "ops/loss.py", "counted.to(wide)[:, None] * scale", "counted.to(wide)[:, None]", LOSS),
     Mutant("what comes down is ignored", "ops/loss.py", "or grad.item() != 1.0", "and grad.item() != 1.0", LOSS),
-    Mutant("softmax in bfloat16", "ops/loss.py", "dim=-1, dtype=wide)", "dim=-1).to(wide)", LOSS),
+    Mutant("softmax in bfloat16", "ops/loss.py", "wide = torch.promote_types(logits.dtype, torch.float32)", "wide = logits.dtype", LOSS),
     # Caches
     Mutant("decoding forgets the last token", "caches.py", "self.bound += self._new.shape[1]", "self.bound += self._new.shape[1] - 1", LAWS),
     Mutant("padding is kept in the cache", "caches.py",
@@ -214,7 +214,7 @@ MUTANTS = [
     Mutant("the scale is not rounded", "nn/embedders/token.py", "torch.tensor(self.scale, dtype=x.dtype)", "self.scale", PARTS),
     Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
     Mutant("the loss forgets the soft-cap", "nn/heads.py", "softcap=self.softcap)", "softcap=None)", PARTS),
-    Mutant("the logits' soft-cap has no slope", "ops/loss.py", "grad.mul_(1 - bounded.square_())", "pass", LOSS),
+    Mutant("the logits' soft-cap has no slope", "ops/loss.py", "numbers *= slope", "pass", LOSS),
     Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == head_dim else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
     Mutant("Gemma's norms change places", "checkpoints/families/decoder.py",
            '    "post_attention_layernorm": "out_norms.attention",\n    "pre_feedforward_layernorm": "norms.ffn",',
@@ -286,15 +286,15 @@ MUTANTS = [
     # Pairs: recurrent translators, beam search, encoder-decoders
     Mutant('pairs: a GRU keeps what it should forget', "nn/recurrent.py",
            'torch.lerp(n, h, z.to(h.dtype))', 'torch.lerp(h, n, z.to(h.dtype))', f"{SEQ2SEQ}::test_a_step_is_that_of_the_fused_layers"),
-    Mutant('pairs: the query is the first state for ever', "models/seq2seq.py",
+    Mutant('pairs: the query is the first state for ever', "models/decoders/bahdanau.py",
            'self.score(hidden[-1][0][:, None], state.keys), valid)', 'self.score(state.hidden[-1][0][:, None], state.keys), valid)',
-           f"{SEQ2SEQ}::test_bahdanau_is_its_equations"),
-    Mutant('pairs: attention to padding', "models/seq2seq.py",
+           SEQ2SEQ),
+    Mutant('pairs: attention to padding', "models/decoders/luong.py",
            'normalised(self.score(top, state.keys), valid)', 'normalised(self.score(top, state.keys))',
            f"{SEQ2SEQ}::test_the_weights_of_a_token_sum_to_one_and_padding_has_none"),
-    Mutant('pairs: nothing is fed back', "models/seq2seq.py",
+    Mutant('pairs: nothing is fed back', "models/decoders/luong.py",
            'self.net.step(gates + feed @ to_gates, hidden)', 'self.net.step(gates, hidden)', f"{SEQ2SEQ}::test_luong_is_its_equations"),
-    Mutant('pairs: rows of a search keep the keys of others', "models/seq2seq.py",
+    Mutant('pairs: rows of a search keep the keys of others', "models/decoders/decoder.py",
            'None if self.keys is None else self.keys[rows]', 'self.keys', f"{SEQ2SEQ}::test_reordered_rows_go_on_as_they_were"),
     Mutant("pairs: a row takes another row's source mask along", "models/encoder_decoder.py",
            'self._memory.tokens.take(rows)', 'self._memory.tokens.take(torch.zeros_like(rows))',
@@ -305,7 +305,7 @@ MUTANTS = [
     Mutant('pairs: smoothing in evaluation', "nn/heads.py",
            'self.smoothing if self.training else 0.0', 'self.smoothing', f"{ENCODER_DECODER}::test_the_loss_is_cross_entropy_with_smoothing_in_training_alone"),
     Mutant('pairs: the target has no share of what is spread', "ops/loss.py",
-           'grad -= smoothing / logits.shape[1]', 'grad -= smoothing / (logits.shape[1] - 1)', f"{LOSS}::test_smoothing_and_bias_with_padding_are_those_of_torch"),
+           'share * (smoothing / logits.shape[1])', 'share * (smoothing / (logits.shape[1] - 1))', f"{LOSS}::test_smoothing_and_bias_with_padding_are_those_of_torch"),
     Mutant('pairs: the end is not counted as a token', "generation/beam.py",
            'return log_probability / n**self.length_penalty', 'return log_probability / max(1, n - 1) ** self.length_penalty',
            f"{BEAM}::test_it_is_that_of_transformers"),
@@ -336,6 +336,14 @@ MUTANTS = [
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
     Mutant("packed: a certificate of ourselves", "certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),
     Mutant("packed: a text begins without its token", "loaded.py", "if self.add_begin and begin is not None:", "if False:", CONVERT),
+    # The loop of Bahdanau's decoder as one operation
+    Mutant("looking back: attention to padding", "ops/attentive_gru.py", "normalised(scores[:, None], p.valid)", "normalised(scores[:, None])", LOOKING),
+    Mutant("looking back: the recurrent bias of n has no gate", "ops/attentive_gru.py", "grad_recurrent[t, :, cut:] *= r", "pass", LOOKING),
+    Mutant("looking back: nothing comes back through the queries", "ops/attentive_gru.py", "grad_h.addmm_(grad_queries[t], p.query_weight)", "pass", LOOKING),
+    Mutant("looking back: the weights have no gradient", "ops/attentive_gru.py", ".add_(grad_looks[t])", "", LOOKING),
+    Mutant("looking back: gradients that came in are overwritten", "ops/attentive_gru.py", "grads[1].clone(memory_format=torch.contiguous_format)", "grads[1]", LOOKING),
+    Mutant("looking back: a gradient of a gradient is lost", "ops/attentive_gru.py", "if torch.is_grad_enabled():", "if False:", LOOKING),
+    Mutant("looking back: in bfloat16 too", "models/decoders/bahdanau.py", "if not one_type or", "if False and", SEQ2SEQ),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from torch._dynamo.utils import counters
 
 from qkv.config import config
@@ -16,6 +16,7 @@ from qkv.nn.adapters import LoRAConfig, add_adapters
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
+from qkv.ops.attentive_gru import AttentiveGRU, attentive_gru
 from qkv.tokens import Tokens
 from tiny import tiny_config, tiny_model, token_ids
 from tolerances import FLOAT32
@@ -169,3 +170,20 @@ def test_windows_scaled_embeddings_and_bounded_logits_are_one_graph():
     with torch.no_grad():
         got = torch.compile(model, fullgraph=True, backend="aot_eager")(ids)
         torch.testing.assert_close(got, model(ids), rtol=0, atol=FLOAT32)
+
+
+def test_the_loop_of_a_decoder_is_one_node():
+    """Forward and backward, whatever the number of tokens; with the same numbers."""
+    n, h, a, m, s = 2, 3, 4, 5, 6
+    for tokens in (3, 9):
+        shapes = (tokens, n, 3 * h), (n, h), (n, s, a), (n, s, m), None, (a, h), (a,), (m, 3 * h), (3 * h, h), (3 * h,)
+        p = AttentiveGRU(*(None if shape is None else torch.randn(shape, requires_grad=True) for shape in shapes))
+        numbers = [x for x in p if x is not None]
+        graphs = EagerAndRecordGraphs()
+        torch.compile(attentive_gru, fullgraph=True, backend=graphs, dynamic=False)(p)
+        (graph,) = graphs.graphs
+        assert sum("qkv" in str(node.target) for node in graph.graph.nodes) == 1
+        out, want = torch.compile(attentive_gru, fullgraph=True, backend="aot_eager")(p), attentive_gru(p)
+        grads, truth = (torch.autograd.grad(x.states.sum() + x.contexts.square().sum(), numbers) for x in (out, want))
+        for got, true in zip((*out, *grads), (*want, *truth), strict=True):
+            torch.testing.assert_close(got, true, rtol=0, atol=10 * FLOAT32)  # sums over tokens and rows

@@ -7,14 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from qkv.errors import ConfigError
+from qkv.models.decoders import BahdanauConfig, FixedVectorConfig, LuongConfig
 from qkv.models.pairs import Pair
-from qkv.models.seq2seq import (
-    BahdanauConfig,
-    FixedVectorConfig,
-    LuongConfig,
-    RecurrentEncoderConfig,
-    Seq2SeqConfig,
-)
+from qkv.models.recurrent_encoder import RecurrentEncoderConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.nn.additive import AdditiveScoreConfig, DotScoreConfig, GeneralScoreConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.recurrent import GRUConfig, LSTMConfig
@@ -204,6 +200,50 @@ def test_a_step_is_that_of_the_fused_layers(cell):
     for ours, theirs in zip(state, last, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
+
+
+def test_the_loop_at_once_is_the_loop_step_by_step(monkeypatch):
+    """Loss and gradients, with dropout, for ragged and padded pairs."""
+    model = make("bahdanau").train()
+    model.decoder.dropout = 0.3
+    (source, there), (target, here) = padded(SOURCES, width=9), padded(TARGETS, "left", width=8)
+    pair = Pair(source, there, target)
+
+    def run():
+        torch.manual_seed(1)
+        loss, _ = model.loss(pair, target, here)
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)]
+
+    at_once = run()
+    monkeypatch.setattr(model.decoder, "_attentive_gru", lambda *_: None)
+    for a, b in zip(at_once, run(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
+
+
+def test_the_loop_goes_at_once_where_it_can(monkeypatch):
+    """One layer of a GRU, additive scores, one type of at least float32."""
+    from qkv.models.decoders import bahdanau
+    from qkv.models.quantise import quantise
+
+    calls = []
+    operation = bahdanau.attentive_gru
+    monkeypatch.setattr(bahdanau, "attentive_gru", lambda p: calls.append(1) or operation(p))
+
+    def at_once(model, tokens=4):
+        calls.clear()
+        model(Pair(SOURCES[0][None], Tokens.full(1, 5), TARGETS[0][None, :tokens]))
+        return bool(calls)
+
+    assert at_once(make("bahdanau"))
+    assert not at_once(make("bahdanau"), tokens=1)
+    assert at_once(make("bahdanau").float())
+    assert not at_once(make("bahdanau").bfloat16())
+    assert not at_once(make("bahdanau lstm deep"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not at_once(make("bahdanau").float())
+    packed = make("bahdanau")
+    quantise(packed, "int8")
+    assert not at_once(packed)
 
 
 def test_keys_are_computed_once_per_sentence(monkeypatch):

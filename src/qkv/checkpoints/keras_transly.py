@@ -17,7 +17,9 @@ from qkv.checkpoints.maps import KeyMap, Rule, Transpose, check_fit
 from qkv.checkpoints.opcodes import read_plain
 from qkv.checkpoints.tensors import parse_json
 from qkv.errors import ConfigError, FileError
-from qkv.models.seq2seq import LuongConfig, RecurrentEncoderConfig, Seq2Seq, Seq2SeqConfig
+from qkv.models.decoders import LuongConfig
+from qkv.models.recurrent_encoder import RecurrentEncoderConfig
+from qkv.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from qkv.nn.additive import DotScoreConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig

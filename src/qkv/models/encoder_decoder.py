@@ -13,8 +13,7 @@ from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.masks import sees_ahead
 from qkv.models.init import InitConfig
-from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig
-from qkv.models.seq2seq import open_vocabulary
+from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, open_vocabulary
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from qkv.config import Config, config
+from qkv.errors import ConfigError
+from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHead
 from qkv.nn.sublayer import Aux
 from qkv.recorder import Recorder
@@ -74,6 +76,20 @@ class PairModelConfig(Config, ABC):
     @abstractmethod
     def build(self) -> "PairModel":
         """The model, with fresh weights (none on the meta device)."""
+
+
+def open_vocabulary(embed: TokenEmbedderConfig, n: int, what: str) -> TokenEmbedderConfig:
+    """The embedder for a vocabulary of `n` tokens.
+
+    Raises:
+        ConfigError: It has a smaller one.
+    """
+    if embed.vocab_size is not None and embed.vocab_size < n:
+        raise ConfigError(
+            f"the tokenizer of the {what} has {n} tokens and model.{what}.vocab_size is {embed.vocab_size}; leave it "
+            f"out, or set it to {n} or more"
+        )
+    return replace(embed, vocab_size=embed.vocab_size or n)
 
 
 class PairModel(nn.Module, ABC):

@@ -175,7 +175,7 @@ class Recurrent(nn.Module):
             zip(*(part.unbind(0) for part in ((last,) if isinstance(last, Tensor) else last)), strict=True)
         )
 
-    def _weights(self, kind: str, layer: int) -> tuple[Tensor, Tensor]:
+    def weights(self, kind: str, layer: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of the input (`ih`) or of the recurrence (`hh`)."""
         net = self.net
         return net.get_parameter(f"weight_{kind}_l{layer}"), net.get_parameter(f"bias_{kind}_l{layer}")
@@ -203,8 +203,8 @@ class Recurrent(nn.Module):
         for layer, before in enumerate(state):
             if layer:
                 below = F.dropout(states[-1][0], self.dropout, self.training and self.dropout > 0)
-                gates = F.linear(below, *self._weights("ih", layer))
-            states.append(self.cell.step(gates, before, *self._weights("hh", layer)))
+                gates = F.linear(below, *self.weights("ih", layer))
+            states.append(self.cell.step(gates, before, *self.weights("hh", layer)))
         return tuple(states)
 
 

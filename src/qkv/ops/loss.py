@@ -1,3 +1,4 @@
+# pyright: reportUnknownMemberType=false
 """The head and its cross-entropy as one function, so that the logits of all tokens never exist at once."""
 
 from typing import Any
@@ -89,10 +90,14 @@ def _chunk_size(n: int, most: int) -> int:
     return max(1, -(-n // max(1, -(-n // most))))
 
 
+@torch.library.custom_op("qkv::loss_and_gradient", mutates_args=("logits",))
 def _loss_and_gradient(
     logits: Tensor, targets: Tensor, scale: float, softcap: float | None, smoothing: float
 ) -> Tensor:
-    """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it."""
+    """The summed loss of some tokens; their `logits` (n, V) are overwritten with the gradient of `scale` times it.
+
+    A custom op, so that a compiled model sees one node: a compiler would write out the rows, and copy what is in place.
+    """
     wide = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _CACHE_BYTES // (logits.shape[1] * wide.itemsize))
     total = torch.zeros((), dtype=wide, device=logits.device)
@@ -100,18 +105,29 @@ def _loss_and_gradient(
         part, target = logits[start : start + rows], targets[start : start + rows]
         counted = target != IGNORE
         target = target.where(counted, 0)[:, None]
-        bounded = part if softcap is None else (part.to(wide) / softcap).tanh_()
-        log_p = torch.log_softmax(bounded if softcap is None else bounded * softcap, dim=-1, dtype=wide)
-        loss = -log_p.gather(1, target)[:, 0]
+        share = counted.to(wide)[:, None] * scale  # of each token in the gradient
+        numbers = part.to(wide)  # `part` itself, unless it is narrow: every step is in place
+        slope = None
+        if softcap is not None:
+            bounded = numbers.div_(softcap).tanh_()
+            slope = 1 - bounded.square()
+            bounded *= softcap
+        numbers -= numbers.amax(-1, keepdim=True)
+        at_target, mean = numbers.gather(1, target), numbers.mean(-1, keepdim=True) if smoothing else 0.0
+        sums = numbers.exp_().sum(-1, keepdim=True)
+        loss = sums.log() - (1 - smoothing) * at_target - smoothing * mean
+        total += (loss[:, 0] * counted).sum()
+        numbers *= share / sums
+        numbers.scatter_add_(1, target, share * (smoothing - 1))
         if smoothing:
-            loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1)
-        total += (loss * counted).sum()
-        grad = log_p.exp_()
-        grad.scatter_add_(1, target, torch.full_like(target, smoothing - 1, dtype=wide))
-        if smoothing:
-            grad -= smoothing / logits.shape[1]
-        grad.mul_((counted.to(wide) * scale)[:, None])
-        if softcap is not None:  # the slope of tanh
-            grad.mul_(1 - bounded.square_())
-        part.copy_(grad)
+            numbers -= share * (smoothing / logits.shape[1])
+        if slope is not None:
+            numbers *= slope
+        if numbers is not part:
+            part.copy_(numbers)
     return total
+
+
+@_loss_and_gradient.register_fake
+def _(logits: Tensor, targets: Tensor, scale: float, softcap: float | None, smoothing: float) -> Tensor:
+    return logits.new_empty((), dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from qkv.masks import Causal, Full
+from qkv.models.decoders import BahdanauConfig, FixedVectorConfig, LuongConfig
 from qkv.models.encoder_decoder import EncoderDecoderConfig
 from qkv.models.init import InitConfig
 from qkv.models.pairs import PairModelConfig
-from qkv.models.seq2seq import BahdanauConfig, FixedVectorConfig, LuongConfig, Seq2SeqConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.models.transformer import Repeat
 from qkv.nn.additive import GeneralScoreConfig
 from qkv.nn.attention import AttentionConfig

@@ -9,8 +9,10 @@ import transformers
 from qkv.api import load
 from qkv.errors import ConfigError, QkvError
 from qkv.generation import BeamConfig, TextDecoding, beam_search
+from qkv.models.decoders import LuongConfig
 from qkv.models.pairs import Decoding, Pair
-from qkv.models.seq2seq import LuongConfig, RecurrentEncoderConfig, Seq2SeqConfig
+from qkv.models.recurrent_encoder import RecurrentEncoderConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.tokens import Tokens
 from tiny import tiny_model

@@ -1,0 +1,49 @@
+"""A decoder without attention: all it knows of the source is one vector."""
+
+from dataclasses import replace
+from typing import final
+
+import torch
+from torch import nn
+
+from qkv.config import config
+from qkv.models.decoders.decoder import Decoder, DecoderConfig, DecoderState
+from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder
+from qkv.recorder import Recorder
+from qkv.shapes import Float, Tensor
+
+
+@final
+@config
+class FixedVectorConfig(DecoderConfig):
+    """A decoder that cannot look back: it reads the encoder's last state with every token, s' = cell(s, [y; c]).
+
+    Source: Cho et al. 2014, section 2.1; the readout is tanh(W [s'; c; y]), as in `BahdanauConfig`.
+    """
+
+    def build(self, d_model: int, encoder: RecurrentEncoder) -> "FixedVector":
+        """See `DecoderConfig`."""
+        return FixedVector(self, d_model, encoder)
+
+
+@final
+class FixedVector(Decoder):
+    """See `FixedVectorConfig`."""
+
+    def __init__(self, config: FixedVectorConfig, d_model: int, encoder: RecurrentEncoder) -> None:
+        d_memory = encoder.net.d_out
+        super().__init__(config, d_model, encoder, d_memory)
+        self.readout = nn.Linear(self.net.d_hidden + d_memory + self.d_embed, self.d_readout)
+
+    def begin(self, encoded: Encoded) -> DecoderState:
+        """See `Decoder`."""
+        return DecoderState(encoded, None, self.first(encoded))
+
+    def forward(
+        self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
+    ) -> tuple[Float[Tensor, "N T R"], DecoderState]:
+        """See `Decoder`. There is no attention to record."""
+        context = state.encoded.final[0][:, None].expand(-1, y.shape[1], -1)
+        top, hidden = self.net(torch.cat([y, context], dim=-1), state=state.hidden)
+        readout = torch.tanh(self.readout(torch.cat([top, context, y], dim=-1)))
+        return self.drop(readout), replace(state, hidden=hidden)

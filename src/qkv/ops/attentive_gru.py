@@ -1,0 +1,216 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""A GRU that looks back before each step, over all tokens of a text: the loop of Bahdanau's decoder.
+
+Step by step, autograd adds to the gradient of every weight, of the keys and of the memory after each token. Here only
+what the next step waits for is in the loops, forward and backward; each gradient is one product over all tokens behind
+them. The hyperbolic tangents of the scores, by far the most numbers, are computed again in the backward pass instead
+of kept: N·S·A of memory instead of T·N·S·A, for the time that reading them would take. A custom op, so that a compiled
+model sees one node instead of every step.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from qkv.ops.scores import additive_scores, normalised
+from qkv.shapes import Bool, Float, Tensor
+
+_sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+_tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
+
+class AttentiveGRU(NamedTuple):
+    """What the loop reads; all numbers are of one type, float32 or float64.
+
+    Attributes:
+        inputs: What the tokens add to the gates r, z, n, side by side.
+        start: The state before the first token.
+        keys: U h of the scores v · tanh(W s + U h).
+        memory: What is looked at, h.
+        valid: False at padding; None: there is none.
+        query_weight: W of the scores.
+        v: Of the scores.
+        to_gates: What a context is multiplied with to add to the gates.
+        weight: Of the recurrence.
+        bias: Of the recurrence.
+    """
+
+    inputs: Float[Tensor, "T N gates"]
+    start: Float[Tensor, "N H"]
+    keys: Float[Tensor, "N S A"]
+    memory: Float[Tensor, "N S M"]
+    valid: Bool[Tensor, "N S"] | None
+    query_weight: Float[Tensor, "A H"]
+    v: Float[Tensor, " A"]
+    to_gates: Float[Tensor, "M gates"]
+    weight: Float[Tensor, "gates H"]
+    bias: Float[Tensor, " gates"]
+
+
+class Looked(NamedTuple):
+    """What comes of it.
+
+    Attributes:
+        states: After each token; the first is `start`.
+        contexts: What each token read of the memory.
+        weights: Over the memory; each row sums to 1.
+    """
+
+    states: Float[Tensor, "T+1 N H"]
+    contexts: Float[Tensor, "T N M"]
+    weights: Float[Tensor, "T N S"]
+
+
+def attentive_gru_loop(p: AttentiveGRU) -> Looked:
+    """The formula, a step at a time: c = Σ α h with α from the last state; s' = GRU(s, [y; c]).
+
+    Source: Bahdanau et al. 2015, sections A.1.2 and A.2.2, with the cell of `qkv.nn.recurrent.GRUCell`.
+    """
+    states, contexts, looks = [p.start], list[Tensor](), list[Tensor]()
+    cut = 2 * p.start.shape[-1]
+    for x in p.inputs.unbind(0):
+        h = states[-1]
+        look = normalised(additive_scores(F.linear(h, p.query_weight)[:, None], p.keys, p.v), p.valid)
+        context = (look @ p.memory)[:, 0]
+        gates, recurrent = x + context @ p.to_gates, F.linear(h, p.weight, p.bias)
+        r, z = (gates[:, :cut] + recurrent[:, :cut]).sigmoid().chunk(2, dim=-1)
+        n = torch.tanh(gates[:, cut:] + r * recurrent[:, cut:])
+        states.append((1 - z) * n + z * h)
+        contexts.append(context)
+        looks.append(look[:, 0])
+    return Looked(torch.stack(states), torch.stack(contexts), torch.stack(looks))
+
+
+def attentive_gru(p: AttentiveGRU) -> Looked:
+    """What `attentive_gru_loop` computes. A gradient that is to be differentiated again is computed by the loop."""
+    return Looked(*_forward(*_split(p))[:3])
+
+
+def _split(p: AttentiveGRU) -> tuple[list[Tensor], Tensor | None]:
+    """As an operation takes them: the numbers, and what is valid."""
+    return [*p[:4], *p[5:]], p.valid  # type: ignore[list-item]
+
+
+def _joined(numbers: list[Any], valid: Any) -> AttentiveGRU:
+    arguments: list[Any] = [*numbers[:4], valid, *numbers[4:]]
+    return AttentiveGRU(*arguments)
+
+
+def _room(p: AttentiveGRU) -> list[Tensor]:
+    """For states, contexts, weights; and for the queries, the recurrent part of the gates, and r, z, n."""
+    (n_tokens, n, width), d_hidden = p.inputs.shape, p.start.shape[-1]
+    widths = p.memory.shape[-1], p.keys.shape[1], p.keys.shape[-1], width, width
+    return [p.start.new_empty(n_tokens + 1, n, d_hidden), *(p.start.new_empty(n_tokens, n, w) for w in widths)]
+
+
+@torch.library.custom_op("qkv::attentive_gru", mutates_args=())
+def _forward(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
+    """What comes of it, and what the backward pass needs: see `_room`."""
+    p = _joined(numbers, valid)
+    states, contexts, looks, queries, recurrent, gates = results = _room(p)
+    states[0] = p.start
+    tanh, cut = torch.empty_like(p.keys), 2 * p.start.shape[-1]
+    for t, x in enumerate(p.inputs.unbind(0)):
+        h, (r, z, n) = states[t], gates[t].chunk(3, dim=-1)
+        torch.mm(h, p.query_weight.T, out=queries[t])
+        torch.addmm(p.bias, h, p.weight.T, out=recurrent[t])
+        scores = torch.add(queries[t, :, None], p.keys, out=tanh).tanh_() @ p.v
+        looks[t] = normalised(scores[:, None], p.valid)[:, 0]
+        torch.bmm(looks[t, :, None], p.memory, out=contexts[t, :, None])
+        torch.addmm(x, contexts[t], p.to_gates, out=gates[t])
+        gates[t, :, :cut].add_(recurrent[t, :, :cut]).sigmoid_()
+        n.addcmul_(r, recurrent[t, :, cut:]).tanh_()
+        torch.lerp(n, h, z, out=states[t + 1])
+    return results
+
+
+@torch.library.custom_op("qkv::attentive_gru_backward", mutates_args=())
+def _backward(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    """The gradients of all numbers, from those of states, contexts and weights.
+
+    With u = tanh(query + key) and the gradient e of a score, those of query and key are sums of e · v · (1 - u²): the
+    loop adds up e · u² and e, and the rest is done once.
+    """
+    p = _joined(numbers, valid)
+    states, contexts, looks, queries, recurrent, gates = results
+    grad_states, grad_contexts, grad_looks = grads[0], grads[1].clone(memory_format=torch.contiguous_format), grads[2]
+    grad_inputs, grad_recurrent, grad_queries = (torch.empty_like(x) for x in (gates, recurrent, queries))
+    grad_keys, grad_v, tanh = torch.zeros_like(p.keys), torch.zeros_like(p.v), torch.empty_like(p.keys)
+    score_sums = torch.zeros_like(p.keys[..., 0])
+    grad_h, cut = grad_states[-1].clone(), 2 * p.start.shape[-1]
+    for t in range(len(gates) - 1, -1, -1):
+        # The cell.
+        h, (r, z, n) = states[t], gates[t].chunk(3, dim=-1)
+        grad_r, grad_z, grad_n = grad_inputs[t].chunk(3, dim=-1)
+        kept = grad_h * z
+        _tanh_backward(grad_h - kept, n, grad_input=grad_n)
+        _sigmoid_backward(grad_h * (h - n), z, grad_input=grad_z)
+        _sigmoid_backward(grad_n * recurrent[t, :, cut:], r, grad_input=grad_r)
+        grad_recurrent[t] = grad_inputs[t]
+        grad_recurrent[t, :, cut:] *= r
+        # The context, its weights and their scores.
+        grad_context = grad_contexts[t].addmm_(grad_inputs[t], p.to_gates.T)
+        grad_look = torch.bmm(grad_context[:, None], p.memory.mT)[:, 0].add_(grad_looks[t])
+        grad_score = looks[t] * (grad_look - (looks[t] * grad_look).sum(-1, keepdim=True))
+        torch.add(queries[t, :, None], p.keys, out=tanh).tanh_()
+        grad_v.addmv_(tanh.flatten(0, 1).T, grad_score.flatten())
+        tanh.square_()
+        grad_keys.addcmul_(tanh, grad_score[..., None])
+        score_sums += grad_score
+        seen = torch.bmm(grad_score[:, None], tanh)[:, 0]
+        torch.mul(grad_score.sum(-1, keepdim=True) - seen, p.v, out=grad_queries[t])
+        # The state before.
+        grad_h = kept.add_(grad_states[t]).addmm_(grad_recurrent[t], p.weight)
+        grad_h.addmm_(grad_queries[t], p.query_weight)
+    before = states[:-1].flatten(0, 1)
+    found = AttentiveGRU(
+        inputs=grad_inputs,
+        start=grad_h,
+        keys=torch.sub(score_sums[..., None], grad_keys, out=grad_keys).mul_(p.v),
+        memory=torch.bmm(looks.permute(1, 2, 0), grad_contexts.transpose(0, 1)),
+        valid=None,
+        query_weight=grad_queries.flatten(0, 1).T @ before,
+        v=grad_v,
+        to_gates=contexts.flatten(0, 1).T @ grad_inputs.flatten(0, 1),
+        weight=grad_recurrent.flatten(0, 1).T @ before,
+        bias=grad_recurrent.sum((0, 1)),
+    )
+    return _split(found)[0]
+
+
+@_forward.register_fake
+def _(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
+    return _room(_joined(numbers, valid))
+
+
+@_backward.register_fake
+def _(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in numbers]
+
+
+def _setup(ctx: Any, inputs: tuple[list[Tensor], Tensor | None], output: list[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[0], inputs[1], *output)
+
+
+def _gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor | None], None]:
+    """Of the numbers, and of what is valid."""
+    n = len(AttentiveGRU._fields) - 1
+    numbers, valid, results = list(ctx.saved_tensors[:n]), ctx.saved_tensors[n], list(ctx.saved_tensors[n + 1 :])
+    if torch.is_grad_enabled():  # create_graph
+        return _backward_of_loop(numbers, valid, grads, ctx.needs_input_grad[0]), None
+    return list[Tensor | None](_backward(numbers, valid, results, grads[:3])), None
+
+
+torch.library.register_autograd("qkv::attentive_gru", _gradients, setup_context=_setup)  # pyright: ignore
+
+
+def _backward_of_loop(
+    numbers: list[Tensor], valid: Tensor | None, grads: list[Tensor], needed: list[bool]
+) -> list[Tensor | None]:
+    """The same, as a graph that has gradients of its own."""
+    views = [x.view_as(x) for x in numbers]  # one tensor may stand in two places
+    outputs = attentive_gru_loop(_joined(views, valid))
+    wanted = [x for x, wants in zip(views, needed, strict=True) if wants]
+    found = iter(torch.autograd.grad(outputs, wanted, grads[:3], create_graph=True, allow_unused=True))
+    return [next(found) if wants else None for wants in needed]
