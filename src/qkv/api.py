@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_folder
-from qkv.checkpoints.gguf import load_with_metadata
+from qkv.checkpoints.gguf import load_gguf, open_gguf
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
 from qkv.checkpoints.named import NAMED, pull
 from qkv.config import expand_home, read_yaml
@@ -104,16 +104,11 @@ def _from_hub(name: str) -> Path | None:
 
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
-    model, metadata = load_with_metadata(path, dtype=dtype)
-    words = read_vocabulary(metadata, source=str(path))
-    tokenizer = Tokenizer(
-        words.tokenizer.inner,
-        end_of_text=words.tokenizer.end_of_text,
-        begin_of_text=words.begin_id,
-        chat_template=words.chat_template,
-    )
-    stop, begin = words.stop_ids, words.begin_id
-    loaded = Loaded(model, tokenizer, model.config, stop, begin, template_of(tokenizer), words.add_begin)
+    opened = open_gguf(path)
+    words = read_vocabulary(opened.metadata, source=str(path))  # first: to make a tokenizer takes memory
+    template = template_of(words.tokenizer)
+    model = load_gguf(opened, dtype=dtype)
+    loaded = Loaded(model, words.tokenizer, model.config, words.stop_ids, words.begin_id, template, words.add_begin)
     _check_vocabulary(loaded, path)
     return loaded
 

@@ -1,7 +1,7 @@
 """A GGUF file in the layout of Hugging Face, and back: config, names of tensors, order of rows."""
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -51,12 +51,11 @@ class HuggingFace:
     kinds: dict[str, str]
 
 
-def to_huggingface(file: GGUF, prepare: Callable[[GGUFTensor], Tensor] | None = None) -> HuggingFace:
+def to_huggingface(file: GGUF) -> HuggingFace:
     """The config and the tensors of a file as Hugging Face names and orders them.
 
     Args:
         file: From `read_gguf`.
-        prepare: What to make of each tensor before its rows are reordered; None: its data as it is.
 
     Raises:
         FileError: An architecture, key or tensor that qkv does not know.
@@ -69,7 +68,7 @@ def to_huggingface(file: GGUF, prepare: Callable[[GGUFTensor], Tensor] | None = 
     n_layers = config[architecture.keys["block_count"]]
     pairs = _pairs(architecture, tensors, n_layers, side=0)
     kinds = {theirs: tensors[ours].kind for ours, theirs in pairs if ours in tensors}
-    state = {key: prepare(tensor) if prepare else tensor.data for key, tensor in tensors.items()}
+    state = {key: tensor.data for key, tensor in tensors.items()}
     keys = _key_map(architecture, pairs, _heads(architecture, config))
     return HuggingFace(config, keys.to_ours(state, source=source), kinds)
 
@@ -147,9 +146,8 @@ def _kind_of(model: HuggingFace, key: str) -> str:
 
 def _wrap(name: str, tensor: Tensor) -> GGUFTensor:
     kind = KINDS[name]
-    columns = tensor.shape[-1] if kind.dtype else tensor.shape[-1] // kind.size * kind.block
     kept = tensor if kind.dtype is None or tensor.dtype == kind.dtype else tensor.to(kind.dtype)
-    return GGUFTensor(name, (*tensor.shape[:-1], columns), kept)
+    return GGUFTensor(name, kind.shape(tensor.shape), kept)
 
 
 def _settle_head(architecture: Architecture, reader: ConfigReader, state: dict[str, Tensor]) -> None:
