@@ -23,10 +23,11 @@ FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
-GGUF, GGUF_FILES, GGUF_WORDS = (
+GGUF, GGUF_FILES, GGUF_WORDS, GGUF_MEMORY = (
     "tests/parity/test_gguf.py",
     "tests/reliability/test_gguf.py",
     "tests/parity/test_gguf_vocabulary.py",
+    "tests/unit/checkpoints/test_gguf_memory.py",
 )
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
@@ -336,6 +337,10 @@ MUTANTS = [
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
     Mutant("packed: a certificate of ourselves", "certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),
     Mutant("packed: a text begins without its token", "loaded.py", "if self.add_begin and begin is not None:", "if False:", CONVERT),
+    # Memory of a load
+    Mutant("gguf: all rows are packed at once", "ops/int4.py", "step = _BLOCK * max(1, _PACKED // (_BLOCK * columns))", "step = -n // _BLOCK * -_BLOCK", GGUF_MEMORY),
+    Mutant("gguf: the pages that were read stay", "checkpoints/gguf/load.py", "give_back((rows[part],))", "pass", GGUF_MEMORY),
+    Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
 ]  # fmt: skip
 
 

@@ -105,8 +105,9 @@ def _from_hub(name: str) -> Path | None:
 
 def _load_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
     opened = open_gguf(path)
-    words = read_vocabulary(opened.metadata, source=str(path))  # first: to make a tokenizer takes memory
+    words = read_vocabulary(opened.metadata, source=str(path))  # first: making it takes memory that is free again then
     template = template_of(words.tokenizer)
+    opened.metadata.clear()
     model = load_gguf(opened, dtype=dtype)
     loaded = Loaded(model, words.tokenizer, model.config, words.stop_ids, words.begin_id, template, words.add_begin)
     _check_vocabulary(loaded, path)

@@ -56,9 +56,9 @@ def pack_parts(
     for codes, scale, zero in parts:
         end = at + len(codes)
         # PyTorch's codes stand for -8 to 7. Its zero is then the middle of a group: small, it loses little in bfloat16.
-        scales[:, at:end] = torch.stack([scale, zero + 8 * scale], dim=-1).transpose(0, 1)
-        padded = F.pad(codes.int(), (0, 0, 0, -len(codes) % _BLOCK))
-        weight[at : at + len(padded)] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1)
+        scales[:, at:end, 0], scales[:, at:end, 1] = scale.T, (zero + 8 * scale).T
+        whole = codes if len(codes) % _BLOCK == 0 else F.pad(codes, (0, 0, 0, -len(codes) % _BLOCK))
+        weight[at : at + len(whole)] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole.int(), 1)
         at = end
     assert at == n, "the parts are not all the rows"
     return weight, scales

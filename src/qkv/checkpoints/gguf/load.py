@@ -127,6 +127,8 @@ class _Packing:
         name, owner = rule.ours[0], self.model.get_submodule(rule.ours[0].removesuffix(".weight"))
         assert isinstance(owner, nn.Linear)
         rows, columns = owner.weight.shape
+        if (found := sum(tensor.nbytes for tensor in tensors)) != (needed := KINDS[kind].nbytes((rows, columns))):
+            raise FileError(f"{self.source}: {name!r} has {found} bytes, the model needs {needed}")
 
         def groups() -> Iterator[Groups]:
             (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
