@@ -204,14 +204,23 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
         folder: Made if it is not there.
 
     Raises:
-        FileError: The run has no adapters or no checkpoint, or the folder cannot be written.
+        FileError: The run has no adapters or no checkpoint, they sit on another layout, or the folder cannot be written.
     """
     run = expand_home(run)
+    if not (run / _RECIPE).is_file():
+        raise FileError(f"{run}: is no run, and only runs have adapters to write; give one whose recipe has 'adapter'")
     recipe, checkpoint = _read_recipe(run / _RECIPE), Store(run / "checkpoints").latest()
-    if recipe.adapter is None or checkpoint is None:
-        raise FileError(f"{run}: has no adapters to write; give a run whose recipe has 'adapter'")
-    adapter = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter"))
-    family, _ = family_of_folder(expand_home(recipe.start))
+    if recipe.adapter is None:
+        raise FileError(f"{run}: trained all weights and has no adapters; give a run whose recipe has 'adapter'")
+    if checkpoint is None:
+        raise FileError(f"{run}: the run has no checkpoint yet; go on with it, or wait for its first one")
+    adapter, base = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter")), expand_home(recipe.start)
+    if not (base / "config.json").is_file():
+        raise FileError(
+            f"{run}: its adapters sit on {recipe.start}, and PEFT knows adapters of Hugging Face folders only; use "
+            "qkv convert --to hf, which merges them"
+        )
+    family, _ = family_of_folder(base)
     peft.write_adapter(expand_home(folder), adapter, family, recipe.model, base=recipe.start)
 
 

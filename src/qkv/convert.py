@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from qkv.api import MODEL, find, load
+from qkv.api import MODEL, export_adapter, find, load
 from qkv.certificate import NAME, certificate
 from qkv.certificate import encode as encode_certificate
 from qkv.checkpoints import write_tensors
@@ -20,7 +20,7 @@ from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 from qkv.loaded import Loaded
 
-Layout = Literal["hf", "gguf", "qkv"]
+Layout = Literal["hf", "gguf", "qkv", "peft"]
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0", "q4_1": "Q4_1"}
 """Types of weights, and what GGUF calls them."""
@@ -33,8 +33,9 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         source: As for `load`.
         target: A folder (hf, qkv) or a file (gguf), which must not be there yet.
         to: `hf`: what `transformers` and the servers built on it load. `gguf`: one file, for llama.cpp. `qkv`: our own.
+            `peft`: only the adapters of a run, for `peft` and vLLM.
         dtype: Of the weights: float32, bfloat16, float16; in GGUF also q8_0, q4_0, q4_1. None: that of the source;
-            blocks of a GGUF file stay as they are in GGUF, and become float32 elsewhere.
+            blocks of a GGUF file stay as they are in GGUF, and become float32 elsewhere. Adapters keep theirs.
         certify: Compare with `transformers`, where it is installed, and write `certificate.json` (hf, qkv).
 
     Returns:
@@ -42,14 +43,19 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
 
     Raises:
         ConfigError: The layout cannot express the model, or the dtype is none of these.
-        FileError: The source cannot be read, or the target cannot be written.
+        FileError: The source cannot be read or has no adapters for `peft`, or the target cannot be written.
     """
     known = KINDS if to == "gguf" else DTYPES
+    if dtype is not None and to == "peft":
+        raise ConfigError(f"--dtype {dtype}: adapters keep their type; leave it out")
     if dtype is not None and dtype not in known:
         raise ConfigError(f"--dtype {dtype}: {to} takes {', '.join(known)}")
     if target.exists() and (not target.is_dir() or to == "gguf" or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already; choose another place, or remove it")
     found = find(source)
+    if to == "peft":
+        export_adapter(found, target)
+        return target
     if to == "gguf":
         _to_gguf(found, target, dtype)
         return target
