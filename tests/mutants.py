@@ -341,6 +341,7 @@ MUTANTS = [
     Mutant("gguf: all rows are packed at once", "ops/int4.py", "step = _BLOCK * max(1, _PACKED // (_BLOCK * columns))", "step = -n // _BLOCK * -_BLOCK", GGUF_MEMORY),
     Mutant("gguf: the pages that were read stay", "checkpoints/gguf/load.py", "give_back((rows[part],))", "pass", GGUF_MEMORY),
     Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
+    Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
 ]  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
         folder: Made if it is not there.
 
     Raises:
-        FileError: The run has no adapters or no checkpoint, they sit on another layout, or the folder cannot be written.
+        FileError: The run has no adapters or no checkpoint, they sit on another layout, or the folder is not writable.
     """
     run = expand_home(run)
     if not (run / _RECIPE).is_file():
