@@ -342,6 +342,7 @@ MUTANTS = [
     Mutant("gguf: the pages that were read stay", "checkpoints/gguf/load.py", "give_back((rows[part],))", "pass", GGUF_MEMORY),
     Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
     Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
+    Mutant("certificate: of weights in sixteen bits", "convert.py", "copy.deepcopy(loaded.model).float()", "loaded.model", f"{CONVERT}::test_a_file_is_opened_once_and_the_certificate_is_of_float32"),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Models from one layout to another, and what is said of them on the way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from chats import write_chat_run
 from qkv import SamplingConfig
 from qkv.api import find
 from qkv.certificate import read_certificate
-from qkv.checkpoints.gguf import GGUFTensor, quantise, read_gguf, write_gguf
+from qkv.checkpoints.gguf import GGUFTensor, open_gguf, quantise, read_gguf, write_gguf
 from qkv.checkpoints.named import NAMED, pull
 from qkv.cli import main
 from qkv.convert import convert
@@ -131,6 +132,23 @@ def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(certificate, "_our_stream", lambda model, ids: honest(model, ids.flip(1)))
     told = read_certificate(convert(packed, tmp_path / "hf", to="hf"))
     assert told["largest_difference"]["logits"] > 0.1
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_file_is_opened_once_and_the_certificate_is_of_float32(packed, tmp_path, monkeypatch, dtype):
+    opened = []
+    monkeypatch.setattr("qkv.convert.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    monkeypatch.setattr("qkv.api.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    convert(packed, tmp_path / "hf", to="hf", dtype=dtype)
+    convert(packed, tmp_path / "x.gguf", to="gguf", dtype=dtype)
+    assert opened == [packed, packed]
+    # In bfloat16 the logits would be 1e-2 from the reference.
+    assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["largest_difference"]["logits"] < 1e-4
+    want = torch.float32 if dtype is None else torch.bfloat16
+    assert {tensor.dtype for tensor in qkv.load(tmp_path / "hf").model.state_dict().values()} == {want}
+    shutil.rmtree(tmp_path / "hf")
+    convert(tmp_path / "x.gguf", tmp_path / "hf", to="hf")
+    assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["largest_difference"]["logits"] < 1e-4
 
 
 def test_a_certificate_without_a_reference(run, tmp_path, capsys):

@@ -58,9 +58,9 @@ def open_model(source: str, *, expand: DType | None = None, quantize: Width | No
     """
     import torch
 
-    from qkv.api import load
+    from qkv.api import load_language_model
     from qkv.errors import ConfigError
 
     if expand is not None and quantize is not None:
         raise ConfigError(f"--expand {expand} and --quantize {quantize} exclude each other; give one of them")
-    return load(source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)
+    return load_language_model(source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)

@@ -42,6 +42,11 @@ class Opened:
     keys: KeyMap
     huggingface: HuggingFace
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some of its numbers are quantised."""
+        return not all(KINDS[kind].dtype for kind in self.huggingface.kinds.values())
+
 
 def open_gguf(path: Path) -> Opened:
     """The config of a GGUF file's model, and its weights as they are stored: mapped, blocks as rows of bytes.
@@ -78,7 +83,7 @@ def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Tra
     """
     opened = source if isinstance(source, Opened) else open_gguf(source)
     model, kinds, name = _on_meta(opened.config, opened.path), opened.huggingface.kinds, str(opened.path)
-    if dtype is None and not all(KINDS[kind].dtype for kind in kinds.values()):
+    if dtype is None and opened.has_blocks:
         packing = _Packing(model, kinds, name)
         ours = opened.keys.to_ours(opened.huggingface.state, source=name, step=packing.step)
         return _filled(model, ours, name, but=packing.names).requires_grad_(requires_grad=False)
