@@ -94,6 +94,21 @@ def test_what_has_no_four_bit_product_becomes_float16(packed, tmp_path):
     assert relative(logits(tmp_path / "mixed.gguf"), want) < 0.03
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_matrices_of_another_size_are_named(packed, tmp_path, dtype):
+    """Before anything of the size that the metadata ask for is made."""
+    file = read_gguf(packed)
+    key = next(key for key in file.metadata if key.endswith("feed_forward_length"))
+    write_gguf(tmp_path / "wide.gguf", file.metadata | {key: 1 << 30}, file.tensors)
+    with pytest.raises(FileError, match=r"mlp\.gate_proj\.weight', .* found \(96, \d+\), needs \(1073741824, "):
+        qkv.load(tmp_path / "wide.gguf", dtype=dtype)
+    output = file.tensors["blk.0.attn_output.weight"]
+    tall = GGUFTensor(output.kind, (192, 64), output.data.repeat(3, 1))
+    write_gguf(tmp_path / "tall.gguf", file.metadata, file.tensors | {"blk.0.attn_output.weight": tall})
+    with pytest.raises(FileError, match=r"o_proj\.weight'.* \(192, 64\), .*needs \(64, 64\)"):
+        qkv.load(tmp_path / "tall.gguf", dtype=dtype)
+
+
 def test_blocks_go_through_unchanged(packed, tmp_path):
     again = read_gguf(convert(packed, tmp_path / "again.gguf", to="gguf"))
     first = read_gguf(packed)

@@ -14,7 +14,7 @@ from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
 from qkv.checkpoints.gguf.reader import read_gguf
-from qkv.checkpoints.maps import KeyMap, Rule, Tensors, check_fit
+from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, check_fit
 from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Transformer, TransformerConfig
@@ -84,7 +84,7 @@ def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Tra
     opened = source if isinstance(source, Opened) else open_gguf(source)
     model, kinds, name = _on_meta(opened.config, opened.path), opened.huggingface.kinds, str(opened.path)
     if dtype is None and opened.has_blocks:
-        packing = _Packing(model, kinds, name)
+        packing = _Packing(model, kinds)
         ours = opened.keys.to_ours(opened.huggingface.state, source=name, step=packing.step)
         return _filled(model, ours, name, but=packing.names).requires_grad_(requires_grad=False)
 
@@ -105,11 +105,10 @@ class _Packing:
     Args:
         model: On the meta device; the modules in question are replaced.
         kinds: Of the file's tensors.
-        source: What errors call the file.
     """
 
-    def __init__(self, model: Transformer, kinds: Mapping[str, str], source: str) -> None:
-        self.model, self.kinds, self.source = model, kinds, source
+    def __init__(self, model: Transformer, kinds: Mapping[str, str]) -> None:
+        self.model, self.kinds = model, kinds
         self._linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         self.names = self._linear | _TABLES
 
@@ -124,7 +123,7 @@ class _Packing:
         made = rule.forward(tuple(_expanded(tensor, self.kinds[key], dtype) for key, tensor in named))
         if name in self.names:
             owner = self.model.get_submodule(name.removesuffix(".weight"))
-            self._check(name, made[0].shape, owner)
+            _check(made[0].shape, owner)
             self._place(name, HalfLinear(made[0], owner.bias if isinstance(owner, nn.Linear) else None))
         return made
 
@@ -132,23 +131,19 @@ class _Packing:
         name, owner = rule.ours[0], self.model.get_submodule(rule.ours[0].removesuffix(".weight"))
         assert isinstance(owner, nn.Linear)
         rows, columns = owner.weight.shape
-        if (found := sum(tensor.nbytes for tensor in tensors)) != (needed := KINDS[kind].nbytes((rows, columns))):
-            raise FileError(f"{self.source}: {name!r} has {found} bytes, the model needs {needed}")
+        if sum(tensor.nbytes for tensor in tensors) != KINDS[kind].nbytes((rows, columns)):
+            # Said before anything of the size that the model asks for is made.
+            _check(KINDS[kind].shape(rule.forward(tensors)[0].shape), owner)
 
         def groups() -> Iterator[Groups]:
             (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
-            self._check(name, KINDS[kind].shape(weight.shape), owner)
+            _check(KINDS[kind].shape(weight.shape), owner)
             for part in _in_turn(weight, parts_of(rows, columns)):
                 yield int4_groups(part, kind)
 
         made = Int4Linear.of_parts(groups(), rows, columns, owner.bias)
         self._place(name, made)
         return (made.weight,)
-
-    def _check(self, name: str, shape: Sequence[int], owner: nn.Module) -> None:
-        assert isinstance(owner.weight, Tensor)
-        if tuple(shape) != (needed := tuple(owner.weight.shape)):
-            raise FileError(f"{self.source}: {name!r} has shape {tuple(shape)}, the model needs {needed}")
 
     def _place(self, name: str, made: Packed) -> None:
         """In the place of a linear map; in that of the parameter elsewhere."""
@@ -160,6 +155,12 @@ class _Packing:
         else:
             del owner.weight
             owner.weight = made
+
+
+def _check(shape: Sequence[int], owner: nn.Module) -> None:
+    assert isinstance(owner.weight, Tensor)
+    if tuple(shape) != (needed := tuple(owner.weight.shape)):
+        raise ShapeError(f"found {tuple(shape)}, needs {needed}")
 
 
 def _filled(model: Transformer, ours: dict[str, Tensor], source: str, but: Collection[str] = ()) -> Transformer:
