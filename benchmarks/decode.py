@@ -2,7 +2,7 @@
 
     python benchmarks/decode.py
     python benchmarks/decode.py --contestants qkv huggingface:compiled --batch 1
-    PYTHONPATH=/where/llama_cpp/is python benchmarks/decode.py --contestants qkv llama.cpp
+    python benchmarks/decode.py --contestants qkv llama.cpp
 
 Every contestant reads the same GGUF file in a process of its own and takes turns with the others: 128 random tokens of
 prompt, then 128 tokens, greedy, nothing stops earlier. "first token" is the time to read the prompts; decoding is
@@ -10,8 +10,8 @@ what the other 127 tokens take. Contestants:
 
 - `qkv`: four-bit weights stay packed (the default); `qkv:float32` expands them, `qkv:int8` packs those to eight bits
 - `huggingface`, `huggingface:bfloat16`, `huggingface:compiled`: `generate` on expanded weights
-- `llama.cpp`: through llama-cpp-python, where it is installed; a build for this processor (without AMX: builds with it
-  crash on some virtual machines)
+- `llama.cpp`: through the package cyllama, where it is installed. Its wheels hold a build for AVX2, which uses neither
+  AVX-512 nor AMX
 
 "limit" is how many tokens a second the memory would allow at batch 1: its measured bandwidth over the bytes of weights
 that one token needs.
@@ -107,20 +107,37 @@ class HuggingFace(Contestant):
 class LlamaCpp(Contestant):
     def __init__(self, path: Path, mode: str) -> None:
         super().__init__(path, mode)
-        import llama_cpp
+        from cyllama.llama import llama_cpp
 
-        self.model = llama_cpp.Llama(str(path), n_ctx=2 * TOKENS, n_batch=512, n_threads=2, verbose=False)
+        self.api = llama_cpp
+        llama_cpp.ggml_backend_load_all()
+        llama_cpp.disable_logging()
+        self.model = llama_cpp.LlamaModel(str(path), llama_cpp.LlamaModelParams())
+        self.sampler = llama_cpp.LlamaSampler(llama_cpp.LlamaSamplerChainParams())
+        self.sampler.add_greedy()
 
     @property
     def weight_bytes(self) -> int:
         return self.path.stat().st_size
 
     def write(self, prompts: list[list[int]], n: int) -> list[list[int]]:
-        rows = []
-        for prompt in prompts:  # its Python interface has no batches
-            self.model.reset()
-            made = self.model.generate(prompt, temp=0.0, repeat_penalty=1.0, reset=True)
-            rows.append([next(made) for _ in range(n)])
+        params = self.api.LlamaContextParams()
+        params.n_ctx, params.n_batch, params.n_seq_max = 2 * TOKENS * len(prompts), TOKENS * len(prompts), len(prompts)
+        params.n_threads = params.n_threads_batch = 2
+        context = self.api.LlamaContext(self.model, params)
+        batch = self.api.LlamaBatch(n_tokens=TOKENS * len(prompts), embd=0, n_seq_max=len(prompts))
+        for row, prompt in enumerate(prompts):
+            for place, token in enumerate(prompt):
+                batch.add(token, place, [row], place == len(prompt) - 1)
+        ends = [(row + 1) * TOKENS - 1 for row in range(len(prompts))]
+        rows: list[list[int]] = [[] for _ in prompts]
+        for place in range(TOKENS, TOKENS + n):
+            context.decode(batch)
+            batch.clear()
+            for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
+                row.append(self.sampler.sample(context, end))
+                batch.add(row[-1], place, [number], True)
+            ends = list(range(len(prompts)))
         return rows
 
 

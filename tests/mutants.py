@@ -23,10 +23,11 @@ FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
-GGUF, GGUF_FILES, GGUF_WORDS = (
+GGUF, GGUF_FILES, GGUF_WORDS, GGUF_MEMORY = (
     "tests/parity/test_gguf.py",
     "tests/reliability/test_gguf.py",
     "tests/parity/test_gguf_vocabulary.py",
+    "tests/unit/checkpoints/test_gguf_memory.py",
 )
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
@@ -274,7 +275,7 @@ MUTANTS = [
     Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_transformers_reads_what_we_write"),
     Mutant("Gemma's norms keep llama.cpp's one", "checkpoints/gguf/architectures.py", "(Shift(-1.0),)", "(Shift(0.0),)", f"{GGUF}::test_transformers_reads_what_we_write"),
     Mutant("GPT-NeoX keeps llama.cpp's rows", "checkpoints/gguf/architectures.py", "        operations=_neox_rows,\n", "", f"{GGUF}::test_gpt_neox_rows_by_hand"),
-    Mutant("factors of frequencies are passed over", "checkpoints/gguf/names.py", "    if factors is not None:\n        made |= _llama3_of", "    if False:\n        made |= _llama3_of", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
+    Mutant("factors of frequencies are passed over", "checkpoints/gguf/metadata.py", "    if factors is not None:\n        made |= _llama3_of", "    if False:\n        made |= _llama3_of", f"{GGUF}::test_our_model_is_the_one_that_was_written"),
     Mutant("the last of equals becomes code 0", "checkpoints/gguf/blocks.py", "torch.arange(32), 32)\n    scale = x.gather(-1, places.amin(", "torch.arange(32), -1)\n    scale = x.gather(-1, places.amax(", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
     Mutant("halves are rounded to even", "checkpoints/gguf/blocks.py", "(size + (2 * (scaled.abs() - size)).floor())", "scaled.abs().round()", f"{GGUF}::test_quantising_is_that_of_gguf_bit_for_bit"),
     Mutant("scales of Q4_K lack their upper bits", "checkpoints/gguf/blocks.py", "(high & 15) | (low >> 2 & 48)", "(high & 15)", f"{GGUF}::test_expanding_is_that_of_gguf_bit_for_bit"),
@@ -344,6 +345,12 @@ MUTANTS = [
     Mutant("looking back: gradients that came in are overwritten", "ops/attentive_gru.py", "grads[1].clone(memory_format=torch.contiguous_format)", "grads[1]", LOOKING),
     Mutant("looking back: a gradient of a gradient is lost", "ops/attentive_gru.py", "if torch.is_grad_enabled():", "if False:", LOOKING),
     Mutant("looking back: in bfloat16 too", "models/decoders/bahdanau.py", "if not one_type or", "if False and", SEQ2SEQ),
+    # Memory of a load
+    Mutant("gguf: all rows are packed at once", "ops/int4.py", "step = _BLOCK * max(1, _PACKED // (_BLOCK * columns))", "step = -n // _BLOCK * -_BLOCK", GGUF_MEMORY),
+    Mutant("gguf: the pages that were read stay", "checkpoints/gguf/load.py", "give_back((rows[part],))", "pass", GGUF_MEMORY),
+    Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
+    Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
+    Mutant("certificate: of weights in sixteen bits", "convert.py", "copy.deepcopy(loaded.model).float()", "loaded.model", f"{CONVERT}::test_a_file_is_opened_once_and_the_certificate_is_of_float32"),
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_folder
-from qkv.checkpoints.gguf import load_with_metadata
+from qkv.checkpoints.gguf import Opened, load_gguf, open_gguf
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
 from qkv.checkpoints.named import NAMED, pull
 from qkv.config import expand_home, read_yaml
@@ -30,7 +30,7 @@ _RECIPE = "recipe.yaml"
 _MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
 
 
-def load(
+def load_language_model(
     source: str | Path,
     *,
     device: str | torch.device = "cpu",
@@ -38,7 +38,7 @@ def load(
     quantize: Width | None = None,
     allow_pickle: bool = False,
 ) -> Loaded:
-    """A model with its tokenizer.
+    """What `qkv.load` gives for all but models of pairs; for the parts of qkv that can use nothing else.
 
     Args:
         source: A run of `qkv train` (its newest whole checkpoint), a folder in Hugging Face's layout or ours (from
@@ -59,7 +59,8 @@ def load(
         raise ConfigError(f"{source} is a model of pairs, which this is not for; use qkv translate, eval or inspect")
     path = find(source)
     if path.is_file():
-        loaded = _load_gguf(path, torch.bfloat16 if dtype is None and torch.device(device).type != "cpu" else dtype)
+        elsewhere = torch.device(device).type != "cpu"
+        loaded = load_opened(open_gguf(path), torch.bfloat16 if dtype is None and elsewhere else dtype)
     else:
         loaded = _load_folder(path, allow_pickle, ())
     loaded.model.to(device=device, dtype=dtype)
@@ -71,7 +72,7 @@ def load(
 
 
 def find(source: str | Path) -> Path:
-    """The file or folder that a source of `load` stands for; downloads what has a name.
+    """The file or folder that a source of `qkv.load` stands for; downloads what has a name.
 
     Raises:
         FileError: There is no such thing.
@@ -103,23 +104,27 @@ def _from_hub(name: str) -> Path | None:
         raise FileError(f"{name}: no such folder, and the hub does not give it ({reason}); check the name") from None
 
 
-def _load_gguf(path: Path, dtype: torch.dtype | None) -> Loaded:
-    model, metadata = load_with_metadata(path, dtype=dtype)
-    words = read_vocabulary(metadata, source=str(path))
-    tokenizer = Tokenizer(
-        words.tokenizer.inner,
-        end_of_text=words.tokenizer.end_of_text,
-        begin_of_text=words.begin_id,
-        chat_template=words.chat_template,
-    )
-    stop, begin = words.stop_ids, words.begin_id
-    loaded = Loaded(model, tokenizer, model.config, stop, begin, template_of(tokenizer), words.add_begin)
-    _check_vocabulary(loaded, path)
+def load_opened(opened: Opened, dtype: torch.dtype | None) -> Loaded:
+    """The model of a GGUF file, and its tokenizer.
+
+    Args:
+        opened: From `open_gguf`; its weights and metadata are no more afterwards, so that they are not in memory twice.
+        dtype: As in `load_language_model`.
+
+    Raises:
+        FileError: The file does not fit together.
+    """
+    words = read_vocabulary(opened.metadata, source=str(opened.path))  # first: much of what it takes is free again then
+    template = template_of(words.tokenizer)
+    opened.metadata.clear()
+    model = load_gguf(opened, dtype=dtype)
+    loaded = Loaded(model, words.tokenizer, model.config, words.stop_ids, words.begin_id, template, words.add_begin)
+    _check_vocabulary(loaded, opened.path)
     return loaded
 
 
 def _load_folder(folder: Path, allow_pickle: bool, above: tuple[Path, ...]) -> Loaded:
-    """See `load`. `above`: the runs whose adapters sit on what is loaded."""
+    """See `load_language_model`. `above`: the runs whose adapters sit on what is loaded."""
     if (folder / _RECIPE).is_file():
         loaded = _load_run(folder, above)
     elif (folder / peft.CONFIG).is_file():
@@ -208,14 +213,23 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
         folder: Made if it is not there.
 
     Raises:
-        FileError: The run has no adapters or no checkpoint, or the folder cannot be written.
+        FileError: The run has no adapters or no checkpoint, they sit on another layout, or the folder is not writable.
     """
     run = expand_home(run)
+    if not (run / _RECIPE).is_file():
+        raise FileError(f"{run}: is no run, and only runs have adapters to write; give one whose recipe has 'adapter'")
     recipe, checkpoint = _read_recipe(run / _RECIPE), Store(run / "checkpoints").latest()
-    if recipe.adapter is None or checkpoint is None:
-        raise FileError(f"{run}: has no adapters to write; give a run whose recipe has 'adapter'")
-    adapter = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter"))
-    family, _ = family_of_folder(expand_home(recipe.start))
+    if recipe.adapter is None:
+        raise FileError(f"{run}: trained all weights and has no adapters; give a run whose recipe has 'adapter'")
+    if checkpoint is None:
+        raise FileError(f"{run}: the run has no checkpoint yet; go on with it, or wait for its first one")
+    adapter, base = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter")), expand_home(recipe.start)
+    if not (base / "config.json").is_file():
+        raise FileError(
+            f"{run}: its adapters sit on {recipe.start}, and PEFT knows adapters of Hugging Face folders only; use "
+            "qkv convert --to hf, which merges them"
+        )
+    family, _ = family_of_folder(base)
     peft.write_adapter(expand_home(folder), adapter, family, recipe.model, base=recipe.start)
 
 

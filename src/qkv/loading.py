@@ -1,11 +1,10 @@
-"""Whatever can be loaded: a language model, or a translator."""
+"""`qkv.load`, the one door for users: a language model, or a translator."""
 
 from pathlib import Path
 
 import torch
 
-from qkv import api
-from qkv.api import Width
+from qkv.api import Width, load_language_model
 from qkv.errors import ConfigError
 from qkv.loaded import Loaded
 from qkv.translator import Translator, is_translator, load_translator
@@ -27,7 +26,7 @@ def load(
             trained model of the package transly.
         device: Where the weights go.
         dtype: Type of the weights. None: that of the file; four-bit weights of a GGUF file stay packed.
-        quantize: Pack the weights of a language model in memory, as in `qkv.api.load`.
+        quantize: Pack the weights of a language model in memory, as in `load_language_model`.
         allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
 
     Raises:
@@ -35,7 +34,7 @@ def load(
         FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
     if not is_translator(source):
-        return api.load(source, device=device, dtype=dtype, quantize=quantize, allow_pickle=allow_pickle)
+        return load_language_model(source, device=device, dtype=dtype, quantize=quantize, allow_pickle=allow_pickle)
     if quantize is not None:
         raise ConfigError(f"quantize={quantize!r} is for language models and {source} is a translator; leave it out")
     return load_translator(source, device=device, dtype=dtype)

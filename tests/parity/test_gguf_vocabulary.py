@@ -62,7 +62,7 @@ def test_special_tokens_are_known(tmp_path):
     llama = vocabulary("llama-bpe", tmp_path)
     assert (llama.begin_id, llama.add_begin, llama.stop_ids) == (128_000, True, (128_001,))
     spm = vocabulary("llama-spm", tmp_path)
-    assert (spm.begin_id, spm.add_begin, spm.stop_ids, spm.chat_template) == (1, True, (2,), None)
+    assert (spm.begin_id, spm.add_begin, spm.stop_ids, spm.tokenizer.chat_template) == (1, True, (2,), None)
     assert spm.tokenizer.encode("</s>") != [2]  # text is only text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from shutil import rmtree
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from qkv.checkpoints.families import FAMILIES
 from qkv.checkpoints.huggingface import load_model
 from qkv.checkpoints.peft import read_adapter, write_adapter
 from qkv.checkpoints.tensors import read_tensors, write_tensors
+from qkv.cli import main
 from qkv.config import dump_yaml
+from qkv.convert import convert
 from qkv.data import CharacterTokenizerConfig
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
 from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
 from runs import fast, recipe_data, write_corpus  # noqa: F401 - `fast` is a fixture
 from tolerances import FLOAT64, HF_FLOAT32_INSIDE
@@ -136,19 +139,42 @@ def test_a_run_is_exported_and_read_by_both(tmp_path):
     data |= {"start": {"path": str(tmp_path / "base")}, "adapter": {"rank": 2}}
     (tmp_path / "tune.yaml").write_text(dump_yaml(data))
     assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "run") == 0
-    qkv.export_adapter(tmp_path / "run", tmp_path / "adapter")
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "adapter"), "--to", "peft"]) == 0
     run, back = qkv.load(tmp_path / "run"), qkv.load(tmp_path / "adapter")
     assert torch.equal(logits(run.model), logits(back.model))
     assert (logits(run.model) - logits(load_model(tmp_path / "base").float())).abs().max() > 0.1
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.testing.assert_close(logits(run.model), logits(theirs), rtol=0, atol=HF_FLOAT32_INSIDE)
-    with pytest.raises(FileError, match=r"base/recipe\.yaml: cannot be read"):
-        qkv.export_adapter(tmp_path / "base", tmp_path / "no")
     settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "x/y"}))
     with pytest.raises(FileError, match=r"'base_model_name_or_path' is 'x/y' and must be the folder of the model"):
         qkv.load(tmp_path / "adapter")
+
+
+@pytest.mark.usefixtures("fast")
+def test_what_has_no_adapters_for_peft(tmp_path):
+    data = recipe_data(write_corpus(tmp_path), steps=1)
+    (tmp_path / "plain.yaml").write_text(dump_yaml(data))
+    assert qkv.train(tmp_path / "plain.yaml", out=tmp_path / "plain") == 0
+    tune = {key: value for key, value in data.items() if key != "model"}
+    tune |= {"data": {"source": data["data"]["source"]}, "start": {"path": str(tmp_path / "plain")}, "adapter": {}}
+    (tmp_path / "tune.yaml").write_text(dump_yaml(tune))
+    assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "tuned") == 0
+    llama(tmp_path / "base")
+    for source, message in (
+        ("base", "base: is no run, and only runs have adapters to write; give one whose recipe has 'adapter'"),
+        ("plain", "plain: trained all weights and has no adapters; give a run"),
+        ("tuned", r"tuned: its adapters sit on .*plain, and PEFT knows .* use qkv convert --to hf, which merges them"),
+    ):
+        with pytest.raises(FileError, match=message):
+            convert(tmp_path / source, tmp_path / "no", to="peft")
+        assert not (tmp_path / "no").exists()
+    with pytest.raises(ConfigError, match="--dtype float16: adapters keep their type; leave it out"):
+        convert(tmp_path / "tuned", tmp_path / "no", to="peft", dtype="float16")
+    rmtree(tmp_path / "tuned" / "checkpoints")
+    with pytest.raises(FileError, match="tuned: the run has no checkpoint yet"):
+        convert(tmp_path / "tuned", tmp_path / "no", to="peft")
 
 
 # --- files that do not fit --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Models from one layout to another, and what is said of them on the way."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from chats import write_chat_run
 from qkv import SamplingConfig
 from qkv.api import find
 from qkv.certificate import read_certificate
-from qkv.checkpoints.gguf import GGUFTensor, quantise, read_gguf, write_gguf
+from qkv.checkpoints.gguf import GGUFTensor, open_gguf, quantise, read_gguf, write_gguf
 from qkv.checkpoints.named import NAMED, pull
 from qkv.cli import main
 from qkv.convert import convert
@@ -93,6 +94,21 @@ def test_what_has_no_four_bit_product_becomes_float16(packed, tmp_path):
     assert relative(logits(tmp_path / "mixed.gguf"), want) < 0.03
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_matrices_of_another_size_are_named(packed, tmp_path, dtype):
+    """Before anything of the size that the metadata ask for is made."""
+    file = read_gguf(packed)
+    key = next(key for key in file.metadata if key.endswith("feed_forward_length"))
+    write_gguf(tmp_path / "wide.gguf", file.metadata | {key: 1 << 30}, file.tensors)
+    with pytest.raises(FileError, match=r"mlp\.gate_proj\.weight', .* found \(96, \d+\), needs \(1073741824, "):
+        qkv.load(tmp_path / "wide.gguf", dtype=dtype)
+    output = file.tensors["blk.0.attn_output.weight"]
+    tall = GGUFTensor(output.kind, (192, 64), output.data.repeat(3, 1))
+    write_gguf(tmp_path / "tall.gguf", file.metadata, file.tensors | {"blk.0.attn_output.weight": tall})
+    with pytest.raises(FileError, match=r"o_proj\.weight'.* \(192, 64\), .*needs \(64, 64\)"):
+        qkv.load(tmp_path / "tall.gguf", dtype=dtype)
+
+
 def test_blocks_go_through_unchanged(packed, tmp_path):
     again = read_gguf(convert(packed, tmp_path / "again.gguf", to="gguf"))
     first = read_gguf(packed)
@@ -131,6 +147,23 @@ def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
     monkeypatch.setattr(certificate, "_our_stream", lambda model, ids: honest(model, ids.flip(1)))
     told = read_certificate(convert(packed, tmp_path / "hf", to="hf"))
     assert told["largest_difference"]["logits"] > 0.1
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_file_is_opened_once_and_the_certificate_is_of_float32(packed, tmp_path, monkeypatch, dtype):
+    opened = []
+    monkeypatch.setattr("qkv.convert.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    monkeypatch.setattr("qkv.api.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    convert(packed, tmp_path / "hf", to="hf", dtype=dtype)
+    convert(packed, tmp_path / "x.gguf", to="gguf", dtype=dtype)
+    assert opened == [packed, packed]
+    # In bfloat16 the logits would be 1e-2 from the reference.
+    assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["largest_difference"]["logits"] < 1e-4
+    want = torch.float32 if dtype is None else torch.bfloat16
+    assert {tensor.dtype for tensor in qkv.load(tmp_path / "hf").model.state_dict().values()} == {want}
+    shutil.rmtree(tmp_path / "hf")
+    convert(tmp_path / "x.gguf", tmp_path / "hf", to="hf")
+    assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["largest_difference"]["logits"] < 1e-4
 
 
 def test_a_certificate_without_a_reference(run, tmp_path, capsys):

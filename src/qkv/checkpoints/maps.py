@@ -17,6 +17,7 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias, final
 
 import torch
@@ -245,17 +246,24 @@ class KeyMap:
             names = [name for names in side for name in names]
             assert len(set(names)) == len(names), "a key is in two rules"
 
-    def to_ours(self, state: dict[str, Tensor], *, source: str = "the checkpoint") -> dict[str, Tensor]:
+    def to_ours(
+        self,
+        state: dict[str, Tensor],
+        *,
+        source: str = "the checkpoint",
+        step: Callable[[Rule, Tensors], Tensors] = Rule.forward,
+    ) -> dict[str, Tensor]:
         """Our tensors from theirs.
 
         Args:
             state: Is emptied on the way, so that a large model is not in memory twice.
             source: What errors call the file or folder.
+            step: What to make of the tensors of a rule; for one that does more than the rule says.
 
         Raises:
             FileError: Keys are missing or left over, or shapes do not fit: all that do not are named.
         """
-        steps = [(rule.theirs, rule.ours, rule.forward) for rule in self.rules]
+        steps = [(rule.theirs, rule.ours, partial(step, rule)) for rule in self.rules]
         return _convert(state, steps, source, self._carries_nothing)
 
     def to_theirs(self, state: dict[str, Tensor], *, source: str = "the model") -> dict[str, Tensor]:

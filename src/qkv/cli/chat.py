@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from qkv.cli.generate import read_standard_input
-from qkv.cli.opening import DType, Width, open_model
+from qkv.cli.opening import USUAL, DType, SamplingOptions, Width, open_model
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,12 +27,7 @@ def chat(
     *,
     system: str | None = None,
     max_new_tokens: int = 1000,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
+    draw: SamplingOptions = USUAL,
     expand: DType | None = None,
     quantize: Width | None = None,
 ) -> None:
@@ -45,26 +40,13 @@ def chat(
         model: A run, a Hugging Face folder, a GGUF file, or a name that `qkv pull` knows (smollm2).
         system: An instruction that stands before the conversation.
         max_new_tokens: Tokens of an answer at most.
-        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
-        top_k: Draw from the k likeliest tokens only.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        min_p: Draw from the tokens with at least this share of the likeliest one's probability.
-        repetition_penalty: Above 1, tokens that have occurred become less likely.
+        draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
-        seed: Of the random numbers: the same seed and the same messages give the same answers.
     """
     from qkv.conversation import Conversation
-    from qkv.generation import SamplingConfig
 
-    sampling = SamplingConfig(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling = draw.config()
     conversation = Conversation(
         open_model(model, expand=expand, quantize=quantize),
         system=system,

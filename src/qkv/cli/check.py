@@ -20,7 +20,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     """
     import torch
 
-    from qkv.api import load
+    from qkv.api import load_language_model
     from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
     from qkv.config import expand_home
@@ -29,7 +29,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     from qkv.laws import check as ask
 
     if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
-        built = load(model, dtype=getattr(torch, dtype)).model
+        built = load_language_model(model, dtype=getattr(torch, dtype)).model
     else:
         config = _closed(find_config(model))
         n = summary(config).parameters

@@ -11,7 +11,7 @@ def convert(
     target: Path,
     /,
     *,
-    to: Literal["hf", "gguf", "qkv"],
+    to: Literal["hf", "gguf", "qkv", "peft"],
     dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q4_0", "q4_1"] | None = None,
     certify: Annotated[bool, Parameter(negative="--no-certificate", name="--certificate")] = True,
 ) -> None:
@@ -19,8 +19,8 @@ def convert(
 
     Args:
         source: A run, a Hugging Face folder, a GGUF file, or a name that `qkv pull` knows.
-        target: The folder (hf, qkv) or file (gguf) to write; it must not be there yet.
-        to: hf for transformers and vLLM, gguf for llama.cpp, qkv for our own layout.
+        target: The folder (hf, qkv, peft) or file (gguf) to write; it must not be there yet.
+        to: hf for transformers and vLLM, gguf for llama.cpp, qkv for our own layout, peft for a run's adapters alone.
         dtype: Type of the weights; by default that of the source. The last three are for gguf.
         certify: Compare each layer with transformers, where it is installed, and write certificate.json (hf, qkv).
     """

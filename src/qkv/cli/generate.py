@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
-from qkv.cli.opening import DType, Width, open_model
+from qkv.cli.opening import USUAL, DType, SamplingOptions, Width, open_model
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def generate(
     batch_size: int = 8,
     as_json: Annotated[bool, Parameter("--json")] = False,
     max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
+    draw: SamplingOptions = USUAL,
     expand: DType | None = None,
     quantize: Width | None = None,
     samples: int = 1,
@@ -51,27 +46,13 @@ def generate(
         batch_size: How many prompts of a file are read side by side.
         as_json: Print one JSON object in a line for each text: prompt, text, and why it ended (stop, length, context).
         max_new_tokens: How many tokens to add at most.
-        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
-        top_k: Draw from the k likeliest tokens only.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        min_p: Draw from the tokens with at least this share of the likeliest one's probability.
-        repetition_penalty: Above 1, tokens that have occurred become less likely.
+        draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
-        seed: Of the random numbers: the same seed writes the same text.
         samples: How many texts to write, one after the other.
         stop: End the text before this string. May be given several times.
     """
-    from qkv.generation import SamplingConfig
-
-    sampling = SamplingConfig(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    sampling = draw.config()
     prompts = _prompts(prompt, file, samples, batch_size)
     loaded = open_model(model, expand=expand, quantize=quantize)
     if prompts is None and samples == 1 and not as_json:

@@ -1,12 +1,52 @@
-"""How the verbs that run a model get it."""
+"""What the verbs that let a model write have in common: how it is opened, and how its tokens are drawn."""
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal, final
+
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from qkv.generation import SamplingConfig
     from qkv.loaded import Loaded
 
 DType = Literal["float32", "bfloat16"]
 Width = Literal["int8", "int4"]
+
+
+@final
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options of sampling. Their defaults are those of a reader, not of `SamplingConfig`, which filters nothing.
+
+    Attributes:
+        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
+        top_k: Draw from the k likeliest tokens only.
+        top_p: Draw from the likeliest tokens that together have this probability.
+        min_p: Draw from the tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: Above 1, tokens that have occurred become less likely.
+        seed: Of the random numbers: the same seed and the same texts give the same answers.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def config(self) -> "SamplingConfig":
+        """What the library calls it.
+
+        Raises:
+            ConfigError: A number is out of its range.
+        """
+        from qkv.generation import SamplingConfig
+
+        return SamplingConfig(**asdict(self))
+
+
+USUAL = SamplingOptions()
 
 
 def open_model(source: str, *, expand: DType | None = None, quantize: Width | None = None) -> "Loaded":
@@ -18,9 +58,9 @@ def open_model(source: str, *, expand: DType | None = None, quantize: Width | No
     """
     import torch
 
-    from qkv.api import load
+    from qkv.api import load_language_model
     from qkv.errors import ConfigError
 
     if expand is not None and quantize is not None:
         raise ConfigError(f"--expand {expand} and --quantize {quantize} exclude each other; give one of them")
-    return load(source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)
+    return load_language_model(source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)

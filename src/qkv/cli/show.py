@@ -63,7 +63,7 @@ def find_config(model: str) -> "TransformerConfig":
         ConfigError: It is neither a path nor a preset, or the file holds no model.
         FileError: The path cannot be read.
     """
-    from qkv.api import load
+    from qkv.api import load_language_model
     from qkv.checkpoints.gguf import open_gguf
     from qkv.checkpoints.named import NAMED, pull
     from qkv.config import expand_home
@@ -78,14 +78,14 @@ def find_config(model: str) -> "TransformerConfig":
         if is_translator(path):
             raise ConfigError(f"{model} is a model of pairs, which cannot be drawn yet; try qkv inspect {model} TEXT")
         recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
-        return _read(recipe) if recipe.is_file() else load(path).config
+        return _read(recipe) if recipe.is_file() else load_language_model(path).config
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return _read(path)
     return preset(model)
 
 
 def _read(path: Path) -> "TransformerConfig":
-    from qkv.api import load
+    from qkv.api import load_language_model
     from qkv.config import read_yaml
     from qkv.errors import ConfigError
     from qkv.models.transformer import TransformerConfig
@@ -95,7 +95,7 @@ def _read(path: Path) -> "TransformerConfig":
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
     if data.get("model") is None and isinstance(data.get("start"), dict):
-        return load(StartConfig.from_dict(data["start"], path="start").path).config
+        return load_language_model(StartConfig.from_dict(data["start"], path="start").path).config
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)

@@ -74,18 +74,16 @@ class Vocabulary:
     """What a file says about text.
 
     Attributes:
-        tokenizer: Text to ids and back.
+        tokenizer: Text to ids and back, with the file's chat template.
         begin_id: The token that begins a text, if there is one.
         add_begin: Whether the model is used to it: a prompt is to begin with it.
         stop_ids: Tokens that end a text or a turn.
-        chat_template: Jinja, or None.
     """
 
     tokenizer: Tokenizer
     begin_id: int | None
     add_begin: bool
     stop_ids: tuple[int, ...]
-    chat_template: str | None
 
 
 def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
@@ -114,12 +112,12 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
         raise reader.error("tokens", "does not give each id one token")
     end = reader.id("eos_token_id", len(tokens))
     stops = {reader.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")} - {None}
+    begin = reader.id("bos_token_id", len(tokens))
     return Vocabulary(
-        tokenizer=Tokenizer(inner, end_of_text=end),
-        begin_id=reader.id("bos_token_id", len(tokens)),
+        tokenizer=Tokenizer(inner, end_of_text=end, begin_of_text=begin, chat_template=reader.template()),
+        begin_id=begin,
         add_begin=reader.flag("add_bos_token", model == "llama" or reader.text("pre", "") == "llama-bpe"),
         stop_ids=tuple(sorted(stop for stop in stops if stop is not None)),
-        chat_template=reader.template(),
     )
 
 

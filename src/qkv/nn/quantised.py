@@ -5,7 +5,8 @@ there are few vectors, whatever type the stream has; that of a packed model is b
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, TypeAlias, final
+from collections.abc import Iterable
+from typing import Literal, Self, TypeAlias, final
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import nn
 
 from qkv.errors import ConfigError
 from qkv.ops import int4
-from qkv.ops.int4 import GROUP
+from qkv.ops.int4 import GROUP, Groups
 from qkv.shapes import Float, Int, Integer, Tensor
 
 _MULTIPLE = 16
@@ -86,7 +87,17 @@ class Int4Linear(Packed):
         bias: Float[Tensor, " N"] | None = None,
     ) -> None:
         super().__init__(codes.shape[0], codes.shape[1], bias)
-        weight, scales = int4.pack(codes, scale, zero)
+        self._hold(*int4.pack(codes, scale, zero))
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Groups], out_features: int, in_features: int, bias: Tensor | None) -> Self:
+        """The same from codes, scales and zeros of some rows at a time, as `qkv.ops.int4.parts_of` cuts them."""
+        made = cls.__new__(cls)
+        Packed.__init__(made, out_features, in_features, bias)
+        made._hold(*int4.pack_parts(parts, out_features, in_features))
+        return made
+
+    def _hold(self, weight: Tensor, scales: Tensor) -> None:
         self.register_buffer("weight", weight)
         self.register_buffer("scales", scales)
 

@@ -4,8 +4,9 @@ For a few vectors PyTorch's own product reads the packed weights. For many it do
 there the weights are expanded, some rows at a time, and multiplied as a matrix.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,11 @@ _MANY = 64
 """So many vectors cost less with expanded weights, on two cores with AVX-512 (`benchmarks/decode.py`)."""
 _EXPANDED = 8 << 20
 """Bytes of expanded weights at once: they are used while the cache of the processor holds them."""
+_PACKED = 1 << 18
+"""Weights that are packed at once: PyTorch wants their codes as int32, which would be eight times what is kept."""
+
+Groups: TypeAlias = tuple[Integer[Tensor, "N K"], Float[Tensor, "N groups"], Float[Tensor, "N groups"]]
+"""Codes, scales and zeros, as `pack` takes them."""
 
 
 def pack(
@@ -34,12 +40,34 @@ def pack(
         scale: One a group.
         zero: What code 0 stands for.
     """
-    # PyTorch's codes stand for -8 to 7. Its zero is then the middle of a group: small, it loses little in bfloat16.
-    scales = torch.stack([scale, zero + 8 * scale], dim=-1).transpose(0, 1)  # (groups, N, 2)
-    pad = -len(codes) % _BLOCK
-    codes, scales = F.pad(codes, (0, 0, 0, pad)), F.pad(scales, (0, 0, 0, pad))
-    weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    return weight, scales.to(torch.bfloat16).contiguous()
+    n, columns = codes.shape
+    parts = ((codes[rows], scale[rows], zero[rows]) for rows in parts_of(n, columns))
+    return pack_parts(parts, n, columns)
+
+
+def pack_parts(
+    parts: Iterable[Groups], n: int, columns: int
+) -> tuple[Integer[Tensor, "rows bytes"], Float[Tensor, "groups rows 2"]]:
+    """`pack` of `n` rows that come some at a time, as `parts_of` cuts them: their codes are never all in memory."""
+    rows = n + -n % _BLOCK
+    weight = torch.empty(rows, columns // 2, dtype=torch.uint8)
+    scales = torch.zeros(columns // GROUP, rows, 2, dtype=torch.bfloat16)
+    at = 0
+    for codes, scale, zero in parts:
+        end = at + len(codes)
+        # PyTorch's codes stand for -8 to 7. Its zero is then the middle of a group: small, it loses little in bfloat16.
+        scales[:, at:end, 0], scales[:, at:end, 1] = scale.T, (zero + 8 * scale).T
+        whole = codes if len(codes) % _BLOCK == 0 else F.pad(codes, (0, 0, 0, -len(codes) % _BLOCK))
+        weight[at : at + len(whole)] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole.int(), 1)
+        at = end
+    assert at == n, "the parts are not all the rows"
+    return weight, scales
+
+
+def parts_of(n: int, columns: int) -> Iterator[slice]:
+    """`n` rows, cut where PyTorch's layout can be cut."""
+    step = _BLOCK * max(1, _PACKED // (_BLOCK * columns))
+    return (slice(a, min(a + step, n)) for a in range(0, n, step))
 
 
 def product(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from qkv.api import load
+from qkv.api import load_language_model
 from qkv.data import Batch, Batches, FilesConfig, PairBatch, PairBatches, Split
 from qkv.errors import ConfigError
 from qkv.models.pairs import Pair, PairModel
@@ -87,7 +87,7 @@ def evaluate_run(run: Path, data: Path, *, batch_size: int = 8) -> dict[str, flo
         FileError: The folder or the text cannot be read.
         ConfigError: The model has no tokenizer.
     """
-    loaded = load(run)
+    loaded = load_language_model(run)
     if loaded.tokenizer is None:
         raise ConfigError(f"{run} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss")
     split = Split.from_text(loaded.tokenizer, FilesConfig(path=str(data)).documents())

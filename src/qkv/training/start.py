@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.api import Loaded, load
+from qkv.api import Loaded, load_language_model
 from qkv.data import Dataset, PairDataConfig, PairDataset, prepare, prepare_pairs
 from qkv.errors import ConfigError
 from qkv.training.memory import keep_pages
@@ -55,7 +55,7 @@ def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Lo
     if config.start is None:
         dataset = prepare(config.data)
         return config.resolved(dataset), dataset, None
-    base = load(config.start.path)
+    base = load_language_model(config.start.path)
     dataset = prepare(config.data, base.tokenizer)
     return config.resolved(dataset, base.config), dataset, base
 

@@ -1,5 +1,7 @@
 """Adapters: a zero one changes nothing, merged equals unmerged, and a slice touches its own rows only."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,19 @@ def test_merged_equals_unmerged(targets):
         torch.testing.assert_close(model(IDS), want, rtol=0, atol=FLOAT64)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_merging_costs_one_rounding_of_each_weight():
+    """Weights of float32, merged there, and both models computed in float64: the products' own roundings are left out.
+
+    On SmolLM2 with adapters of rank 8 everywhere: 3e-6 of logits up to 32. In float32 its adapters are 5e-4 from the
+    exact result and its merged weights 1e-4, whatever the product of A and B is computed in.
+    """
+    model = adapted().float()
+    with torch.no_grad():
+        want = copy.deepcopy(model).double()(IDS)
+        merge_adapters(model)
+        assert (model.double()(IDS) - want).abs().max() < 1e-6 * want.abs().max()
 
 
 ROWS = {  # 4 heads of width 4 over 2 kv heads: 8 rows of queries, 4 of keys, 4 of values, and again

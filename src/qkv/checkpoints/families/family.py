@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast, final
 
-from qkv.checkpoints.maps import KeyMap
+from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.config import Config
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.activations import ActivationName
 from qkv.nn.attention import AttentionConfig
-from qkv.nn.blocks import BlockConfig
+from qkv.nn.blocks import BlockConfig, ParallelPreNormConfig, PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import LMHeadConfig
@@ -215,6 +215,31 @@ def stack(layers: Sequence[BlockConfig]) -> Repeat | tuple[BlockConfig | Repeat,
 def _runs(layers: Sequence[BlockConfig]) -> tuple[BlockConfig | Repeat, ...]:
     runs = [(block, len(list(equal))) for block, equal in itertools.groupby(layers)]
     return tuple(block if n == 1 else Repeat(n=n, pattern=block) for block, n in runs)
+
+
+def uniform(
+    d_model: int,
+    embed: TokenEmbedderConfig,
+    block: PreNormConfig | ParallelPreNormConfig,
+    n_layers: int,
+    *,
+    tied: bool,
+    context: int,
+) -> TransformerConfig:
+    """A decoder of equal blocks, with another of their norms at its end."""
+    return TransformerConfig(
+        d_model=d_model,
+        embed=embed,
+        blocks=stack([block] * n_layers),
+        final_norm=block.norm,
+        head=LMHeadConfig(tied=tied),
+        context=context,
+    )
+
+
+def renamed(theirs: str, ours: str, parts: Sequence[str] = ("weight", "bias")) -> list[Rule]:
+    """The parts of a module that is the same on both sides."""
+    return [Rule(f"{theirs}.{part}", f"{ours}.{part}") for part in parts]
 
 
 def layers_of(config: TransformerConfig) -> list[BlockConfig]:

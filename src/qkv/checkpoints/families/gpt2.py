@@ -8,8 +8,9 @@ from qkv.checkpoints.families.family import (
     activation_name,
     context_of,
     parts_of,
-    stack,
+    renamed,
     sublayer,
+    uniform,
 )
 from qkv.checkpoints.maps import FuseQKV, KeyMap, Rule, Split, Transpose
 from qkv.masks import Causal
@@ -18,7 +19,6 @@ from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig
-from qkv.nn.heads import LMHeadConfig
 from qkv.nn.norms import LayerNormConfig
 from qkv.nn.positions import LearnedPositionsConfig
 
@@ -47,16 +47,16 @@ def read(source: ConfigReader) -> TransformerConfig:
         bias=True,
         dropout=residual_dropout,
     )
-    config = TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(
+    config = uniform(
+        d_model,
+        TokenEmbedderConfig(
             vocab_size=source.take_positive("vocab_size", 50_257),
             position=LearnedPositionsConfig(length=context),
             dropout=source.take("embd_pdrop", float, 0.1),
         ),
-        blocks=stack([PreNormConfig(norm=norm, sublayers=(attention, ffn))] * source.take_layers("n_layer", 12)),
-        final_norm=norm,
-        head=LMHeadConfig(tied=source.take("tie_word_embeddings", bool, True)),
+        PreNormConfig(norm=norm, sublayers=(attention, ffn)),
+        source.take_layers("n_layer", 12),
+        tied=source.take("tie_word_embeddings", bool, True),
         context=context,
     )
     source.require("scale_attn_by_inverse_layer_idx", False)
@@ -99,22 +99,19 @@ def keys(config: TransformerConfig) -> KeyMap:
     rules = [
         Rule("transformer.wte.weight", "embed.weight"),
         Rule("transformer.wpe.weight", "embed.position.weight"),
-        Rule("transformer.ln_f.weight", "final_norm.weight"),
-        Rule("transformer.ln_f.bias", "final_norm.bias"),
+        *renamed("transformer.ln_f", "final_norm"),
+        *renamed(f"{theirs}.ln_1", "blocks.{}.norms.attention"),
+        *renamed(f"{theirs}.ln_2", "blocks.{}.norms.ffn"),
         Rule(f"{theirs}.attn.c_attn.weight", f"{ours}.attention.qkv_proj.weight", Transpose(), thirds, fuse),
         Rule(f"{theirs}.attn.c_attn.bias", f"{ours}.attention.qkv_proj.bias", thirds, fuse),
     ]
-    for their, our in (("ln_1", "attention"), ("ln_2", "ffn")):
-        rules += [Rule(f"{theirs}.{their}.{part}", f"blocks.{{}}.norms.{our}.{part}") for part in ("weight", "bias")]
     for their, our in (
         ("attn.c_proj", "attention.o_proj"),
         ("mlp.c_fc", "ffn.up_proj"),
         ("mlp.c_proj", "ffn.down_proj"),
     ):
-        rules += [
-            Rule(f"{theirs}.{their}.weight", f"{ours}.{our}.weight", Transpose()),
-            Rule(f"{theirs}.{their}.bias", f"{ours}.{our}.bias"),
-        ]
+        rules.append(Rule(f"{theirs}.{their}.weight", f"{ours}.{our}.weight", Transpose()))
+        rules += renamed(f"{theirs}.{their}", f"{ours}.{our}", ("bias",))
     if not head.tied:
         rules.append(Rule("lm_head.weight", "head.weight"))
     masks = (f"{theirs}.attn.bias", f"{theirs}.attn.masked_bias")  # buffers in older files

@@ -8,8 +8,9 @@ from qkv.checkpoints.families.family import (
     activation_name,
     context_of,
     parts_of,
-    stack,
+    renamed,
     sublayer,
+    uniform,
 )
 from qkv.checkpoints.families.rope import RopeKeys, read_rope, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule
@@ -19,7 +20,6 @@ from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import ParallelPreNormConfig, PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig
-from qkv.nn.heads import LMHeadConfig
 from qkv.nn.norms import LayerNormConfig
 
 _ROPE = RopeKeys(
@@ -52,12 +52,12 @@ def read(source: ConfigReader) -> TransformerConfig:
         dropout=dropout,
     )
     kind = ParallelPreNormConfig if source.take("use_parallel_residual", bool, True) else PreNormConfig
-    config = TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=source.take_positive("vocab_size", 50_432), dropout=dropout),
-        blocks=stack([kind(norm=norm, sublayers=(attention, ffn))] * source.take_layers("num_hidden_layers", 44)),
-        final_norm=norm,
-        head=LMHeadConfig(tied=source.take("tie_word_embeddings", bool, False)),
+    config = uniform(
+        d_model,
+        TokenEmbedderConfig(vocab_size=source.take_positive("vocab_size", 50_432), dropout=dropout),
+        kind(norm=norm, sublayers=(attention, ffn)),
+        source.take_layers("num_hidden_layers", 44),
+        tied=source.take("tie_word_embeddings", bool, False),
         context=context,
     )
     source.finish("classifier_dropout", "is_decoder")
@@ -101,8 +101,8 @@ def keys(config: TransformerConfig) -> KeyMap:
         ("mlp.dense_h_to_4h", "sublayers.ffn.up_proj", biases),
         ("mlp.dense_4h_to_h", "sublayers.ffn.down_proj", biases),
     ):
-        rules += [Rule(f"{theirs}.{their}.{part}", f"{ours}.{our}.{part}") for part in parts]
-    rules += [Rule(f"gpt_neox.final_layer_norm.{part}", f"final_norm.{part}") for part in biases]
+        rules += renamed(f"{theirs}.{their}", f"{ours}.{our}", parts)
+    rules += renamed("gpt_neox.final_layer_norm", "final_norm")
     if not head.tied:
         rules.append(Rule("embed_out.weight", "head.weight"))
     buffers = (f"{theirs}.attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq"))

@@ -2,7 +2,7 @@
 
 from qkv.checkpoints.gguf.blocks import expand, int4_groups, quantise
 from qkv.checkpoints.gguf.kinds import KINDS
-from qkv.checkpoints.gguf.load import Opened, load_gguf, load_with_metadata, open_gguf
+from qkv.checkpoints.gguf.load import Opened, load_gguf, open_gguf
 from qkv.checkpoints.gguf.names import HuggingFace, from_huggingface, to_huggingface
 from qkv.checkpoints.gguf.reader import GGUF, GGUFTensor, read_gguf
 from qkv.checkpoints.gguf.writer import encode, file_type, write_gguf
@@ -19,7 +19,6 @@ __all__ = [
     "from_huggingface",
     "int4_groups",
     "load_gguf",
-    "load_with_metadata",
     "open_gguf",
     "quantise",
     "read_gguf",

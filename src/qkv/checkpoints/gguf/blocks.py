@@ -33,7 +33,7 @@ def expand(data: Tensor, kind: str, dtype: torch.dtype = torch.float32) -> Tenso
     step = CHUNK // block
     for i in range(0, len(flat), step):
         out[i : i + step] = _EXPAND[kind](flat[i : i + step])
-    return out.view(*data.shape[:-1], data.shape[-1] // size * block)
+    return out.view(KINDS[kind].shape(data.shape))
 
 
 def quantise(x: Tensor, kind: str) -> Tensor:
@@ -55,7 +55,7 @@ def quantise(x: Tensor, kind: str) -> Tensor:
         if not part.isfinite().all():
             raise ConfigError(f"a weight is not finite, and {kind} cannot hold it; mend the model")
         out[i : i + step] = _QUANTISE[kind](part)
-    return out.view(*x.shape[:-1], x.shape[-1] // block * size)
+    return out.view(KINDS[kind].stored(x.shape))
 
 
 def int4_groups(data: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,10 @@ class Kind:
         """The shape of the tensor as we hold it: that of the numbers, or rows of bytes for blocks."""
         return tuple(shape) if self.dtype else (*shape[:-1], shape[-1] // self.block * self.size)
 
+    def shape(self, stored: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the numbers from that of the tensor as we hold it."""
+        return tuple(stored) if self.dtype else (*stored[:-1], stored[-1] // self.size * self.block)
+
     def nbytes(self, shape: Sequence[int]) -> int:
         """Bytes that a tensor of this shape takes."""
         return math.prod(shape) // self.block * self.size

@@ -1,5 +1,6 @@
 """Models from GGUF files."""
 
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,12 +13,13 @@ from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
-from qkv.checkpoints.gguf.reader import GGUFTensor, read_gguf
-from qkv.checkpoints.maps import KeyMap, check_fit
+from qkv.checkpoints.gguf.reader import read_gguf
+from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, check_fit
 from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Transformer, TransformerConfig
-from qkv.nn.quantised import HalfLinear, Int4Linear
+from qkv.nn.quantised import HalfLinear, Int4Linear, Packed
+from qkv.ops.int4 import Groups, parts_of
 from qkv.shapes import Tensor
 
 
@@ -27,16 +29,23 @@ class Opened:
     """A file whose weights still lie as they are stored.
 
     Attributes:
+        path: Where it is.
         metadata: All of the file's, the vocabulary included.
         config: Of the model.
         keys: From `huggingface.state` to the model's tensors.
         huggingface: The tensors and their kinds.
     """
 
+    path: Path
     metadata: dict[str, Any]
     config: TransformerConfig
     keys: KeyMap
     huggingface: HuggingFace
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether some of its numbers are quantised."""
+        return not all(KINDS[kind].dtype for kind in self.huggingface.kinds.values())
 
 
 def open_gguf(path: Path) -> Opened:
@@ -45,14 +54,25 @@ def open_gguf(path: Path) -> Opened:
     Raises:
         FileError: The file breaks a rule of the format, or holds what qkv does not know.
     """
-    return _open(path, expanded=None)
+    file = read_gguf(path)
+    made = to_huggingface(file)
+    kind = made.config["model_type"]
+    if kind not in FAMILIES:
+        raise FileError(f"{path}: is a {kind!a} model, and qkv has no family of that name yet")
+    try:
+        config = FAMILIES[kind].read(ConfigReader(made.config, str(path)))
+        return Opened(path, file.metadata, config, FAMILIES[kind].keys(config), made)
+    except ConfigError as error:
+        raise FileError(f"{path}: the model cannot be built: {error}") from None
 
 
-def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> Transformer:
+def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Transformer:
     """The model of a GGUF file, on the CPU.
 
+    Its tensors are made one by one, some rows at a time: little more is in memory than what is kept.
+
     Args:
-        path: The file.
+        source: The file. One that is open already is emptied of its weights.
         dtype: Type of all weights; those stored in it stay memory-mapped. None: four-bit weights stay packed, other
             matrices become float16 and the rest float32 (a file without blocks keeps its own types). PyTorch has no
             product for the blocks of Q8_0, Q6_K, Q5_0 and Q5_1, and ours none for a fused projection whose parts are
@@ -61,96 +81,120 @@ def load_gguf(path: Path, *, dtype: torch.dtype | None = None) -> Transformer:
     Raises:
         FileError: As `open_gguf`, or the weights do not fit the config.
     """
-    return load_with_metadata(path, dtype=dtype)[0]
+    opened = source if isinstance(source, Opened) else open_gguf(source)
+    model, kinds, name = _on_meta(opened.config, opened.path), opened.huggingface.kinds, str(opened.path)
+    if dtype is None and opened.has_blocks:
+        packing = _Packing(model, kinds)
+        ours = opened.keys.to_ours(opened.huggingface.state, source=name, step=packing.step)
+        return _filled(model, ours, name, but=packing.names).requires_grad_(requires_grad=False)
 
+    def step(rule: Rule, tensors: Tensors) -> Tensors:
+        named = zip(rule.theirs, tensors, strict=True)
+        return rule.forward(tuple(_expanded(tensor, kinds[key], dtype or tensor.dtype) for key, tensor in named))
 
-def load_with_metadata(path: Path, *, dtype: torch.dtype | None = None) -> tuple[Transformer, dict[str, Any]]:
-    """`load_gguf`, and the file's metadata."""
-    opened = _open(path, expanded=dtype)
-    return _load(opened, path, dtype), opened.metadata
-
-
-def _load(opened: Opened, path: Path, dtype: torch.dtype | None) -> Transformer:
-    model, state = _on_meta(opened.config, path), opened.huggingface.state
-    if dtype is None:
-        return _packed(opened, model, path)
-    for key, tensor in state.items():
-        state[key] = tensor.to(dtype)
-    return _filled(model, opened.keys.to_ours(state, source=str(path)), path)
-
-
-def _packed(opened: Opened, model: Transformer, path: Path) -> Transformer:
-    """The model with its matrices packed: four bits where they have them, else float16."""
-    state, kinds = opened.huggingface.state, opened.huggingface.kinds
-    if all(KINDS[kind].dtype for kind in kinds.values()):
-        return _filled(model, opened.keys.to_ours(state, source=str(path)), path)
-    linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    four: dict[str, str] = {}
-    for rule in opened.keys.rules:
-        used = {kinds[key] for key in rule.theirs if key in kinds}
-        if len(used) == 1 and used <= INT4 and set(rule.ours) <= linear:
-            four |= dict.fromkeys(rule.ours, used.pop())
-            continue
-        for key in set(rule.theirs) & state.keys():
-            state[key] = _expanded(state[key], kinds[key], set(rule.ours) <= linear | _TABLES)
-    ours = opened.keys.to_ours(state, source=str(path))
-    for name in (linear | _TABLES) & ours.keys():
-        owner = model.get_submodule(name.removesuffix(".weight"))
-        weight, bias = ours.pop(name), ours.pop(name.removesuffix("weight") + "bias", None)
-        made = Int4Linear(*int4_groups(weight, four[name]), bias) if name in four else HalfLinear(weight, bias)
-        if (needed := owner.weight.shape) != (made.out_features, made.in_features):
-            raise FileError(f"{path}: {name!r} is {made.out_features} x {made.in_features}, the model needs {needed}")
-        if isinstance(owner, nn.Linear):
-            above, _, last = name.removesuffix(".weight").rpartition(".")
-            setattr(model.get_submodule(above), last, made)
-        else:
-            del owner.weight
-            owner.weight = made
-    return _filled(model, ours, path).requires_grad_(requires_grad=False)
+    return _filled(model, opened.keys.to_ours(opened.huggingface.state, source=name, step=step), name)
 
 
 _TABLES = {"embed.weight", "head.weight"}
 
 
-def _filled(model: Transformer, ours: dict[str, Tensor], path: Path) -> Transformer:
-    """The model with the weights that it lacks."""
+@final
+class _Packing:
+    """Puts packed matrices into a model: four bits where they have them, else float16.
+
+    Args:
+        model: On the meta device; the modules in question are replaced.
+        kinds: Of the file's tensors.
+    """
+
+    def __init__(self, model: Transformer, kinds: Mapping[str, str]) -> None:
+        self.model, self.kinds = model, kinds
+        self._linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        self.names = self._linear | _TABLES
+
+    def step(self, rule: Rule, tensors: Tensors) -> Tensors:
+        """What `KeyMap.to_ours` does for a rule; a matrix is in the model then."""
+        (name,) = rule.ours  # of all families
+        used = {self.kinds[key] for key in rule.theirs}
+        if name in self._linear and len(used) == 1 and used <= INT4:
+            return self._four(rule, tensors, used.pop())
+        dtype = torch.float16 if name in self.names else torch.float32
+        named = zip(rule.theirs, tensors, strict=True)
+        made = rule.forward(tuple(_expanded(tensor, self.kinds[key], dtype) for key, tensor in named))
+        if name in self.names:
+            owner = self.model.get_submodule(name.removesuffix(".weight"))
+            _check(made[0].shape, owner)
+            self._place(name, HalfLinear(made[0], owner.bias if isinstance(owner, nn.Linear) else None))
+        return made
+
+    def _four(self, rule: Rule, tensors: Tensors, kind: str) -> Tensors:
+        name, owner = rule.ours[0], self.model.get_submodule(rule.ours[0].removesuffix(".weight"))
+        assert isinstance(owner, nn.Linear)
+        rows, columns = owner.weight.shape
+        if sum(tensor.nbytes for tensor in tensors) != KINDS[kind].nbytes((rows, columns)):
+            # Said before anything of the size that the model asks for is made.
+            _check(KINDS[kind].shape(rule.forward(tensors)[0].shape), owner)
+
+        def groups() -> Iterator[Groups]:
+            (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
+            _check(KINDS[kind].shape(weight.shape), owner)
+            for part in _in_turn(weight, parts_of(rows, columns)):
+                yield int4_groups(part, kind)
+
+        made = Int4Linear.of_parts(groups(), rows, columns, owner.bias)
+        self._place(name, made)
+        return (made.weight,)
+
+    def _place(self, name: str, made: Packed) -> None:
+        """In the place of a linear map; in that of the parameter elsewhere."""
+        path = name.removesuffix(".weight")
+        owner = self.model.get_submodule(path)
+        if isinstance(owner, nn.Linear):
+            above, _, last = path.rpartition(".")
+            setattr(self.model.get_submodule(above), last, made)
+        else:
+            del owner.weight
+            owner.weight = made
+
+
+def _check(shape: Sequence[int], owner: nn.Module) -> None:
+    assert isinstance(owner.weight, Tensor)
+    if tuple(shape) != (needed := tuple(owner.weight.shape)):
+        raise ShapeError(f"found {tuple(shape)}, needs {needed}")
+
+
+def _filled(model: Transformer, ours: dict[str, Tensor], source: str, but: Collection[str] = ()) -> Transformer:
+    """The model with its weights, but for some that it has already."""
+    ours = {name: tensor for name, tensor in ours.items() if name not in but}
     rest = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}
-    check_fit(ours, rest, source=str(path))
+    check_fit(ours, rest, source=source)
     model.load_state_dict(ours, assign=True, strict=False)
     return model.requires_grad_().eval()
 
 
-def _expanded(tensor: Tensor, kind: str, matrix: bool) -> Tensor:
-    """In float16 where it is a matrix of a product, else in float32."""
-    dtype = torch.float16 if matrix and tensor.ndim == 2 else torch.float32
+_PART = 1 << 20
+"""Bytes of a file at a time."""
+
+
+def _expanded(tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """The numbers of a tensor in another type."""
+    if tensor.dtype == dtype:
+        return tensor
     turned = tensor.ndim == 2 and tensor.stride(1) != 1  # GPT-2's blocks are a transposed view of rows of bytes
     rows = tensor.T if turned else tensor
-    made = expand(rows, kind, dtype)
-    if made.data_ptr() != rows.data_ptr():
-        give_back((rows,))
+    made = torch.empty(KINDS[kind].shape(rows.shape), dtype=dtype)
+    step, at = max(1, _PART // rows[0].nbytes), 0
+    for part in _in_turn(rows, (slice(a, a + step) for a in range(0, len(rows), step))):
+        made[at : at + step] = expand(part, kind, dtype)
+        at += step
     return made.T if turned else made
 
 
-def _open(path: Path, expanded: torch.dtype | None) -> Opened:
-    file = read_gguf(path)
-
-    def prepare(tensor: GGUFTensor) -> Tensor:
-        """Plain numbers keep their type until the norms are what they should be."""
-        if expanded is None or KINDS[tensor.kind].dtype:
-            return tensor.data
-        made = expand(tensor.data, tensor.kind, expanded)
-        give_back((tensor.data,))
-        return made
-
-    made = to_huggingface(file, prepare)
-    kind = made.config["model_type"]
-    if kind not in FAMILIES:
-        raise FileError(f"{path}: is a {kind!a} model, and qkv has no family of that name yet")
-    try:
-        config = FAMILIES[kind].read(ConfigReader(made.config, str(path)))
-        return Opened(file.metadata, config, FAMILIES[kind].keys(config), made)
-    except ConfigError as error:
-        raise FileError(f"{path}: the model cannot be built: {error}") from None
+def _in_turn(rows: Tensor, parts: Iterable[slice]) -> Iterator[Tensor]:
+    """Some rows of a tensor after the other, each given back to the system when the next is asked for."""
+    for part in parts:
+        yield rows[part]
+        give_back((rows[part],))
 
 
 def _on_meta(config: TransformerConfig, path: Path) -> Transformer:
