@@ -98,7 +98,7 @@ def _columns(weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Float[Tensor
     wide = torch.empty(n_columns, n_blocks, 2, _BLOCK // 2, dtype=dtype)
     wide[:, :, 0] = codes & 15
     wide[:, :, 1] = codes >> 4
-    scale, middle = scales.float()[:, None].unbind(-1)
+    scale, middle = scales.float().movedim(-1, 0).contiguous()[:, :, None]  # neighbours, or nothing is vectorised
     zero = middle - 8 * scale
     groups = wide.view(len(scales), GROUP, -1)
     return torch.addcmul(zero.to(dtype), groups, scale.to(dtype), out=groups).flatten(0, 1)
