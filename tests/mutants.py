@@ -31,6 +31,7 @@ GGUF, GGUF_FILES, GGUF_WORDS = (
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
 )
+FLIPS, OPCODES = "tests/reliability/test_flips.py", "tests/unit/checkpoints/test_opcodes.py"
 BEAM = "tests/unit/generation/test_beam.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
@@ -336,6 +337,11 @@ MUTANTS = [
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
     Mutant("packed: a certificate of ourselves", "certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),
     Mutant("packed: a text begins without its token", "loaded.py", "if self.add_begin and begin is not None:", "if False:", CONVERT),
+    Mutant("files: a pickle without a mark", "checkpoints/opcodes.py", 'raise ValueError("a mark is missing")', "raise StopIteration", FLIPS),
+    Mutant("files: a pickle's parts in one another", "checkpoints/opcodes.py", "        _check_tree(found, len(data))\n", "", OPCODES),
+    Mutant("files: layers of Keras as they come", "checkpoints/keras_transly.py", "RuntimeError, LookupError, TypeError, ValueError", "RuntimeError", FLIPS),
+    Mutant("files: any number of layers of pairs", "translator.py", "if depth > len(state):", "if False:", FLIPS),
+    Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
 ]  # fmt: skip
 
 
