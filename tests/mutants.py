@@ -342,6 +342,7 @@ MUTANTS = [
     Mutant("files: layers of Keras as they come", "checkpoints/keras_transly.py", "RuntimeError, LookupError, TypeError, ValueError", "RuntimeError", FLIPS),
     Mutant("files: any number of layers of pairs", "translator.py", "if depth > len(state):", "if False:", FLIPS),
     Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
+    Mutant("dates: the alignment is shifted", "translator.py", "self.model.align(inputs)[0].cpu()", "self.model.align(inputs)[0].cpu().roll(1, -2)", "tests/laws/test_alignment_of_dates.py"),
 ]  # fmt: skip
 
 
