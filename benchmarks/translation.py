@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import json
 import random
-import re
 import tempfile
 import time
 import zipfile
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 
 from qkv.data import BPETokenizerConfig, PairDataConfig, TSVConfig, prepare_pairs
+from qkv.data.dates import fields_looked_at
 from qkv.generation import BeamConfig
 from qkv.models.pairs import PairModelConfig
 from qkv.presets.translators import attention_is_all_you_need, bahdanau, fixed_vector
@@ -188,32 +188,16 @@ def plot(results: dict[str, Any], path: Path) -> None:
 # --- dates ----------------------------------------------------------------------------------------------------------
 
 
-def fields_of(source: str, target: str) -> dict[str, list[int]]:
-    """The places of year, month and day in a date. Of its words the month is the one beside the day."""
-    year, _, day = target.split("-")
-    numbers = {int(m[0]): m for m in re.finditer(r"\d+", source)}
-    y, d = numbers[int(year)], numbers[int(day)]
-    # Between day and year, or between year and day, or in front of the day (March 4, 2021).
-    words = [m for m in re.finditer(r"[^\W\d_]{2,}", source) if m[0] not in ("de", "den")]
-    inner = [m for m in words if min(d.end(), y.end()) <= m.start() and m.end() <= max(d.start(), y.start())]
-    before = [m for m in words if m.end() <= d.start()]
-    month = inner[0] if inner else before[-1]
-    return {name: list(range(m.start(), m.end())) for name, m in (("year", y), ("month", month), ("day", d))}
-
-
 def dates(arguments: argparse.Namespace) -> dict[str, Any]:
     translator, facts, held_out = trained(read_recipe(Path("dates")), arguments.seconds)
     pairs = held_out[: arguments.test]
     found = translator.translations([a for a, _ in pairs])
     exact = sum(best[0].text == b for best, (_, b) in zip(found, pairs, strict=True)) / len(pairs)
-    digits = {"year": slice(0, 4), "month": slice(5, 7), "day": slice(8, 10)}
-    right = dict.fromkeys(digits, 0)
+    right = {"year": 0, "month": 0, "day": 0}
     for source, target in pairs:
-        weights = translator.align(source, target).weights
-        places = fields_of(source, target)
-        for name, rows in digits.items():
-            mass = {other: weights[rows][:, there].sum().item() for other, there in places.items()}
-            right[name] += max(mass, key=mass.__getitem__) == name
+        looked_at = fields_looked_at(translator.align(source, target).weights, source, target)
+        for name, found_there in looked_at.items():
+            right[name] += found_there == name
     shares = {name: n / len(pairs) for name, n in right.items()}
     print(f"{len(pairs)} held-out dates: {exact:.2%} exact after {facts['seconds']:.0f} s ({facts['steps']} steps)")
     print("the attention lies on the right field:", {name: f"{share:.2%}" for name, share in shares.items()})

@@ -33,6 +33,8 @@ SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
 )
 BEAM, LOOKING = "tests/unit/generation/test_beam.py", "tests/unit/ops/test_attentive_gru.py"
+FLIPS, OPCODES = "tests/reliability/test_flips.py", "tests/unit/checkpoints/test_opcodes.py"
+BEAM = "tests/unit/generation/test_beam.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
@@ -351,6 +353,12 @@ MUTANTS = [
     Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
     Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
     Mutant("certificate: of weights in sixteen bits", "convert.py", "copy.deepcopy(loaded.model).float()", "loaded.model", f"{CONVERT}::test_a_file_is_opened_once_and_the_certificate_is_of_float32"),
+    Mutant("files: a pickle without a mark", "checkpoints/opcodes.py", 'raise ValueError("a mark is missing")', "raise StopIteration", FLIPS),
+    Mutant("files: a pickle's parts in one another", "checkpoints/opcodes.py", "        _check_tree(found, len(data))\n", "", OPCODES),
+    Mutant("files: layers of Keras as they come", "checkpoints/keras_transly.py", "RuntimeError, LookupError, TypeError, ValueError", "RuntimeError", FLIPS),
+    Mutant("files: any number of layers of pairs", "translator.py", "if depth > len(state):", "if False:", FLIPS),
+    Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
+    Mutant("dates: the alignment is shifted", "translator.py", "self.model.align(inputs)[0].cpu()", "self.model.align(inputs)[0].cpu().roll(1, -2)", "tests/laws/test_alignment_of_dates.py"),
 ]  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import json
+import pickle
 
+import h5py
 import numpy as np
 import pytest
 
@@ -78,3 +81,52 @@ def numpy_logits(file, source, target, length):
     context = scores / scores.sum(1, keepdims=True) @ memory
     (w1, b1), (w2, b2) = (at(f"time_distributed_{i}", "kernel", "bias") for i in (1, 2))
     return np.tanh(np.concatenate([context, states], axis=1) @ w1 + b1) @ w2 + b2
+
+
+TINY = {"source": ["", "<", "a", "b"], "target": ["", "<", "c"]}
+
+
+def write_tiny(folder, d=2):
+    """A model of the package's layout with drawn weights and vocabularies of a few characters."""
+    n, m = len(TINY["source"]), len(TINY["target"])
+    cell = {"units": d, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True,
+            "return_sequences": True, "go_backwards": False, "stateful": False}  # fmt: skip
+
+    def dense(units, activation):
+        return {"layer": {"config": {"name": "dense", "units": units, "activation": activation, "use_bias": True}}}
+
+    layers = {
+        "input_1": ("InputLayer", {"batch_input_shape": [None, 4]}),
+        "embedding_1": ("Embedding", {"input_dim": n, "output_dim": d, "mask_zero": True}),
+        "input_2": ("InputLayer", {"batch_input_shape": [None, 4]}),
+        "bidirectional_1": ("Bidirectional", {"merge_mode": "concat", "layer": {"config": cell | {"name": "lstm_1"}}}),
+        "embedding_2": ("Embedding", {"input_dim": m, "output_dim": d, "mask_zero": True}),
+        "concatenate_1": ("Concatenate", {}),
+        "concatenate_2": ("Concatenate", {}),
+        "lstm_2": ("LSTM", cell | {"units": 2 * d}),
+        "dot_1": ("Dot", {"axes": [2, 2], "normalize": False}),
+        "attention": ("Activation", {"activation": "softmax"}),
+        "dot_2": ("Dot", {"axes": [2, 1], "normalize": False}),
+        "concatenate_3": ("Concatenate", {}),
+        "time_distributed_1": ("TimeDistributed", dense(d, "tanh")),
+        "time_distributed_2": ("TimeDistributed", dense(m, "softmax")),
+    }
+    config = [{"class_name": kind, "name": name, "config": {"name": name} | c} for name, (kind, c) in layers.items()]
+    arrays = {"embedding_1/embedding_1/embeddings:0": (n, d), "embedding_2/embedding_2/embeddings:0": (m, d)}
+    for net, h in (("bidirectional_1/bidirectional_1/forward_lstm_1", d), ("lstm_2/lstm_2", 2 * d),
+                   ("bidirectional_1/bidirectional_1/backward_lstm_1", d)):  # fmt: skip
+        arrays |= {f"{net}/kernel:0": (d, 4 * h), f"{net}/recurrent_kernel:0": (h, 4 * h), f"{net}/bias:0": (4 * h,)}
+    for i, (inner, outer) in enumerate([(4 * d, d), (d, m)], start=1):
+        name = f"time_distributed_{i}/time_distributed_{i}"
+        arrays |= {f"{name}/kernel:0": (inner, outer), f"{name}/bias:0": (outer,)}
+    numbers = np.random.default_rng(0)
+    with h5py.File(folder / "model.h5", "w") as file:
+        file.attrs["model_config"] = json.dumps({"config": {"layers": config}}).encode()
+        for name, shape in arrays.items():
+            file[f"model_weights/{name}"] = numbers.normal(size=shape).astype(np.float32)
+    facts = {"PAD_INDEX": 0, "GO_INDEX": 1, "max_length_output": 4, "input_mode": "character_level",
+             "output_mode": "character_level", "train_input": np.zeros((1, 2))}  # fmt: skip
+    for key, side in (("input", "source"), ("output", "target")):
+        facts[f"{key}_char2ix"] = {c: i for i, c in enumerate(TINY[side])}
+        facts[f"{key}_ix2char"] = dict(enumerate(TINY[side]))
+    (folder / "config.pkl").write_bytes(pickle.dumps(facts, protocol=2))

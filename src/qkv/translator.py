@@ -196,6 +196,11 @@ def _of_run(folder: Path) -> Translator:
     for warning in checkpoint.warnings:
         warnings.warn(warning, stacklevel=3)
     state = checkpoint.tensors("model")
+    depth = _depth(config.to_dict())
+    if depth > len(state):  # before anything of that size is built
+        raise FileError(
+            f"{folder / RECIPE}: asks for {depth} layers and there are {len(state)} tensors of weights; mend 'model'"
+        )
     try:
         with torch.device("meta"):
             model = config.build()
@@ -224,3 +229,13 @@ def _config(path: Path) -> PairModelConfig:
         return PairModelConfig.from_dict(data["model"], path="model")
     except ConfigError as error:
         raise FileError(f"{path}: not the recipe of a run on pairs: {error}") from None
+
+
+def _depth(config: object) -> int:
+    """The most layers or rounds of blocks that a part of a config asks for, by the names that configs have for them."""
+    if isinstance(config, list):
+        return max(map(_depth, config), default=0)
+    if not isinstance(config, dict):
+        return 0
+    own = [value for key, value in config.items() if key in ("n", "layers") and type(value) is int]
+    return max([*own, *map(_depth, config.values())], default=0)

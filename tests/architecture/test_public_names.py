@@ -135,3 +135,12 @@ def test_every_config_is_frozen_and_makes_the_round_trip(cls):
     assert cls.from_dict(data) == made
     assert Config.from_dict(parse_yaml(dump_yaml(data))) == made
     assert hash(made) == hash(dataclasses.replace(made))
+
+
+def test_whoever_loads_a_model_knows_every_part():
+    """Also in a process that has imported nothing else: a part can be named in a file if it has been imported."""
+    code = "import qkv.loading; from qkv.config import Config; print(*Config._registry)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    parts = {cls.tag() for cls in CONCRETE if cls.__module__.startswith(("qkv.nn.", "qkv.models.", "qkv.masks"))}
+    assert len(parts) > 30
+    assert parts <= set(done.stdout.split())

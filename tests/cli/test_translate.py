@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from qkv.cli import main
 from qkv.config import dump_yaml
 from qkv.errors import ConfigError
 from qkv.generation import BeamConfig
+from qkv.presets.translators import PAIR_PRESETS
 from qkv.training import train
 from qkv.training.evaluate_pairs import edit_distance, evaluate_pairs
 from runs import assert_same_run, fast, kill_at  # noqa: F401 - a fixture
@@ -57,6 +59,28 @@ def test_it_learns_to_read_backwards(run, capsys):
     assert main(["translate", str(run), "afk"]) == 0
     assert capsys.readouterr().out == "kfa\n"
     assert (run / "samples.txt").read_text().count("→") >= 6
+
+
+def test_it_is_shown_part_by_part(run, capsys):
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    n = sum(p.numel() for p in qkv.load(run).model.parameters())
+    assert f"run · {n:,} parameters" in shown
+    assert "reads with 1 × GRU in both directions, writes with 1 × Bahdanau" in " ".join(shown.split())
+    assert "source: 15 tokens" in shown
+    assert re.search(r"net\.net\.weight_hh_l0 +96 × 32 +3,072", shown)
+    assert sum(int(m.replace(",", "")) for m in re.findall(r"^ \w+ +([\d,]+) +[\d.]+ %", shown, re.MULTILINE)) == n
+
+
+def test_it_keeps_the_laws(run, capsys):
+    assert main(["check", str(run)]) == 0
+    assert "alignment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PAIR_PRESETS)
+def test_presets_are_shown(name, capsys):
+    assert main(["show", name]) == 0
+    assert "set by the data" in capsys.readouterr().out
 
 
 def test_beams_scores_and_lines(run, capsys, monkeypatch, tmp_path):
@@ -133,7 +157,8 @@ def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # 
         ({"model": "small"}, "the data are PairData and model is Transformer; give a model of pairs"),
         ({"context": 3}, "context=3 and the longest pair has 4 tokens on one side"),
         ({"model": "attention-is-all-you-need"}, "the data have two tokenizers"),
-        ({"checkpoint_blocks": True}, "checkpoint_blocks is not there for models of pairs"),
+        ({"checkpoint_blocks": True}, "checkpoint_blocks is for language models and the data are pairs; leave it out"),
+        ({"adapter": {"rank": 2}}, "adapter is for language models and the data are pairs; leave adapter out"),
         ({"model": None, "start": {"path": "x"}}, "start is for language models"),
     ],
 )
@@ -151,6 +176,8 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["translate", "RUN", "a", "--n-best", "2"], 2, "--n-best 2 must be from 1 to --beams 1"),
         (["translate", "no/such", "a"], 3, "is no translator"),
         (["eval", "RUN", "no.tsv"], 3, "no such file"),
+        (["show", "RUN", "--kernels"], 2, "--kernels is for language models and"),
+        (["show", "RUN", "--context", "9"], 2, "is a model of pairs; leave it out"),
         (["inspect", "RUN", ""], 2, "text 1 is empty"),
         (["inspect", "RUN", "afk", "--out", "no/such/a.png"], 3, "cannot be written"),
     ],

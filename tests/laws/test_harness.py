@@ -9,6 +9,8 @@ from qkv.errors import ConfigError
 from qkv.laws import ModelSubject, ModuleSubject, assert_laws, check
 from qkv.laws.check import TOLERANCES
 from qkv.masks import Causal, Full, Window
+from qkv.models.pairs import Pair
+from qkv.presets.translators import attention_is_all_you_need, bahdanau, fixed_vector, luong
 from qkv.tokens import Tokens
 from tiny import VOCAB, tiny_model
 
@@ -115,6 +117,53 @@ def test_hugging_face():
     assert_laws(model, vocab_size=VOCAB, padded=padded)
     forgotten = check(model, vocab_size=VOCAB, padded=lambda ids, valid: model(ids))
     assert set(broken(forgotten)) == {"padding", "poison"}
+
+
+TRANSLATORS = {
+    "bahdanau": bahdanau(16),
+    "luong": luong(16),
+    "fixed-vector": fixed_vector(16),
+    "translator": attention_is_all_you_need(16, 2, 2, 32),
+}
+
+
+def translator(name):
+    torch.manual_seed(0)
+    model = TRANSLATORS[name].with_vocabularies(13, 11, shared=False).build().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(2)
+    return model
+
+
+@pytest.mark.parametrize("name", TRANSLATORS)
+def test_models_of_pairs_keep_them(name):
+    report = check(translator(name))
+    assert report.holds, report
+    assert [law.name for law in report.left_out] == (["alignment"] if name == "fixed-vector" else [])
+
+
+@pytest.mark.parametrize("name", ["bahdanau", "translator"])
+def test_planted_faults_of_models_of_pairs(name, monkeypatch):
+    model = translator(name)
+    forward, start, align = model.forward, model.start, model.align
+
+    def read_padding(inputs, tokens=None, **rest):
+        if inputs.source.shape[1] != 10:  # 7 and 3 of padding
+            return forward(inputs, tokens, **rest)
+        source = inputs.source.clamp(min=0)
+        return forward(Pair(source, Tokens.full(*source.shape), inputs.target), tokens, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", read_padding)
+        assert "padding" in broken(check(model))
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "start", lambda source, tokens, **rest: start(source.flip(1), tokens, **rest))
+        assert set(broken(check(model))) == {"cache"}
+    for fault in (lambda w: w.roll(1, -1), lambda w: w.transpose(1, 2).softmax(-1).transpose(1, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "align", lambda *how, fault=fault: fault(align(*how)))
+            assert set(broken(check(model))) == {"alignment"}
 
 
 def test_what_cannot_be_checked():

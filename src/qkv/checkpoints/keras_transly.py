@@ -4,18 +4,21 @@ They are a bidirectional LSTM encoder and an LSTM decoder with Luong's dot atten
 are Keras's: masked places repeat the last output, and the attention, which is not masked, sees them (`encoder.rests`).
 """
 
-from collections.abc import Iterator
+import importlib.util
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-import numpy as np
 import torch
 
+from qkv.checkpoints import hdf5_worker
 from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.maps import KeyMap, Rule, Transpose, check_fit
 from qkv.checkpoints.opcodes import read_plain
-from qkv.checkpoints.tensors import parse_json
+from qkv.checkpoints.tensors import read_json, read_tensors
 from qkv.errors import ConfigError, FileError
 from qkv.models.decoders import LuongConfig
 from qkv.models.recurrent_encoder import RecurrentEncoderConfig
@@ -27,7 +30,8 @@ from qkv.nn.recurrent import LSTMConfig
 from qkv.shapes import Tensor
 
 WEIGHTS, VOCABULARIES = "model.h5", "config.pkl"
-_MAX_CONFIG = 1 << 20
+_MAX_LENGTH = 1 << 12
+_PATIENCE = 30  # seconds by the clock, of a worker that ends itself after some of computing
 _GATES = ("kernel", "recurrent_kernel", "bias")
 
 Unit = Literal["character", "word"]
@@ -66,13 +70,14 @@ def load_transly(folder: Path) -> TranslyModel:
     path = folder / WEIGHTS
     state, layers = _read(path)
     facts = ConfigReader(read_plain(folder / VOCABULARIES), str(folder / VOCABULARIES))
-    config = _config(layers, path)
-    names = _keys(layers)
     try:
+        config = _config(layers, path)
+        names = _keys(layers)
         with torch.device("meta"):
             model = config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:
-        raise FileError(f"{path}: the model cannot be built: {str(error).splitlines()[0]}") from None
+    except (ConfigError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise FileError(f"{path}: its layers are none of a transly model ({reason}); get it again") from None
     ours = names.to_ours(state, source=str(path))
     for name, p in model.state_dict().items():
         if ".bias_hh_" in name:  # Keras has one bias, PyTorch two whose sum counts
@@ -112,25 +117,31 @@ def _vocabulary(facts: ConfigReader, key: str, n: int | None) -> dict[str, int]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The weights, as `layer/name`, and the configs of the layers."""
-    try:
-        import h5py
-    except ImportError:
-        raise FileError(f'{path}: reading HDF5 needs h5py; pip install "qkv[keras]"') from None
+    """The weights, as `layer/name`, and the configs of the layers; see `hdf5_worker`."""
+    if importlib.util.find_spec("h5py") is None:
+        raise FileError(f'{path}: reading HDF5 needs h5py; pip install "qkv[keras]"')
     if not path.is_file():
         raise FileError(f"{path}: no such file; give a folder with {WEIGHTS} and {VOCABULARIES}")
-    size = path.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, hdf5_worker.__file__, str(path.absolute()), folder]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
+            reason = " ".join(done.stderr.decode(errors="replace").split())[-150:] or f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            done, reason = None, "reading it does not come to an end"
+        if done is None or done.returncode:
+            raise FileError(f"{path}: no model that Keras wrote ({reason}); get it again")
+        return _parse(path, Path(folder))
+
+
+def _parse(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """What the worker made of a file."""
     try:
-        with h5py.File(path, "r") as file:
-            text: Any = file.attrs["model_config"]
-            layers = _layers(parse_json(text.encode() if isinstance(text, str) else bytes(text)[:_MAX_CONFIG]))
-            weights = {name: _array(data, size) for name, data in _datasets(h5py, file["model_weights"], "")}
-    except FileError:
-        raise
-    except Exception as error:  # the library raises almost anything on crafted files
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        weights = {name: data.clone() for name, data in read_tensors(folder / "weights.safetensors").items()}
+        return weights, _layers(read_json(folder / "config.json"))
+    except (FileError, LookupError, TypeError) as error:
+        reason = str(error).replace(str(folder), "").split(";")[0]
         raise FileError(f"{path}: no model that Keras wrote ({reason}); get it again") from None
-    return weights, layers
 
 
 def _layers(config: Any) -> dict[str, dict[str, Any]]:
@@ -138,25 +149,6 @@ def _layers(config: Any) -> dict[str, dict[str, Any]]:
     return {
         layer["name"]: {"class_name": layer["class_name"]} | layer["config"] for layer in config["config"]["layers"]
     }
-
-
-def _datasets(h5py: Any, group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """All arrays below a group with their paths; links out of the file are refused."""
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{path}{name} is a link")
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            yield path + name, item
-        elif path.count("/") < 6:
-            yield from _datasets(h5py, item, f"{path}{name}/")
-
-
-def _array(data: Any, size: int) -> Tensor:
-    """A float array that lies in the file as it is: nothing compressed, nothing elsewhere."""
-    if data.is_virtual or data.external or data.chunks or data.dtype != np.float32 or data.nbytes > size:
-        raise ValueError(f"{data.name} is not plain float32 within the file")
-    return torch.from_numpy(np.array(data))
 
 
 # --- what the layers are --------------------------------------------------------------------------------------------
@@ -180,6 +172,8 @@ def _config(layers: dict[str, dict[str, Any]], path: Path) -> Seq2SeqConfig:
     if n_target != embeds[1][0]:
         raise FileError(f"{path}: {n_target} outputs and {embeds[1][0]} target embeddings; get the model again")
     length = layers["input_1"]["batch_input_shape"][1]
+    if type(length) is not int or not 0 < length <= _MAX_LENGTH:  # of every source, however short
+        raise FileError(f"{path}: its sources have {length!r:.50} places, at most {_MAX_LENGTH}; get the model again")
     cell = LSTMConfig()
     return Seq2SeqConfig(
         d_model=units,

@@ -1,7 +1,8 @@
 """The plain data in a foreign pickle, read without unpickling it: nothing in the file is imported, called or built.
 
 A pickle is a program for a small machine. Here only the instructions that write down plain data are carried out; what
-others would make is an opaque mark.
+others would make is an opaque mark. A list may stand in itself, or twice in each of fifty others: what is returned is a
+tree of bounded depth, so that whoever compares, hashes or prints it takes no more time than the file has bytes.
 """
 
 import pickletools
@@ -11,6 +12,8 @@ from typing import Any, Final, final
 from qkv.errors import FileError
 
 MAX_BYTES: Final = 1 << 26
+MAX_INSTRUCTIONS: Final = 1 << 19  # about a second
+MAX_DEPTH: Final = 8  # of dicts, lists and tuples in one another
 
 
 @final
@@ -37,7 +40,9 @@ def read_plain(path: Path) -> dict[str, Any]:
             raise FileError(
                 f"{path}: has {path.stat().st_size} bytes, more than {MAX_BYTES}; give the model's own file"
             )
-        found = _run(path.read_bytes())
+        data = path.read_bytes()
+        found = _run(data)
+        _check_tree(found, len(data))
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -51,8 +56,10 @@ def read_plain(path: Path) -> dict[str, Any]:
 def _run(data: bytes) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
-    for op, argument, _ in pickletools.genops(data):
+    for n, (op, argument, _) in enumerate(pickletools.genops(data)):
         name = op.name
+        if n > MAX_INSTRUCTIONS:
+            raise ValueError(f"more than {MAX_INSTRUCTIONS} instructions")
         if name in _VALUES:
             stack.append(_CONSTANTS.get(name, argument))
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -84,6 +91,8 @@ def _act(name: str, stack: list[Any]) -> None:
         stack[-1 - _depth(stack)].extend(_to_mark(stack))
     elif name == "SETITEMS":
         items = _to_mark(stack)
+        if not all(key is None or isinstance(key, str | int | float) for key in items[::2]):  # a tuple may be huge
+            raise ValueError("a key is no text and no number")
         stack[-1].update(zip(items[::2], items[1::2], strict=True))
     elif name == "GLOBAL":
         stack.append(_OPAQUE)
@@ -97,7 +106,10 @@ def _act(name: str, stack: list[Any]) -> None:
 
 def _depth(stack: list[Any]) -> int:
     """Items above and with the last mark."""
-    return next(i for i, item in enumerate(reversed(stack), start=1) if item is _MARK)
+    for i, item in enumerate(reversed(stack), start=1):
+        if item is _MARK:
+            return i
+    raise ValueError("a mark is missing")
 
 
 def _to_mark(stack: list[Any]) -> list[Any]:
@@ -106,3 +118,19 @@ def _to_mark(stack: list[Any]) -> list[Any]:
     items = stack[len(stack) - n + 1 :]
     del stack[len(stack) - n :]
     return items
+
+
+def _check_tree(found: Any, at_most: int) -> None:
+    """Raise a `ValueError` where it is deeper than `MAX_DEPTH`, or has more values than `at_most`."""
+    level, n = [found], 0
+    for _ in range(MAX_DEPTH):
+        held: list[Any] = []
+        for value in level:
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            n += len(inner)
+            if n > at_most:
+                raise ValueError("a part of it stands in too many places")
+            held += inner
+        level = held
+    if level:
+        raise ValueError(f"more than {MAX_DEPTH} levels of lists")

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
 
 _MOST = 2 * 10**9  # parameters of a model that is built for a check
@@ -14,25 +15,25 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     Exit code 1 where one is broken.
 
     Args:
-        model: A run folder, a Hugging Face folder; or a preset, a config or a recipe, with fresh weights.
+        model: A run or a Hugging Face folder; or a preset, a config or a recipe, with fresh weights; also of pairs.
         dtype: Type of the weights.
         seed: Of fresh weights.
     """
     import torch
 
-    from qkv.api import load_language_model
     from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
     from qkv.config import expand_home
-    from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
+    from qkv.loading import load
 
     if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
-        built = load_language_model(model, dtype=getattr(torch, dtype)).model
+        built = load(model, dtype=getattr(torch, dtype)).model
     else:
         config = _closed(find_config(model))
-        n = summary(config).parameters
+        with torch.device("meta"):
+            n = sum(p.numel() for p in config.build().parameters())
         if n > _MOST:
             raise ConfigError(
                 f"{model} has {n:,} parameters; check one of at most {_MOST:,}, with fewer or narrower blocks"
@@ -44,12 +45,16 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     return 0 if report.holds else 1
 
 
-def _closed(config: "TransformerConfig") -> "TransformerConfig":
+def _closed(config: "TransformerConfig | PairModelConfig") -> "TransformerConfig | PairModelConfig":
     """The config with sizes that a tokenizer or the data would set."""
     from dataclasses import replace
 
+    from qkv.models.pairs import PairModelConfig
     from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 
+    if isinstance(config, PairModelConfig):
+        source, target = config.vocabularies
+        return config.with_vocabularies(source or target or 256, target or source or 256, shared=source == target)
     match config.embed:
         case TokenEmbedderConfig(vocab_size=None):
             return replace(config, embed=replace(config.embed, vocab_size=256))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
@@ -23,7 +24,7 @@ def show(
 
     Args:
         model: A preset's name, a run, a Hugging Face folder, a GGUF file, a name that `qkv pull` knows, or a YAML file
-            with a model's config or a recipe.
+            with a model's config or a recipe; of language models or of pairs.
         context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
         dtype: Type of the weights and of the cache.
         kernels: Say instead which kernel of attention runs in which layer, and why nothing faster.
@@ -38,8 +39,16 @@ def show(
     from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
+    from qkv.models.pairs import PairModelConfig
 
     config = find_config(model)
+    if isinstance(config, PairModelConfig):
+        from qkv.cli.pairs import show_pairs
+
+        for name, given in (("--kernels", kernels), ("--context", context is not None)):
+            if given:
+                raise ConfigError(f"{name} is for language models and {model} is a model of pairs; leave it out")
+        return show_pairs(Path(model).name, config, expand_home(model), getattr(torch, dtype))
     if kernels:
         from qkv.cli.kernels import kernels as table_of_kernels
 
@@ -56,7 +65,7 @@ def show(
         console.print("\n".join(certificate_lines(found)), markup=False)
 
 
-def find_config(model: str) -> "TransformerConfig":
+def find_config(model: str) -> "TransformerConfig | PairModelConfig":
     """The config that a name or path stands for.
 
     Raises:
@@ -67,27 +76,30 @@ def find_config(model: str) -> "TransformerConfig":
     from qkv.checkpoints.gguf import open_gguf
     from qkv.checkpoints.named import NAMED, pull
     from qkv.config import expand_home
-    from qkv.errors import ConfigError
     from qkv.presets import preset
-    from qkv.translator import is_translator
+    from qkv.presets.translators import PAIR_PRESETS
+    from qkv.translator import is_translator, load_translator
 
+    if model in PAIR_PRESETS and not Path(model).exists():
+        return PAIR_PRESETS[model]()
     path = pull(model) if model in NAMED else expand_home(model)
     if path.suffix == ".gguf":
         return open_gguf(path).config
     if path.is_dir():
-        if is_translator(path):
-            raise ConfigError(f"{model} is a model of pairs, which cannot be drawn yet; try qkv inspect {model} TEXT")
         recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
-        return _read(recipe) if recipe.is_file() else load_language_model(path).config
+        if recipe.is_file():
+            return _read(recipe)
+        return load_translator(path).model.config if is_translator(path) else load_language_model(path).config
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return _read(path)
     return preset(model)
 
 
-def _read(path: Path) -> "TransformerConfig":
+def _read(path: Path) -> "TransformerConfig | PairModelConfig":
     from qkv.api import load_language_model
     from qkv.config import read_yaml
     from qkv.errors import ConfigError
+    from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
     from qkv.training.recipe import StartConfig, expand_preset
 
@@ -99,6 +111,9 @@ def _read(path: Path) -> "TransformerConfig":
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)
-        return TransformerConfig.from_dict(recipe["model"], path="model" if "model" in data else "")
+        kind = recipe["model"].get("type") if isinstance(recipe["model"], dict) else None
+        of_pairs = kind in {cls.tag() for cls in PairModelConfig.__subclasses__()}
+        cls = PairModelConfig if of_pairs else TransformerConfig
+        return cls.from_dict(recipe["model"], path="model" if "model" in data else "")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -2,7 +2,7 @@
 
 from qkv.laws.check import Report, Verdict, assert_laws, check
 from qkv.laws.laws import LAWS, Law, Pair, Run
-from qkv.laws.subject import ModelSubject, ModuleSubject, Subject
+from qkv.laws.subject import ModelSubject, ModuleSubject, PairSubject, Subject
 
 __all__ = [
     "LAWS",
@@ -10,6 +10,7 @@ __all__ = [
     "ModelSubject",
     "ModuleSubject",
     "Pair",
+    "PairSubject",
     "Report",
     "Run",
     "Subject",

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from qkv.laws.laws import LAWS, Law, Pair, Run
-from qkv.laws.subject import ModelSubject, ModuleSubject, Subject
+from qkv.laws.subject import ModelSubject, ModuleSubject, PairSubject, Subject
+from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 
@@ -74,7 +75,7 @@ def check(subject: Subject | nn.Module, **how: Any) -> Report:
     """Ask a model about every law that applies to it.
 
     Args:
-        subject: A `Transformer` of ours, a `Subject`, or any module.
+        subject: A `Transformer` or `PairModel` of ours, a `Subject`, or any module.
         how: For any module, how it is called: the keywords of `ModuleSubject`.
 
     Raises:
@@ -104,6 +105,8 @@ def as_subject(subject: Subject | nn.Module, **how: Any) -> Subject:
     """What can be checked."""
     if isinstance(subject, Subject):
         return subject
+    if isinstance(subject, PairModel):
+        return PairSubject(subject)
     return ModelSubject(subject) if isinstance(subject, Transformer) else ModuleSubject(subject, **how)
 
 
@@ -163,10 +166,10 @@ def _first_layer(module: nn.Module, pair: Pair, tolerance: float) -> str | None:
         if theirs is None:
             continue
         try:
-            difference = _difference(pair.a.at(ours), pair.b.at(theirs))
+            a, b = pair.a.at(ours), pair.b.at(theirs)
         except (IndexError, RuntimeError):  # no outputs (B, T, …)
             continue
-        if not difference <= tolerance:
+        if a.shape == b.shape and not _difference(a, b) <= tolerance:  # another shape: of a source, padded in one
             return name
     return None
 

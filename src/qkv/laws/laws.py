@@ -160,6 +160,22 @@ def _cache(subject: Subject) -> Iterator[Pair]:
         yield Pair(whole, Run(lambda cuts=tuple(cuts): subject.steps(x, cuts), _everything))
 
 
+def _alignment(subject: Subject) -> Iterator[Pair]:
+    """Sums over all places and over the tokens among them, both 1."""
+    n = _length(subject)
+    lengths, x = [n, n // 2, 1], subject.draw(3, n, seed=12)
+    valid = Tokens.padded(lengths, n).valid
+
+    def sums(*, tokens: bool) -> Tensor:
+        weights, there = subject.aligned(x, lengths)
+        return (weights * there[:, None] if tokens else weights).sum(-1, keepdim=True)
+
+    real = lambda y: y[valid]  # noqa: E731
+    ones = Run(lambda: torch.ones_like(sums(tokens=False)), real)
+    yield Pair(ones, Run(lambda: sums(tokens=False), real))
+    yield Pair(ones, Run(lambda: sums(tokens=True), real))
+
+
 def _dropout(subject: Subject) -> Iterator[Pair]:
     x = subject.draw(2, _length(subject), seed=11)
     run = Run(lambda: subject.run(x), _everything)
@@ -177,4 +193,5 @@ LAWS: tuple[Law, ...] = (
     Law("packing", "A document beside others is the document alone.", frozenset({"packed"}), _packing),
     Law("neighbours", "What is in a document changes nothing in the next.", frozenset({"packed"}), _neighbours),
     Law("cache", "Reading in pieces with a cache is reading at once.", frozenset({"steps"}), _cache),
+    Law("alignment", "Weights over a source sum to 1; padding has none.", frozenset({"aligned"}), _alignment),
 )

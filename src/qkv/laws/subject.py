@@ -9,6 +9,8 @@ from torch import nn
 
 from qkv.errors import ConfigError
 from qkv.masks import sees_ahead
+from qkv.models.pairs import Pair, PairModel
+from qkv.models.seq2seq import FixedVectorConfig, Seq2SeqConfig
 from qkv.models.transformer import Transformer
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.shapes import Tensor
@@ -25,7 +27,7 @@ class Subject(ABC):
     Attributes:
         module: The module, in evaluation mode while a law looks at it.
         causal: Whether a token must not see what comes after it.
-        can: What it can be asked for besides plain batches: "padded", "packed", "steps".
+        can: What it can be asked for besides plain batches: "padded", "packed", "steps", "aligned".
         longest: Tokens of the longest input; None: any.
     """
 
@@ -57,6 +59,10 @@ class Subject(ABC):
     @abstractmethod
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         """Read in pieces that end at `cuts`, with a cache; the outputs side by side."""
+
+    def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The weights (B, T, S) with which padded rows look at a source, and whether each of its places is a token."""
+        raise NotImplementedError
 
 
 @final
@@ -108,6 +114,85 @@ class ModelSubject(Subject):
         cache = self.model.make_cache(inputs.shape[0], inputs.shape[1])
         starts = [0, *cuts[:-1]]
         return torch.cat([self.model(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
+
+
+@final
+class PairSubject(Subject):
+    """A model of pairs of qkv: the inputs are targets, and every one has the same source.
+
+    Where targets are padded, so is the source, on the same side and with the same poison; where several are packed, so
+    are as many sources.
+    """
+
+    def __init__(self, model: PairModel) -> None:
+        n_source, n_target = model.config.vocabularies
+        self.module = self.model = model
+        self.causal, self.longest = True, model.config.longest
+        self.can = frozenset({"padded", "packed", "steps"} | ({"aligned"} if _looks_at_tokens(model) else set()))
+        self._draw = _Ids(n_target or 1)
+        n = _SOURCE if self.longest is None else min(_SOURCE, self.longest)
+        self._source = _Ids(n_source or 1).draw(1, n, seed=100)
+
+    def draw(self, batch: int, length: int, seed: int) -> Tensor:
+        """See `Subject`."""
+        return self._draw.draw(batch, length, seed)
+
+    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
+        """See `Subject`: an id that is none."""
+        return inputs.masked_fill(~valid, _POISON)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """See `Subject`."""
+        source = self._source.expand(len(inputs), -1)
+        return self.model(Pair(source, Tokens.full(*source.shape), inputs))
+
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
+        """See `Subject`."""
+        fill = _POISON if bool((inputs == _POISON).any()) else 0
+        source, there = self._padded_sources(len(inputs), side, fill)
+        return self.model(Pair(source, there, inputs), Tokens.padded(lengths, inputs.shape[1], side=side))
+
+    def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
+        """See `Subject`."""
+        n = self._source.shape[1]
+        sources = self._source.repeat(len(inputs), max(map(len, lengths)))
+        there = Tokens.packed([[n] * len(row) for row in lengths], sources.shape[1])
+        return self.model(Pair(sources, there, inputs), Tokens.packed(lengths, inputs.shape[1]))
+
+    def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
+        """See `Subject`: as a search does, token by token."""
+        source, there = self._padded_sources(len(inputs), "right", 0)
+        decoding = self.model.start(source, there, capacity=cuts[-1])
+        return torch.stack([decoding.advance(ids) for ids in inputs[:, : cuts[-1]].unbind(1)], dim=1)
+
+    def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See `Subject`: the sources are of different lengths."""
+        n = self._source.shape[1]
+        source = self._source.expand(len(inputs), -1)
+        there = Tokens.padded([max(1, n - 2 * row) for row in range(len(inputs))], n)
+        weights = self.model.align(Pair(source, there, inputs), Tokens.padded(lengths, inputs.shape[1]))
+        return weights, there.valid
+
+    def _padded_sources(self, batch: int, side: Literal["left", "right"], fill: int) -> tuple[Tensor, Tokens]:
+        n = self._source.shape[1]
+        padding = self._source.new_full((batch, _PADDING), fill)
+        parts = [self._source.expand(batch, -1), padding]
+        return torch.cat(parts if side == "right" else parts[::-1], 1), Tokens.padded(
+            [n] * batch, n + _PADDING, side=side
+        )
+
+
+_SOURCE, _PADDING, _POISON = 7, 3, -7
+
+
+def _looks_at_tokens(model: PairModel) -> bool:
+    """Whether it has attention, over tokens alone."""
+    match model.config:
+        case Seq2SeqConfig(decoder=FixedVectorConfig()):
+            return False
+        case Seq2SeqConfig(encoder=encoder):
+            return encoder.rests is None
+    return True
 
 
 @final

@@ -1,1 +1,5 @@
-"""Whole models, made of the parts in `qkv.nn`."""
+"""Models: the Transformer, models of pairs, and initialisation. Imported as `qkv.nn` imports its parts."""
+
+from qkv.models import encoder_decoder, seq2seq, transformer
+
+__all__ = ["encoder_decoder", "seq2seq", "transformer"]

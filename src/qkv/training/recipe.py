@@ -266,13 +266,15 @@ class RecipeConfig(Config):
         pairs = isinstance(self.data, PairDataConfig)
         if self.start is not None and pairs:
             raise ConfigError("start is for language models and the data are pairs; leave start out, and give a model")
+        if self.adapter is not None and pairs:
+            raise ConfigError("adapter is for language models and the data are pairs; leave adapter out")
         if self.model is not None and pairs != isinstance(self.model, PairModelConfig):
             needed = "a model of pairs, such as bahdanau" if pairs else "a Transformer"
             raise ConfigError(
                 f"the data are {self.data.tag()} and model is {self.model.tag()}; give {needed}, or other data"
             )
         if self.checkpoint_blocks and pairs:
-            raise ConfigError("checkpoint_blocks is not there for models of pairs; leave it out")
+            raise ConfigError("checkpoint_blocks is for language models and the data are pairs; leave it out")
 
     def resolved(self, dataset: Dataset | PairDataset, base: TransformerConfig | None = None) -> "RecipeConfig":
         """The same recipe with the sizes that only the data and `start` know, and with absolute paths.

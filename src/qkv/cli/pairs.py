@@ -1,0 +1,73 @@
+"""A model of pairs, shown: what it is, its tokenizers, and its weights part by part."""
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from qkv.cli.drawing import size_in_bytes
+from qkv.data import Tokenizer
+from qkv.models.encoder_decoder import EncoderDecoderConfig
+from qkv.models.pairs import PairModelConfig
+from qkv.models.seq2seq import Seq2SeqConfig
+from qkv.translator import SOURCE, TARGET
+
+_OPEN = 256  # tokens of a vocabulary that only the data know
+
+
+def show_pairs(name: str, config: PairModelConfig, folder: Path, dtype: torch.dtype) -> None:
+    """Print what the model is, which tokenizers stand in the folder, and a table of its weights."""
+    source, target = config.vocabularies
+    config = config.with_vocabularies(source or target or _OPEN, target or source or _OPEN, shared=source == target)
+    with torch.device("meta"):
+        model = config.build()
+    n = sum(p.numel() for p in model.parameters())
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{name}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}", f"\n{describe(config)}"
+    )
+    for side, size in ((SOURCE, source), (TARGET, target)):
+        file = folder / side / "tokenizer.json"
+        has = f"{Tokenizer.load(file).vocab_size:,} tokens, {file}" if file.is_file() else f"{size or 0:,} tokens"
+        console.print(f"{side}: {has if size else f'set by the data; counted as {_OPEN} tokens'}", markup=False)
+    if config.longest is not None:
+        console.print(f"a text has at most {config.longest:,} tokens")
+    console.print(_table(model, n))
+
+
+def describe(config: PairModelConfig) -> str:
+    """What kind of model it is, in a sentence."""
+    match config:
+        case Seq2SeqConfig(encoder=encoder, decoder=decoder):
+            reads = f"{encoder.layers} × {encoder.cell.tag()} in both directions"
+            return f"a recurrent translator: reads with {reads}, writes with {decoder.layers} × {decoder.tag()}"
+        case EncoderDecoderConfig(d_model=width):
+            return f"a Transformer of pairs, {width:,} wide: an encoder reads, a decoder writes and attends to it"
+    return config.tag()
+
+
+def _table(model: torch.nn.Module, n: int) -> Table:
+    """The weights with their shapes; those of blocks that are alike in one line."""
+    made = Table(box=box.SIMPLE_HEAD, header_style="bold", show_footer=True, footer_style="bold", pad_edge=False)
+    made.add_column("part", "total", no_wrap=True)
+    made.add_column("shape")
+    made.add_column("parameters", f"{n:,}", justify="right")
+    made.add_column("share", justify="right")
+    for part, child in model.named_children():
+        size = sum(p.numel() for p in child.parameters())
+        if not size:
+            continue
+        made.add_row(part, "", f"{size:,}", f"{100 * size / n:.1f} %")
+        names = ((name.replace("sublayers.", ""), tuple(p.shape)) for name, p in child.named_parameters())
+        alike = Counter((re.sub(r"\b\d+\b", "*", name), shape) for name, shape in names)
+        for (name, shape), copies in alike.items():
+            label = f"  {copies} × {name}" if copies > 1 else f"  {name}"
+            numbers = copies * math.prod(shape)
+            share = f"{100 * numbers / n:.1f} %"
+            made.add_row(label, " × ".join(map(str, shape)), f"{numbers:,}", share, style="dim")
+    return made
