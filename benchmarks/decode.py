@@ -174,7 +174,7 @@ def work(name: str, path: Path) -> None:
 
 
 def peak_memory() -> int:
-    """The most that this process had in memory, in bytes; `ru_maxrss` would be that of the parent, where it was more."""
+    """The most that this process had in memory, in bytes. `ru_maxrss` would be the parent's, where that was more."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from qkv.errors import ConfigError
 from qkv.masks import sees_ahead
+from qkv.models.decoders import FixedVectorConfig
 from qkv.models.pairs import Pair, PairModel
-from qkv.models.seq2seq import FixedVectorConfig, Seq2SeqConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.models.transformer import Transformer
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.shapes import Tensor
