@@ -42,17 +42,15 @@ SPANS = ((1, 4), (5, 10), (10, 20), (20, 40), (40, 60))
 
 
 def trained(recipe: RecipeConfig, seconds: float) -> tuple[Translator, dict[str, Any], list[tuple[str, str]]]:
-    """A model after so many seconds of updates; its schedule is laid out from the speed of the first ones."""
+    """A model after so many seconds of updates; the clock is what its schedule goes by, whatever a step takes."""
     dataset = prepare_pairs(recipe.data)
     trainer = Trainer(recipe.resolved(dataset), dataset)
-    began, probe = time.monotonic(), 20
-    for _ in range(probe):
+    began, spent = time.monotonic(), 0.0
+    while spent < seconds:
+        steps = max(trainer.step + 1, int(trainer.step * seconds / spent) if spent else 0)
+        trainer.recipe = dataclasses.replace(trainer.recipe, steps=steps)
         trainer.update()
-    steps = max(2 * probe, int(seconds * probe / (time.monotonic() - began)))
-    trainer.recipe = dataclasses.replace(trainer.recipe, steps=steps)
-    while trainer.step < steps and time.monotonic() - began < 1.5 * seconds:
-        trainer.update()
-    spent = time.monotonic() - began
+        spent = time.monotonic() - began
     tokens = dataset.tokenizer
     end = tokens.target.end_of_text
     translator = Translator(trainer.model.eval(), tokens.source, tokens.target, end, end, recipe.context)

@@ -21,11 +21,16 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (REFERENCE,
 ORDER = {
     "plain": ("sdpa", "tiled", "reference"),
     "documents": ("documents", "tiled", "sdpa", "reference"),
+    "short": ("sdpa", "documents", "tiled", "reference"),
     "small": ("sdpa", "tiled", "reference"),
     "large": ("tiled", "sdpa", "reference"),
 }
 """Backends from the fastest to the slowest, as `benchmarks/attention.py` measured them, for each kind of mask: nothing
-but causal or full rows; whole documents side by side; anything else on a small square, and on a large one."""
+but causal or full rows; whole documents side by side, in rows of some length and in short ones; anything else on a
+small square, and on a large one."""
+SHORT = 64
+"""In padded rows of up to so many tokens a mask costs less than taking the documents apart: two to six times less with 12
+to 64 tokens; from 128 on it costs more, and more with each."""
 
 _log: list[str] | None = None
 
@@ -69,7 +74,7 @@ def choose(problem: Problem) -> Choice:
 
 def _kind(p: Problem) -> str:
     if p.mask.documents is not None:
-        return "documents"
+        return "short" if p.q.shape[2] <= SHORT else "documents"
     if p.mask.plain and p.bias is None:
         return "plain"
     return "small" if p.mask.allow is not None else "large"
