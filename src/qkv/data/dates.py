@@ -121,7 +121,7 @@ def fields_looked_at(weights: Float[Tensor, "T S"], source: str, target: str) ->
     places = fields_of(source, target)
 
     def most(digits: slice) -> Field:
-        mass = {field: weights[digits, place].sum().item() for field, place in places.items()}
+        mass: dict[Field, float] = {field: weights[digits, place].sum().item() for field, place in places.items()}
         return max(mass, key=mass.__getitem__)
 
     return {field: most(digits) for field, digits in _DIGITS.items()}
