@@ -77,8 +77,8 @@ def test_it_keeps_the_laws(run, capsys):
     assert "alignment" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", PAIR_PRESETS)
-def test_presets_are_shown(name, capsys):
+@pytest.mark.parametrize("name", [*PAIR_PRESETS, "dates", "phonemes"])
+def test_presets_and_recipes_are_shown(name, capsys):
     assert main(["show", name]) == 0
     assert "set by the data" in capsys.readouterr().out
 

@@ -23,8 +23,8 @@ def show(
     """Draw a model, and count what it costs.
 
     Args:
-        model: A preset's name, a run, a Hugging Face folder, a GGUF file, a name that `qkv pull` knows, or a YAML file
-            with a model's config or a recipe; of language models or of pairs.
+        model: A preset's or a recipe's name, a run, a Hugging Face folder, a GGUF file, a name that `qkv pull` knows,
+            or a YAML file with a model's config or a recipe; of language models or of pairs.
         context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
         dtype: Type of the weights and of the cache.
         kernels: Say instead which kernel of attention runs in which layer, and why nothing faster.
@@ -78,6 +78,7 @@ def find_config(model: str) -> "TransformerConfig | PairModelConfig":
     from qkv.config import expand_home
     from qkv.presets import preset
     from qkv.presets.translators import PAIR_PRESETS
+    from qkv.training.recipe import built_in_recipe
     from qkv.translator import is_translator, load_translator
 
     if model in PAIR_PRESETS and not Path(model).exists():
@@ -92,7 +93,8 @@ def find_config(model: str) -> "TransformerConfig | PairModelConfig":
         return load_translator(path).model.config if is_translator(path) else load_language_model(path).config
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return _read(path)
-    return preset(model)
+    recipe = built_in_recipe(model)
+    return preset(model) if recipe is None else _read(recipe)
 
 
 def _read(path: Path) -> "TransformerConfig | PairModelConfig":

@@ -409,12 +409,17 @@ def _absolute_path(path: str) -> str:
 _BUILT_IN = Path(__file__).parent.parent / "recipes"
 
 
+def built_in_recipe(name: str) -> Path | None:
+    """The file of a recipe that comes with qkv, such as `shakespeare`; None: there is none of that name."""
+    return {file.stem: file for file in _BUILT_IN.glob("*.yaml")}.get(name)
+
+
 def _find(path: Path) -> Path:
     """The file itself, or that of a recipe that comes with qkv."""
-    known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
-    if not path.exists() and str(path) in known:
-        return _BUILT_IN / f"{path}.yaml"
+    if not path.exists() and (found := built_in_recipe(str(path))):
+        return found
     if not path.exists():
+        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
         raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
     return path
 

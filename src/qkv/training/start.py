@@ -8,6 +8,7 @@ from typing import Any
 from qkv.api import Loaded, load_language_model
 from qkv.data import Dataset, PairDataConfig, PairDataset, prepare, prepare_pairs
 from qkv.errors import ConfigError
+from qkv.nn.quantised import Packed
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig, read_recipe
 from qkv.training.run import RECIPE, Run, default_out, require_free
@@ -56,6 +57,11 @@ def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Lo
         dataset = prepare(config.data)
         return config.resolved(dataset), dataset, None
     base = load_language_model(config.start.path)
+    if any(isinstance(part, Packed) for part in base.model.modules()):
+        raise ConfigError(
+            f"start.path={config.start.path}: its weights are packed, and only plain ones can be trained on; "
+            f"`qkv convert {config.start.path} FOLDER --to hf`, and start from FOLDER"
+        )
     dataset = prepare(config.data, base.tokenizer)
     return config.resolved(dataset, base.config), dataset, base
 

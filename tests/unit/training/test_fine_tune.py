@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import qkv
+import qkv.api
 import qkv.cli
 from qkv.checkpoints import digest, read_tensors, write_tensors
 from qkv.config import dump_yaml, read_yaml
@@ -340,6 +341,14 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
     refused(r"no slice 'k'|targets", adapter={"targets": []})
     (base / "tokenizer.json").unlink()
     refused(r"the source Files is text, but there is no tokenizer")
+
+
+def test_packed_weights_are_refused(tmp_path, base, monkeypatch):
+    monkeypatch.setattr("qkv.training.start.load", lambda path: qkv.api.load(path, quantize="int8"))
+    with pytest.raises(
+        ConfigError, match=r"its weights are packed, .*; `qkv convert .* --to hf`, and start from FOLDER"
+    ):
+        train(write_fine_tune(base), out=tmp_path / "run")
 
 
 def test_frozen_weights_are_not_copied(base):
