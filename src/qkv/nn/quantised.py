@@ -90,7 +90,9 @@ class Int4Linear(Packed):
         self._hold(*int4.pack(codes, scale, zero))
 
     @classmethod
-    def of_parts(cls, parts: Iterable[Groups], out_features: int, in_features: int, bias: Tensor | None) -> "Int4Linear":
+    def of_parts(
+        cls, parts: Iterable[Groups], out_features: int, in_features: int, bias: Tensor | None
+    ) -> "Int4Linear":
         """The same from codes, scales and zeros of some rows at a time, as `qkv.ops.int4.parts_of` cuts them."""
         made = cls.__new__(cls)
         Packed.__init__(made, out_features, in_features, bias)
