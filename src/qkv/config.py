@@ -50,19 +50,19 @@ class Config:
         return {"type": self.tag()} | {f.name: _encode(getattr(self, f.name)) for f in _fields(type(self))}
 
     @classmethod
-    def from_dict(cls: type[T], data: Mapping[str, Any], *, path: str = "") -> T:
+    def from_dict(cls: type[T], data: Any, *, path: str = "") -> T:
         """Rebuild a config.
 
         Args:
-            data: What `to_dict` returned, or what a person wrote. Fields with a default may be left out.
+            data: A mapping, as `to_dict` returned it or a person wrote it. Fields with a default may be left out.
             path: Where `data` stands in the file; the beginning of every error message.
 
         Raises:
             ConfigError: An unknown key or type (with the nearest known name), a missing key, a value of a wrong type.
         """
-        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - files hold anything
+        if not isinstance(data, Mapping):
             raise ConfigError(f"{path or cls.tag()}: needs a mapping of keys to values, found {data!r}")
-        return typing.cast(T, _decode(dict(data), cls, path))
+        return typing.cast(T, _decode(dict(typing.cast(Mapping[str, Any], data)), cls, path))
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))

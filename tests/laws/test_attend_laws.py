@@ -11,6 +11,7 @@ from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
 from qkv.masks import Causal, Chunked, Full, Strided, Window
 from qkv.ops import attend, attention_weights, kernels_used
+from qkv.ops.attend import SHORT
 from qkv.tokens import Tokens
 from tolerances import FLOAT64
 
@@ -168,16 +169,19 @@ def test_documents_passes_gradcheck_and_opcheck():
 
 
 def test_the_choice_of_kernel():
-    """Plain causal is a flag, packed is per document, and neither is the quadratic kernel (law 7)."""
+    """Plain causal is a flag, packed is per document unless short, and neither is the quadratic kernel (law 7)."""
     q, k, v = draw()
     full, packed = Tokens.full(2, 5), Tokens.packed([[2, 3], [5]])
+    long = Tokens.packed([[30, SHORT + 1 - 30]])
+    x = torch.randn(1, 2, SHORT + 1, 8)
     with kernels_used() as names:
         attend(q, k, v, mask=Causal())
         attend(q, k, v, mask=lower(Causal(), full, full))
         attend(q, k, v, mask=lower(Causal(), packed, packed))
         attend(q, k, v, mask=lower(Causal() & Window(size=2), packed, packed))
         attend(q, k, v, mask=lower(Causal(), packed, packed), dropout=0.5)
-    assert names == ["sdpa:flash", "sdpa:flash", "documents", "sdpa:flash", "sdpa:math"]
+        attend(x, x, x, mask=lower(Causal(), long, long))
+    assert names == ["sdpa:flash", "sdpa:flash", "sdpa:flash", "sdpa:flash", "sdpa:math", "documents"]
     assert lower(Causal(), full, full) == LoweredMask(causal=True)
     assert lower(Causal(), packed, packed).allow is None
 
