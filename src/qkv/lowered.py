@@ -8,6 +8,8 @@ from qkv.masks import Causal, Full, Mask, Rule, places
 from qkv.shapes import Bool, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
+_CAUSAL, _FULL = Causal(), Full()  # made here: a compiler cannot trace the making of a config
+
 
 @dataclass(frozen=True)
 class LoweredMask:
@@ -59,11 +61,11 @@ class LoweredMask:
         assert self.allow is None
         k = _standing(n_keys, self.documents, device)
         if n_queries == n_keys:
-            return Rule(Causal() if self.causal else Full(), k, k)
+            return Rule(_CAUSAL if self.causal else _FULL, k, k)
         # Nothing is masked; but a bias asks where they stand. Queries are the last tokens, as everywhere.
         q = _standing(n_queries, None, device)
         q[:2] += n_keys - n_queries
-        return Rule(Full(), q, k)
+        return Rule(_FULL, q, k)
 
     def padding(self) -> tuple[Bool[Tensor, "B T"] | None, Bool[Tensor, "B S"] | None]:
         """False at padded queries, and at padded keys; None where there are none."""
