@@ -344,7 +344,9 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
 
 
 def test_packed_weights_are_refused(tmp_path, base, monkeypatch):
-    monkeypatch.setattr("qkv.training.start.load_language_model", lambda path: qkv.api.load_language_model(path, quantize="int8"))
+    monkeypatch.setattr(
+        "qkv.training.start.load_language_model", lambda path: qkv.api.load_language_model(path, quantize="int8")
+    )
     with pytest.raises(
         ConfigError, match=r"its weights are packed, .*; `qkv convert .* --to hf`, and start from FOLDER"
     ):
