@@ -36,6 +36,7 @@ bench: setup  ## Compare with other libraries, in one run (about two hours; inst
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/short_rows.py
 	for peer in huggingface nano litgpt x_transformers; do $(BIN)/python benchmarks/train_step.py --peers qkv $$peer || exit 1; done
 	$(BIN)/python benchmarks/wall_time.py
 	$(BIN)/python benchmarks/decode.py

@@ -29,8 +29,8 @@ ORDER = {
 but causal or full rows; whole documents side by side, in rows of some length and in short ones; anything else on a
 small square, and on a large one."""
 SHORT = 64
-"""In padded rows of at most so many tokens a mask costs less than taking the documents apart: a half to a sixth with 12
-to 64 tokens. From 128 on it costs more."""
+"""In padded rows of at most so many tokens a mask costs less than taking the documents apart: a quarter with 16, two
+thirds with 64. From 128 on it costs more (`benchmarks/short_rows.py`)."""
 
 _log: list[str] | None = None
 
