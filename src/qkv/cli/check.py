@@ -32,8 +32,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
         built = load(model, dtype=getattr(torch, dtype)).model
     else:
         config = _closed(find_config(model))
-        with torch.device("meta"):
-            n = sum(p.numel() for p in config.build().parameters())
+        n = _size(config)
         if n > _MOST:
             raise ConfigError(
                 f"{model} has {n:,} parameters; check one of at most {_MOST:,}, with fewer or narrower blocks"
@@ -43,6 +42,19 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     report = ask(built.to(getattr(torch, dtype)))
     print(report)
     return 0 if report.holds else 1
+
+
+def _size(config: "TransformerConfig | PairModelConfig") -> int:
+    """Parameters; those of a stack without building it, however deep it is."""
+    import torch
+
+    from qkv.cost import summary
+    from qkv.models.transformer import TransformerConfig
+
+    if isinstance(config, TransformerConfig):
+        return summary(config).parameters
+    with torch.device("meta"):
+        return sum(p.numel() for p in config.build().parameters())
 
 
 def _closed(config: "TransformerConfig | PairModelConfig") -> "TransformerConfig | PairModelConfig":
