@@ -22,7 +22,7 @@ run: setup  ## Train a Transformer on Shakespeare and read what it writes (a few
 	$(BIN)/qkv train shakespeare
 
 test: setup  ## Run the tests: with every signature checked, then what is compiled without that
-	$(BIN)/python -m pytest -q --ignore=tests/compiled --jaxtyping-packages=qkv,typecheck.checked
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore=tests/compiled --jaxtyping-packages=qkv,typecheck.checked
 	$(BIN)/python -m pytest -q tests/compiled
 
 check: setup  ## Lint, types, floors

@@ -7,9 +7,10 @@
 `phonemes`: the recipe of that name with attention, without, and as a Transformer of about as many parameters, each
 trained for the same number of seconds; phoneme error rate and word accuracy on the held-out tenth, with 4 beams.
 
-`lengths`: English to French, with and without attention, each for the same number of seconds. Of the pairs of the zip
-(tab-separated, in `fra.txt`), short ones are also joined, several to a text, in training and in the test, so that there
-are texts of 5 to 60 words; BLEU by the words of the source. No sentence of the test is trained on.
+`lengths`: English to French, with and without attention, each for the same number of seconds. The pairs of the zip
+(tab-separated, in `fra.txt`) are short, so some are joined, several to a text, in training and in the test. Trained on:
+each sentence once, and texts of 10 to 60 words, as many words in each span of lengths. Tested by BLEU on others,
+by the words of the source. No sentence of the test is trained on.
 
 `dates`: the recipe of that name; exact matches of 1,000 held-out dates, and for how many of the fields of the output
 (year, month, day) the attention, summed over the digits of the field, lies most on that field of the input.
@@ -141,7 +142,9 @@ def lengths(arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = sentences(arguments.zip)
     draw.shuffle(pairs)
     test, train = pairs[: len(pairs) // 20], pairs[len(pairs) // 20 :]
-    texts = [pair for low, high in SPANS for pair in joined(train, arguments.train, low, high, draw)]
+    texts = list(train)
+    for low, high in SPANS[2:]:
+        texts += joined(train, 2 * arguments.words // (low + high), low, high, draw)
     tests = {span: joined(test, arguments.test, *span, draw) for span in SPANS}
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +159,7 @@ def lengths(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, model in (("with attention", bahdanau(256)), ("one fixed vector", fixed_vector(256))):
             recipe = RecipeConfig(
                 model=model, data=data, steps=10_000, context=121, batch_size=64, precision="float32",
-                optimizer=AdamWConfig(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01), schedule=WSDConfig(decay=0.4),
+                optimizer=AdamWConfig(lr=4e-3, betas=(0.9, 0.99), weight_decay=0.01), schedule=WSDConfig(decay=0.4),
             )  # fmt: skip
             translator, facts, _ = trained(recipe, arguments.seconds)
             scores = {}
@@ -207,7 +210,7 @@ def dates(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True)
-    for run, seconds, test in ((phonemes, 600, 11_394), (lengths, 900, 500), (dates, 30, 1000)):
+    for run, seconds, test in ((phonemes, 600, 11_394), (lengths, 1200, 500), (dates, 30, 1000)):
         verb = verbs.add_parser(run.__name__)
         verb.set_defaults(run=run)
         if run is phonemes:
@@ -215,7 +218,7 @@ def main() -> None:
         if run is lengths:
             verb.add_argument("zip", type=Path)
             verb.add_argument("--plot", type=Path)
-            verb.add_argument("--train", type=int, default=30_000, help="texts to train on in each span of lengths")
+            verb.add_argument("--words", type=int, default=300_000, help="to train on in each span of joined texts")
         verb.add_argument("--seconds", type=float, default=seconds, help="of training, for each model")
         verb.add_argument("--test", type=int, default=test, help="texts to measure on")
         verb.add_argument("--json", type=Path)

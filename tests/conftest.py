@@ -1,5 +1,10 @@
 """Settings of the whole suite."""
 
+import os
+
 import torch
 
-torch.set_num_threads(2)
+# A core for each worker: two threads in two workers would wait for each other.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(THREADS)
+os.environ["OMP_NUM_THREADS"] = str(THREADS)

@@ -4,7 +4,9 @@ import io
 import json
 import re
 
+import jiwer
 import pytest
+import sacrebleu
 
 import qkv
 from qkv.cli import main
@@ -114,7 +116,6 @@ def test_eval_of_what_was_held_out_and_of_a_file(run, capsys, tmp_path):
 
 
 def test_scores_are_those_of_sacrebleu(run, tmp_path):
-    sacrebleu = pytest.importorskip("sacrebleu")
     (tmp_path / "p.tsv").write_text("afk\tkfa\nbgm\tmgx\n")
     result = evaluate_pairs(run, tmp_path / "p.tsv", search=BeamConfig())
     texts = [qkv.load(run).translate(text) for text in ("afk", "bgm")]
@@ -125,7 +126,6 @@ def test_edit_distance():
     assert edit_distance("kitten", "sitting") == 3
     assert edit_distance([], [1, 2]) == edit_distance([1, 2], []) == 2
     assert edit_distance("abc", "abc") == 0
-    jiwer = pytest.importorskip("jiwer")
     a, b = "the cat sat on a mat", "a cat sat in the mat now"
     assert edit_distance(a.split(), b.split()) / 6 == jiwer.wer(a, b)
 

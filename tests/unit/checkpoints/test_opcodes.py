@@ -52,4 +52,4 @@ def test_hostile_ones_are_refused_at_once(tmp_path, content, message):
     start = time.process_time()
     with pytest.raises(FileError, match=message):
         read_plain(tmp_path / "x")
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 30  # the largest takes 1 to 3 s; what grows with its square would take hours
