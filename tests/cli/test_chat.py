@@ -28,10 +28,13 @@ def slowly(*arguments):
     return read(*arguments)
 module._read = slowly
 """
-DROPPED = SLOW.replace("    time.sleep(0.05)", """    try:
+DROPPED = SLOW.replace(
+    "    time.sleep(0.05)",
+    """    try:
         time.sleep(0.05)
     except KeyboardInterrupt:  # as C code may that calls into Python
-        pass""")
+        pass""",
+)
 
 
 @pytest.fixture(scope="module")
