@@ -25,7 +25,8 @@ def __getattr__(name: str) -> object:
         return list(_homes())
     if name not in _homes():
         raise AttributeError(f"module 'qkv' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_homes()[name]), name)
+    home = _homes()[name]
+    value = globals()[name] = import_module(f"qkv.{name}") if home == "qkv" else getattr(import_module(home), name)
     return value
 
 

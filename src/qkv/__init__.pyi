@@ -1,5 +1,6 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
+from qkv import laws as laws
 from qkv.api import export_adapter as export_adapter
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory

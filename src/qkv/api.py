@@ -57,12 +57,8 @@ def load_language_model(
         raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
     if is_translator(source):
         raise ConfigError(f"{source} is a model of pairs, which this is not for; use qkv translate, eval or inspect")
-    path = find(source)
-    if path.is_file():
-        elsewhere = torch.device(device).type != "cpu"
-        loaded = load_opened(open_gguf(path), torch.bfloat16 if dtype is None and elsewhere else dtype)
-    else:
-        loaded = _load_folder(path, allow_pickle, ())
+    elsewhere = torch.device(device).type != "cpu"  # where nothing is packed
+    loaded = _load(find(source), torch.bfloat16 if dtype is None and elsewhere else dtype, allow_pickle, ())
     loaded.model.to(device=device, dtype=dtype)
     if quantize is not None:
         if any(isinstance(part, Packed) for part in loaded.model.modules()):
@@ -123,8 +119,13 @@ def load_opened(opened: Opened, dtype: torch.dtype | None) -> Loaded:
     return loaded
 
 
+def _load(path: Path, dtype: torch.dtype | None, allow_pickle: bool, above: tuple[Path, ...]) -> Loaded:
+    """See `load_language_model`. `dtype`: of a GGUF file; `above`: the runs whose adapters sit on what is loaded."""
+    return load_opened(open_gguf(path), dtype) if path.is_file() else _load_folder(path, allow_pickle, above)
+
+
 def _load_folder(folder: Path, allow_pickle: bool, above: tuple[Path, ...]) -> Loaded:
-    """See `load_language_model`. `above`: the runs whose adapters sit on what is loaded."""
+    """See `_load`."""
     if (folder / _RECIPE).is_file():
         loaded = _load_run(folder, above)
     elif (folder / peft.CONFIG).is_file():
@@ -165,12 +166,11 @@ def _load_run(folder: Path, above: tuple[Path, ...]) -> Loaded:
 
 def _load_adapted(folder: Path, recipe: "_Recipe", checkpoint: Checkpoint, above: tuple[Path, ...]) -> Loaded:
     """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
-    above = (*above, folder.resolve())
-    start = expand_home(recipe.start)
-    if start.resolve() in above:
+    above, start = (*above, folder.resolve()), recipe.start
+    if expand_home(start).resolve() in above:
         raise FileError(f"{folder / _RECIPE}: its adapters sit on {start}, which sits on them; mend 'start'")
     try:
-        base = _load_folder(start, False, above)
+        base = _load(find(start), None, False, above)
     except FileError as error:
         raise FileError(f"{folder}: what its adapters sit on cannot be loaded: {error}") from None
     if checkpoint.state.get("base") != digest(base.model.state_dict()):

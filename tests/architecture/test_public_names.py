@@ -34,7 +34,7 @@ CONCRETE = sorted((cls for cls in CONFIGS if not inspect.isabstract(cls)), key=l
 def test_every_name_is_there():
     assert len(NAMES) == len(set(NAMES))
     for name in NAMES:
-        assert getattr(qkv, name).__name__ == name
+        assert getattr(qkv, name).__name__.removeprefix("qkv.") == name
     assert qkv.__version__
     assert set(NAMES) <= set(dir(qkv))
 
@@ -47,6 +47,10 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_import_does_not_import_torch():
     code = "import sys, qkv, qkv.errors; assert 'torch' not in sys.modules; qkv.attend; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_module_that_is_public_needs_no_import_of_its_own():
+    subprocess.run([sys.executable, "-c", "import qkv; qkv.laws.check"], check=True)
 
 
 def test_every_config_is_a_public_name():

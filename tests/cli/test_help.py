@@ -25,7 +25,7 @@ OPTIONS = {
     ],
     "check": ["--dtype", "--seed"],
     "convert": ["--certificate", "--dtype", "--no-certificate", "--to"],
-    "eval": ["--beams", "--json", "--length-penalty"],
+    "eval": ["--beams", "--conversations", "--field", "--json", "--length-penalty"],
     "generate": [
         "--batch-size",
         "--expand",

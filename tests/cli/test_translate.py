@@ -176,6 +176,7 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["translate", "RUN", "a", "--n-best", "2"], 2, "--n-best 2 must be from 1 to --beams 1"),
         (["translate", "no/such", "a"], 3, "is no translator"),
         (["eval", "RUN", "no.tsv"], 3, "no such file"),
+        (["eval", "RUN", "--conversations"], 2, "--conversations and --field are for language models"),
         (["show", "RUN", "--kernels"], 2, "--kernels is for language models and"),
         (["show", "RUN", "--context", "9"], 2, "is a model of pairs; leave it out"),
         (["inspect", "RUN", ""], 2, "text 1 is empty"),

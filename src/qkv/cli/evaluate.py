@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from qkv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qkv.data import ConversationsConfig, FilesConfig
 
 
 def evaluate(
@@ -16,6 +19,8 @@ def evaluate(
     *,
     beams: int = 1,
     length_penalty: float = 1.0,
+    conversations: bool = False,
+    field: str | None = None,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
     """Measure a trained model: its loss on a text, or its translations of pairs.
@@ -26,21 +31,35 @@ def evaluate(
             target in each line; by default the pairs that its run held out.
         beams: For pairs, as in translate.
         length_penalty: For pairs, as in translate.
+        conversations: The data are conversations in JSON Lines; what the assistant says is measured.
+        field: The key of the text in JSON Lines; by default "text".
         as_json: Print one line of JSON.
     """
     from qkv.translator import is_translator
 
     if is_translator(run):
+        if conversations or field is not None:
+            raise ConfigError("--conversations and --field are for language models; leave them out")
         _pairs(run, data, beams, length_penalty, as_json)
         return
     if data is None:
         raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
     if beams != 1 or length_penalty != 1:
         raise ConfigError("--beams and --length-penalty are for models of pairs; leave them out")
-    _text(run, data, as_json)
+    _loss(run, _source(data, conversations, field), as_json)
 
 
-def _text(run: Path, data: Path, as_json: bool) -> None:
+def _source(data: Path, conversations: bool, field: str | None) -> "FilesConfig | ConversationsConfig":
+    from qkv.data import ConversationsConfig, FilesConfig
+
+    if not conversations:
+        return FilesConfig(path=str(data)) if field is None else FilesConfig(path=str(data), field=field)
+    if field is not None:
+        raise ConfigError("--field names the key of a text, and --conversations reads no texts; leave one out")
+    return ConversationsConfig(path=str(data))
+
+
+def _loss(run: Path, data: "FilesConfig | ConversationsConfig", as_json: bool) -> None:
     from qkv.training import evaluate_run
 
     result = evaluate_run(run, data)

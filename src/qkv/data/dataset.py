@@ -100,12 +100,28 @@ class Split:
             ConfigError: The tokenizer has no end-of-text token, or does not know a character.
             FileError: There is no text.
         """
-        encoded = list(_encode(tokenizer, documents))
+        return cls._of(_encode(tokenizer, documents), "the documents hold no text; give files with text")
+
+    @classmethod
+    def from_conversations(cls, tokenizer: Tokenizer, conversations: Iterable[Example]) -> "Split":
+        """The same of conversations, in the words of the tokenizer's chat template.
+
+        Raises:
+            ConfigError: The tokenizer has no chat template, or it does not take such messages.
+            FileError: There is no conversation.
+        """
+        return cls._of(_encode_conversations(tokenizer, conversations), "there is no conversation; give files with one")
+
+    @classmethod
+    def _of(cls, documents: "Iterable[_Document]", nothing: str) -> "Split":
+        encoded = list(documents)
         if not encoded:
-            raise FileError("the documents hold no text; give files with text")
+            raise FileError(nothing)
+        offsets = np.cumsum([0, *(len(document.values) for document in encoded)])
         values = np.concatenate([document.values for document in encoded])
-        lengths = [len(document.values) for document in encoded]
-        return cls(values, np.cumsum([0, *lengths]), sum(document.n_bytes for document in encoded))
+        counted = [document.counted for document in encoded if document.counted is not None]
+        n_bytes = sum(document.n_bytes for document in encoded)
+        return cls(values, offsets, n_bytes, np.concatenate(counted) if counted else None)
 
 
 @final

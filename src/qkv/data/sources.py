@@ -212,7 +212,11 @@ def _json_lines(path: Path, field: str) -> Iterator[str]:
 def _json_text(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
         names = ", ".join(sorted(record)[:10])
-        raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; set `field`")
+        if "messages" in record or {"prompt", "response"} <= record.keys():
+            remedy = "it is a conversation: take the source Conversations, or eval --conversations"
+        else:
+            remedy = "set `field` (eval: --field)"
+        raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; {remedy}")
     if not isinstance(record[field], str):
         raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")
     try:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from qkv.api import load_language_model
-from qkv.data import Batch, Batches, FilesConfig, PairBatch, PairBatches, Split
+from qkv.data import Batch, Batches, ConversationsConfig, FilesConfig, PairBatch, PairBatches, Split
 from qkv.errors import ConfigError
 from qkv.models.pairs import Pair, PairModel
 from qkv.models.transformer import Transformer
@@ -75,22 +75,25 @@ def evaluate(
     return Evaluation(total, count)
 
 
-def evaluate_run(run: Path, data: Path, *, batch_size: int = 8) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per byte of a model on a file, folder or JSONL of text.
+def evaluate_run(run: Path, data: FilesConfig | ConversationsConfig, *, batch_size: int = 8) -> dict[str, float]:
+    """Loss (nats per token), perplexity and bits per byte of a model on texts, or on what the assistant says.
 
     Args:
         run: A run folder, or a Hugging Face folder with a tokenizer.
-        data: As for `FilesConfig`.
+        data: Texts, all of whose tokens count; or conversations, of which the assistant's turns do.
         batch_size: Rows computed at once.
 
     Raises:
-        FileError: The folder or the text cannot be read.
-        ConfigError: The model has no tokenizer.
+        FileError: The folder or the data cannot be read.
+        ConfigError: The model has no tokenizer, or no chat template for conversations.
     """
     loaded = load_language_model(run)
     if loaded.tokenizer is None:
         raise ConfigError(f"{run} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss")
-    split = Split.from_text(loaded.tokenizer, FilesConfig(path=str(data)).documents())
+    if isinstance(data, ConversationsConfig):
+        split = Split.from_conversations(loaded.tokenizer, data.documents())
+    else:
+        split = Split.from_text(loaded.tokenizer, data.documents())
     context = loaded.config.context or loaded.config.embed.max_length or 1024
     batches = Batches(split, context=context, batch_size=batch_size, seed=0, shuffle=False)
     result = evaluate(loaded.model, batches, precision="float32")

@@ -11,8 +11,10 @@ import torch
 import qkv
 import qkv.api
 import qkv.cli
+from chats import write_chat_run
 from qkv.checkpoints import digest, read_tensors, write_tensors
 from qkv.config import dump_yaml, read_yaml
+from qkv.convert import convert
 from qkv.errors import ConfigError, FileError
 from qkv.nn.adapters import LoRAConfig, add_adapters, load_adapters
 from qkv.training import read_recipe, train, trainer
@@ -173,6 +175,17 @@ def test_the_verbs(tmp_path, base, capsys):
     assert (run / "samples.txt").exists()
 
 
+def test_adapters_on_a_gguf_file(tmp_path):
+    """Such a file is no folder, and what sits on it is loaded again all the same."""
+    path = convert(
+        write_chat_run(tmp_path / "base", texts=["what is this and that " * 20]), tmp_path / "base.gguf", to="gguf"
+    )
+    recipe = write_fine_tune(path, adapter=LORA)
+    assert train(recipe, out=tmp_path / "tuned") == 0
+    before, after = qkv.load(path).model, qkv.load(tmp_path / "tuned").model
+    assert (after(IDS) - before(IDS)).abs().max() > 1e-3
+
+
 def test_adapters_on_adapters(tmp_path, base):
     """A run may begin with a run of adapters: they are merged."""
     assert train(write_fine_tune(base, adapter=LORA), out=tmp_path / "second") == 0
@@ -248,6 +261,47 @@ def test_it_learns_the_answers_and_adapters_change_them(tmp_path, speaker, capsy
     lines = metrics(second)
     assert lines[0]["tokens"] < 4 * 48 / 2, "only what the assistant says counts"
     assert lines[-1]["bits_per_byte"] > 0
+
+
+def test_eval_of_conversations_is_the_loss_of_what_the_assistant_says(tmp_path, speaker, capsys):
+    loaded, path = qkv.load(speaker), tmp_path / "more.jsonl"
+    turns = [("the cat", "on a mat"), ("two birds", "fly")]
+    path.write_text("".join(json.dumps({"prompt": q, "response": a}) + "\n" for q, a in turns))
+    total, count = 0.0, 0
+    for question, said in turns:
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+        text = loaded.template.render(messages, add_generation_prompt=False)
+        ids = torch.tensor([loaded.tokenizer.encode_rendered(text).ids])
+        after = len(loaded.tokenizer.encode(said)) + 1  # and the end of its turn; a line end is behind
+        losses = torch.nn.functional.cross_entropy(loaded.model(ids)[0, :-1], ids[0, 1:], reduction="none")
+        total, count = total + losses[-1 - after : -1].sum().item(), count + after
+    assert qkv.cli.main(["eval", str(speaker), str(path), "--conversations", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == count
+    assert found["loss"] == pytest.approx(total / count, rel=FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 3, "found prompt, response; it is a conversation: take the source Conversations, or eval --conversations"),
+        (["--field", "answer"], 3, "needs an object with the key 'answer'"),
+        (["--field", "prompt", "--conversations"], 2, "--conversations reads no texts; leave one out"),
+    ],
+)
+def test_mistakes_of_eval(tmp_path, speaker, capsys, arguments, code, message):
+    (tmp_path / "more.jsonl").write_text('{"prompt": "the cat", "response": "on a mat"}\n')
+    assert qkv.cli.main(["eval", str(speaker), str(tmp_path / "more.jsonl"), *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_eval_of_another_field(tmp_path, speaker, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "the cat", "response": "on a mat"}\n')
+    (tmp_path / "b.txt").write_text("on a mat")
+    assert qkv.cli.main(["eval", str(speaker), str(tmp_path / "a.jsonl"), "--field", "response", "--json"]) == 0
+    found = capsys.readouterr().out
+    assert qkv.cli.main(["eval", str(speaker), str(tmp_path / "b.txt"), "--json"]) == 0
+    assert found == capsys.readouterr().out
 
 
 def test_a_run_of_conversations_resumes_exactly_and_keeps_its_template(tmp_path, speaker):

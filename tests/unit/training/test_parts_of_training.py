@@ -10,7 +10,7 @@ from torch import nn
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml
-from qkv.data import Batches, Split
+from qkv.data import Batches, FilesConfig, Split
 from qkv.errors import ConfigError, FileError
 from qkv.training import AdamWConfig, evaluate_run, train
 from qkv.training import precision as precisions
@@ -163,14 +163,14 @@ def test_bits_per_byte_by_hand(tmp_path):
     assert train(write_recipe(tmp_path, steps=1), out=run) == 0
     zero_the_weights(run)
     text.write_text("the cat sat\n")
-    found = evaluate_run(run, text)
+    found = evaluate_run(run, FilesConfig(path=str(text)))
     vocabulary = len(set("the cat sat on a mat and saw two birds fly over old grey hills.\n")) + 1
     assert (found["bytes"], found["tokens"]) == (12, 13)  # 12 characters and the end of the text
     assert found["loss"] == pytest.approx(math.log(vocabulary))
     assert found["perplexity"] == pytest.approx(vocabulary)
     assert found["bits_per_byte"] == pytest.approx(13 * math.log2(vocabulary) / 12)
     with pytest.raises(FileError, match=r"nothing\.txt: no such file"):
-        evaluate_run(run, tmp_path / "nothing.txt")
+        evaluate_run(run, FilesConfig(path=str(tmp_path / "nothing.txt")))
 
 
 def zero_the_weights(run):
@@ -195,7 +195,7 @@ def test_the_users_own_vectors(tmp_path):
     assert "bits_per_byte" not in found[-1]
     assert not (tmp_path / "run" / "tokenizer.json").exists()
     with pytest.raises(ConfigError, match=r"has no tokenizer, so it cannot read text"):
-        evaluate_run(tmp_path / "run", tmp_path / "corpus.txt")
+        evaluate_run(tmp_path / "run", FilesConfig(path=str(tmp_path / "corpus.txt")))
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------
