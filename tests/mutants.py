@@ -271,7 +271,6 @@ MUTANTS = [
     Mutant("the system's message is dropped", "conversation.py", "[*messages[: questions[0]], *messages[questions[1] :]]", "messages[questions[1] :]", CONVERSATION),
     Mutant("the end of a turn is not known", "loaded.py", "(*self.stop_ids, *special)", "self.stop_ids", CONVERSATION),
     Mutant("rows of a batch draw from other streams", "cli/generate.py", "streams = None if sampling.seed is None else [0] * len(batch)", "streams = None", "tests/cli/test_generate.py"),
-    Mutant("a Ctrl-C that was dropped is forgotten", "cli/chat.py", "if interrupts:", "if False:", "tests/cli/test_chat.py"),
     Mutant("adapters sit on folders only", "api.py", "_load(find(start), None, False, above)", "_load_folder(find(start), False, above)", FINE_TUNE),
     Mutant("eval counts what the user says", "data/dataset.py", "np.concatenate(counted) if counted else None", "None", FINE_TUNE),
     Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),

@@ -1,10 +1,8 @@
 """`qkv chat`."""
 
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from types import FrameType
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from qkv.cli.generate import read_standard_input
@@ -120,32 +118,14 @@ def _try_to_answer(conversation: "Conversation", question: str) -> None:
 def _answer(conversation: "Conversation", question: str) -> None:
     from qkv.generation import Finish
 
-    with _interrupts() as interrupts, closing(conversation.ask(question)) as pieces:
+    with closing(conversation.ask(question)) as pieces:
         if conversation.dropped:
             _note(f"the context is full: the oldest {conversation.dropped} messages were dropped")
         for piece in pieces:
             print(piece, end="", flush=True)
-            if interrupts:
-                raise KeyboardInterrupt
     print(flush=True)
     if conversation.finish in (Finish.LENGTH, Finish.CONTEXT):
         _note(f"the answer is cut: {conversation.finish.value}")
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises, as ever, and is noted: an exception that comes up inside someone's C code can be dropped there."""
-    noted: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _note(text: str) -> None:
