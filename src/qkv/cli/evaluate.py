@@ -23,7 +23,7 @@ def evaluate(
     field: str | None = None,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
-    """Measure a trained model: its loss on a text, or its translations of pairs.
+    """Measure a trained model: its loss on a text or on conversations, or its translations of pairs.
 
     Args:
         run: A run folder, a Hugging Face folder, or a model of the package transly.

@@ -262,7 +262,7 @@ def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]
     template = template_of(tokenizer)
     if template is None:
         raise ConfigError(
-            "the source is conversations and the model has no chat template; start from a model made for chat (its "
+            "the source is conversations and the model has no chat template; take a model made for chat (its "
             "folder has a chat_template.jinja, or a chat_template in tokenizer_config.json)"
         )
     for conversation in filter(None, conversations):

@@ -162,7 +162,7 @@ def test_lines_that_are_no_conversation(tmp_path, tokenizer, line, message):
 
 def test_the_template_is_needed(tmp_path, tokenizer):
     path = write(tmp_path, conversation("hi", "yo"), conversation("a", "b"))
-    with pytest.raises(ConfigError, match=r"the model has no chat template; start from a model made for chat"):
+    with pytest.raises(ConfigError, match=r"the model has no chat template; take a model made for chat"):
         made(path, BPETokenizerConfig(vocab_size=257).train(["abc"]))
     with pytest.raises(ConfigError, match=r"the source Conversations is text, but there is no tokenizer"):
         prepare(DataConfig(source=ConversationsConfig(path=str(path))))
