@@ -92,8 +92,6 @@ def phonemes(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {}
     print(f"{'':<18}{'parameters':>12}{'steps':>8}{'seconds':>9}{'phoneme errors':>16}{'words right':>13}")
     for name, each in models.items():
-        if arguments.only and name != arguments.only:
-            continue
         translator, facts, held_out = trained(each, arguments.seconds)
         pairs = held_out[: arguments.test]
         found = translator.translations([a for a, _ in pairs], search=BeamConfig(beams=4, max_new_tokens=40))
@@ -212,8 +210,6 @@ def main() -> None:
     for run, seconds, test in ((phonemes, 300, 11_394), (lengths, 1200, 500), (dates, 30, 1000)):
         verb = verbs.add_parser(run.__name__)
         verb.set_defaults(run=run)
-        if run is phonemes:
-            verb.add_argument("--only", help="one of the models, by the name in its row")
         if run is lengths:
             verb.add_argument("zip", type=Path)
             verb.add_argument("--plot", type=Path)

@@ -151,7 +151,7 @@ class StartConfig(Config):
     """Trained weights to begin with.
 
     Attributes:
-        path: What `qkv.load` takes: a run, or a folder in Hugging Face's layout.
+        path: What `qkv.load` takes: a run, a folder in Hugging Face's layout, a GGUF file whose weights are not packed.
         dropout: Probability of dropout on the embeddings and on every sublayer's update; None: as the checkpoint says.
     """
 
