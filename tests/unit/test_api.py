@@ -155,10 +155,10 @@ def test_a_recipe_that_does_not_fit_is_refused_at_once(run, change, message):
     data = read_yaml(run / "recipe.yaml")
     change(data["model"])
     (run / "recipe.yaml").write_text(dump_yaml(data))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(FileError, match=message):
         qkv.load(run)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_recipe_without_a_model(run):

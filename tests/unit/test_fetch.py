@@ -230,10 +230,10 @@ BOMBS = {
 def test_bombs_are_refused_at_once(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb"
     BOMBS[kind](path)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(FileError, match=r"bomb: not a readable .*expands to far more than its size"):
         read_archive(path, "a")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("make", [make_tar, make_zip])

@@ -181,7 +181,7 @@ def test_planning_is_fast() -> None:
     # Ten million tokens; measured 0.03 s. A Python step for each of the 100 000 pieces would exceed the bound.
     lengths = np.random.default_rng(0).geometric(1 / 100, 100_000) + 2
     data = Split(np.zeros(lengths.sum(), np.uint16), np.concatenate([[0], np.cumsum(lengths)]), 0)
-    start = time.perf_counter()
+    start = time.process_time()
     batches = Batches(data, context=256, batch_size=16, seed=0, shuffle=True)
     batches.batch(0, 0)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
