@@ -40,7 +40,7 @@ TRAINER, TRAINING, RECIPE, DISPLAY = (
 ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
 CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
 CHAT, TOKENIZERS = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers"))
-CONVERSATION = "tests/unit/test_conversation.py"
+CONVERSATION, PAIR_START = "tests/unit/test_conversation.py", "tests/unit/training/test_start_of_pairs.py"
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,10 @@ MUTANTS = [
     Mutant("rows of a batch draw from other streams", "cli/generate.py", "streams = None if sampling.seed is None else [0] * len(batch)", "streams = None", "tests/cli/test_generate.py"),
     Mutant("adapters sit on folders only", "api.py", "_load(find(start), None, False, above)", "_load_folder(find(start), False, above)", FINE_TUNE),
     Mutant("eval counts what the user says", "data/dataset.py", "np.concatenate(counted) if counted else None", "None", FINE_TUNE),
+    Mutant("pairs begin with fresh weights", "training/trainer.py", "recipe.model.build() if base is None else", "recipe.model.build() if not isinstance(base, Loaded) else", PAIR_START),
+    Mutant("the tokenizers of a start are exchanged", "data/pairs.py", "tokenizer = tokenizer or _tokenizers(config, train, out)", "tokenizer = type(tokenizer)(tokenizer.target, tokenizer.source) if tokenizer else _tokenizers(config, train, out)", PAIR_START),
+    Mutant("one tokenizer becomes two", "training/start.py", "base.source if shared else base.target", "base.target", PAIR_START),
+    Mutant("the decoder keeps its dropout", "models/seq2seq.py", "decoder=replace(self.decoder, dropout=p)", "decoder=self.decoder", PAIR_START),
     Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
     # GGUF
     Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_transformers_reads_what_we_write"),

@@ -159,7 +159,6 @@ def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # 
         ({"model": "attention-is-all-you-need"}, "the data have two tokenizers"),
         ({"checkpoint_blocks": True}, "checkpoint_blocks is for language models and the data are pairs; leave it out"),
         ({"adapter": {"rank": 2}}, "adapter is for language models and the data are pairs; leave adapter out"),
-        ({"model": None, "start": {"path": "x"}}, "start is for language models"),
     ],
 )
 def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F811

@@ -139,14 +139,14 @@ class PairDataConfig(Config):
 
     Attributes:
         source: The corpus.
-        tokenizer: How sources become ids.
+        tokenizer: How sources become ids; None where a recipe's `start` brings its own.
         target_tokenizer: How targets do. None: one tokenizer for both, made from both.
         validation: The share that is held out, above 0 and below 1.
         longest: Pairs with more tokens on one side are left out. None: there must be none beyond the recipe's context.
     """
 
     source: PairSourceConfig
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig | None = None
     target_tokenizer: TokenizerConfig | None = None
     validation: float = 0.05
     longest: int | None = None
@@ -156,6 +156,8 @@ class PairDataConfig(Config):
             raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
         if self.longest is not None and self.longest < 1:
             raise ConfigError(f"longest={self.longest} must be at least 1")
+        if self.tokenizer is None and self.target_tokenizer is not None:
+            raise ConfigError("target_tokenizer is set and tokenizer is not; give both, or with start leave both out")
 
     def divided(self) -> tuple[list[TextPair], list[TextPair]]:
         """The pairs to train on and those that are held out.
@@ -244,15 +246,19 @@ class PairDataset:
     held_out: list[TextPair]
 
 
-def prepare_pairs(config: PairDataConfig) -> PairDataset:
+def prepare_pairs(config: PairDataConfig, tokenizer: PairTokenizer | None = None) -> PairDataset:
     """Read the pairs, train the tokenizers and encode. Nothing is kept on disk: it takes seconds.
 
+    Args:
+        config: The corpus.
+        tokenizer: To use those that exist, instead of some that the config says how to get.
+
     Raises:
-        ConfigError: A tokenizer has no end-of-text token.
+        ConfigError: There is no tokenizer, it has no end-of-text token, or does not know a character.
         FileError: The corpus is missing, damaged or too short.
     """
     train, out = config.divided()
-    tokenizer = _tokenizers(config, train, out)
+    tokenizer = tokenizer or _tokenizers(config, train, out)
     splits = [encode_pairs(tokenizer, pairs, config.longest) for pairs in (train, out)]
     return PairDataset(splits[0], splits[1], tokenizer, out)
 
@@ -272,6 +278,9 @@ def encode_pairs(tokenizer: PairTokenizer, pairs: list[TextPair], longest: int |
 
 
 def _tokenizers(config: PairDataConfig, train: list[TextPair], out: list[TextPair]) -> PairTokenizer:
+    if config.tokenizer is None:
+        raise ConfigError("the data are pairs and there is no tokenizer; add data.tokenizer, for example BPETokenizer")
+
     def made(how: TokenizerConfig, sides: tuple[int, ...]) -> Tokenizer:
         pairs = chain(train, out) if how.reads_validation else iter(train)
         return how.train([pair[side] for pair in pairs for side in sides])

@@ -86,6 +86,16 @@ class EncoderDecoderConfig(PairModelConfig):
         reader = None if self.source is None else open_vocabulary(self.source, source, "source")
         return replace(self, source=reader, target=open_vocabulary(self.target, target, "target"))
 
+    def with_dropout(self, p: float) -> "EncoderDecoderConfig":
+        """See `PairModelConfig`."""
+        return replace(
+            self,
+            source=None if self.source is None else replace(self.source, dropout=p),
+            target=replace(self.target, dropout=p),
+            encoder=self._transformer(self.encoder).with_dropout(p).blocks,
+            decoder=self._transformer(self.decoder).with_dropout(p).blocks,
+        )
+
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:
         """See `PairModelConfig`."""

@@ -68,6 +68,10 @@ class PairModelConfig(Config, ABC):
     def vocabularies(self) -> tuple[int | None, int | None]:
         """Tokens of the source and of the target; None: open."""
 
+    @abstractmethod
+    def with_dropout(self, p: float) -> "PairModelConfig":
+        """The same with the probability of every dropout set."""
+
     @property
     def longest(self) -> int | None:
         """Tokens of the longest text it can take; None: any."""

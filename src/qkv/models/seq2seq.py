@@ -57,6 +57,16 @@ class Seq2SeqConfig(PairModelConfig):
             target=open_vocabulary(self.target, target, "target"),
         )
 
+    def with_dropout(self, p: float) -> "Seq2SeqConfig":
+        """See `PairModelConfig`."""
+        return replace(
+            self,
+            source=replace(self.source, dropout=p),
+            target=replace(self.target, dropout=p),
+            encoder=replace(self.encoder, dropout=p),
+            decoder=replace(self.decoder, dropout=p),
+        )
+
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:
         """See `PairModelConfig`."""

@@ -84,9 +84,24 @@ class TransformerConfig(Config):
             for block in pattern if isinstance(pattern, tuple) else (pattern,):
                 yield from block.sublayers
 
+    def with_dropout(self, p: float) -> "TransformerConfig":
+        """The same with the probability of dropout set, of the embeddings and of every sublayer's update."""
+        embed = dataclasses.replace(self.embed, dropout=p)
+        return dataclasses.replace(self, embed=embed, blocks=_with_dropout(self.blocks, p))
+
     def build(self) -> "Transformer":
         """The model, with fresh weights (none on the meta device)."""
         return Transformer(self)
+
+
+def _with_dropout(blocks: Any, p: float) -> Any:
+    """The same blocks, runs of blocks or tuples of them, with the dropout of every sublayer set."""
+    if isinstance(blocks, tuple):
+        return tuple(_with_dropout(part, p) for part in blocks)
+    if isinstance(blocks, Repeat):
+        return dataclasses.replace(blocks, pattern=_with_dropout(blocks.pattern, p))
+    assert isinstance(blocks, BlockConfig)
+    return dataclasses.replace(blocks, sublayers=tuple(dataclasses.replace(f, dropout=p) for f in blocks.sublayers))
 
 
 @final

@@ -5,20 +5,20 @@ import torch
 from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint, check_fit, digest
 from qkv.errors import FileError
-from qkv.models.pairs import PairModel, PairModelConfig
+from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
 from qkv.shapes import Tensor
 from qkv.training.recipe import RecipeConfig
+from qkv.translator import Translator
 
 
-def starting_model(recipe: RecipeConfig, base: Loaded) -> Transformer:
+def starting_model(recipe: RecipeConfig, base: Loaded | Translator) -> Transformer | PairModel:
     """The recipe's model with a checkpoint's weights, in float32; with adapters, where the recipe has some.
 
     Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
     """
     assert recipe.model is not None
-    assert not isinstance(recipe.model, PairModelConfig)
     frozen = recipe.adapter is not None
     state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.model.state_dict().items()}
     with torch.device("meta"):
@@ -26,11 +26,12 @@ def starting_model(recipe: RecipeConfig, base: Loaded) -> Transformer:
     model.load_state_dict(state, assign=True)
     model.requires_grad_()
     if recipe.adapter is not None:
+        assert isinstance(model, Transformer)  # adapters belong to language models
         add_adapters(model, recipe.adapter)
     return model
 
 
-def identity(recipe: RecipeConfig, base: Loaded | None) -> dict[str, str]:
+def identity(recipe: RecipeConfig, base: Loaded | Translator | None) -> dict[str, str]:
     """What a checkpoint says about the weights that it does not hold: the hash of those under its adapters."""
     if recipe.adapter is None:
         return {}

@@ -23,14 +23,16 @@ from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
 from qkv.masks import sees_ahead
 from qkv.models.pairs import PairModelConfig
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.nn.attention import AttentionConfig
-from qkv.nn.blocks import BlockConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.latent import LatentAttentionConfig
 from qkv.presets import PAIR_PRESETS, preset
+
+ModelConfig = TransformerConfig | PairModelConfig
+"""What a recipe can train."""
 
 
 @final
@@ -152,7 +154,9 @@ class StartConfig(Config):
 
     Attributes:
         path: What `qkv.load` takes: a run, a folder in Hugging Face's layout, a GGUF file whose weights are not packed.
-        dropout: Probability of dropout on the embeddings and on every sublayer's update; None: as the checkpoint says.
+            Where the data are pairs: a run on pairs.
+        dropout: Probability of dropout on the embeddings and on every sublayer's update, or between the layers of a
+            recurrent model; None: as the checkpoint says.
     """
 
     path: str
@@ -162,22 +166,9 @@ class StartConfig(Config):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"start.dropout={self.dropout} must be at least 0 and below 1")
 
-    def model(self, config: TransformerConfig) -> TransformerConfig:
+    def model(self, config: ModelConfig) -> ModelConfig:
         """The model of the checkpoint, whose config this is, with the dropout set."""
-        if self.dropout is None:
-            return config
-        embed = dataclasses.replace(config.embed, dropout=self.dropout)
-        return dataclasses.replace(config, embed=embed, blocks=_with_dropout(config.blocks, self.dropout))
-
-
-def _with_dropout(blocks: Any, p: float) -> Any:
-    """The same blocks, runs of blocks or tuples of them, with the dropout of every sublayer set."""
-    if isinstance(blocks, tuple):
-        return tuple(_with_dropout(part, p) for part in blocks)
-    if isinstance(blocks, Repeat):
-        return dataclasses.replace(blocks, pattern=_with_dropout(blocks.pattern, p))
-    assert isinstance(blocks, BlockConfig)
-    return dataclasses.replace(blocks, sublayers=tuple(dataclasses.replace(f, dropout=p) for f in blocks.sublayers))
+        return config if self.dropout is None else config.with_dropout(self.dropout)
 
 
 @final
@@ -190,7 +181,7 @@ class RecipeConfig(Config):
             left out.
         start: Trained weights to begin with; model and tokenizer are theirs. None: fresh weights.
         adapter: Train adapters beside the frozen weights of `start`; None: train all weights.
-        data: The corpus; of pairs, `type: PairData`, for a model of pairs.
+        data: The corpus; of pairs, `type: PairData`, for a model of pairs. With `start` its tokenizers are left out.
         steps: Updates of the weights.
         context: Tokens of a row; of pairs, of a source or a target at most.
         batch_size: Rows computed at once.
@@ -210,7 +201,7 @@ class RecipeConfig(Config):
         sample: Text to write after each evaluation; None: none.
     """
 
-    model: TransformerConfig | PairModelConfig | None = None
+    model: ModelConfig | None = None
     start: StartConfig | None = None
     adapter: LoRAConfig | None = None
     data: DataConfig | PairDataConfig
@@ -264,8 +255,6 @@ class RecipeConfig(Config):
 
     def _check_pairs(self) -> None:
         pairs = isinstance(self.data, PairDataConfig)
-        if self.start is not None and pairs:
-            raise ConfigError("start is for language models and the data are pairs; leave start out, and give a model")
         if self.adapter is not None and pairs:
             raise ConfigError("adapter is for language models and the data are pairs; leave adapter out")
         if self.model is not None and pairs != isinstance(self.model, PairModelConfig):
@@ -276,7 +265,7 @@ class RecipeConfig(Config):
         if self.checkpoint_blocks and pairs:
             raise ConfigError("checkpoint_blocks is for language models and the data are pairs; leave it out")
 
-    def resolved(self, dataset: Dataset | PairDataset, base: TransformerConfig | None = None) -> "RecipeConfig":
+    def resolved(self, dataset: Dataset | PairDataset, base: ModelConfig | None = None) -> "RecipeConfig":
         """The same recipe with the sizes that only the data and `start` know, and with absolute paths.
 
         Args:
@@ -287,9 +276,11 @@ class RecipeConfig(Config):
             ConfigError: The model takes other input than the data give, has too small a vocabulary or is not that of
                 `start`, or the corpus or the sample's prompt do not fit the context.
         """
-        if isinstance(dataset, PairDataset):
-            return self._resolved_pairs(dataset)
         model = self._model(base)
+        if isinstance(dataset, PairDataset):
+            assert isinstance(model, PairModelConfig)
+            return self._resolved_pairs(dataset, model)
+        assert isinstance(model, TransformerConfig)
         if dataset.train.n_tokens <= self.context:
             raise ConfigError(
                 f"context={self.context} and the corpus has only {dataset.train.n_tokens} tokens to train on; "
@@ -305,13 +296,14 @@ class RecipeConfig(Config):
         if self.sample is not None and dataset.tokenizer is not None:
             assert model.context is not None
             _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
-        start = None if self.start is None else dataclasses.replace(self.start, path=_absolute_path(self.start.path))
         assert isinstance(self.data, DataConfig)
-        return dataclasses.replace(self, model=model, start=start, data=_absolute(self.data))
+        return dataclasses.replace(self, model=model, start=self._absolute_start(), data=_absolute(self.data))
 
-    def _resolved_pairs(self, dataset: PairDataset) -> "RecipeConfig":
-        tokenizer, model, data = dataset.tokenizer, self.model, self.data
-        assert isinstance(model, PairModelConfig)
+    def _absolute_start(self) -> StartConfig | None:
+        return None if self.start is None else dataclasses.replace(self.start, path=_absolute_path(self.start.path))
+
+    def _resolved_pairs(self, dataset: PairDataset, model: PairModelConfig) -> "RecipeConfig":
+        tokenizer, data = dataset.tokenizer, self.data
         assert isinstance(data, PairDataConfig)
         sizes = tokenizer.source.vocab_size, tokenizer.target.vocab_size
         model = model.with_vocabularies(*sizes, shared=tokenizer.shared)
@@ -319,20 +311,21 @@ class RecipeConfig(Config):
             _check_prompt(len(tokenizer.source.encode(self.sample.prompt)) - 1, self.context)
         tokenizers = (data.tokenizer, data.target_tokenizer)
         first, second = (None if each is None else _absolute_tokenizer(each) for each in tokenizers)
-        assert first is not None
         data = dataclasses.replace(data, source=data.source.absolute(), tokenizer=first, target_tokenizer=second)
-        return dataclasses.replace(self, model=model, data=data)
+        return dataclasses.replace(self, model=model, start=self._absolute_start(), data=data)
 
-    def _model(self, base: TransformerConfig | None) -> TransformerConfig:
+    def _model(self, base: ModelConfig | None) -> ModelConfig:
         """The model that is written out, or that of `start`; where there are both, they are one."""
-        assert not isinstance(self.model, PairModelConfig)
         if self.start is None:
             assert self.model is not None
             return self.model
         assert base is not None
         model = self.start.model(base)
         given = model if self.model is None else self.model
-        if dataclasses.replace(given, context=model.context) != model:
+        expected = model
+        if isinstance(given, TransformerConfig) and isinstance(model, TransformerConfig):  # a run may set its own
+            expected = dataclasses.replace(model, context=given.context)
+        if given != expected:
             raise ConfigError(f"model is another one than that of start.path={self.start.path}; leave model out")
         return given
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from qkv.api import Loaded, load_language_model
-from qkv.data import Dataset, PairDataConfig, PairDataset, prepare, prepare_pairs
+from qkv.data import Dataset, PairDataConfig, PairDataset, PairTokenizer, prepare, prepare_pairs
 from qkv.errors import ConfigError
 from qkv.nn.quantised import Packed
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig, read_recipe
 from qkv.training.run import RECIPE, Run, default_out, require_free
 from qkv.training.trainer import Trainer
+from qkv.translator import Translator, load_translator
 
 RESUMABLE = frozenset({"steps", "evaluate_every", "evaluate_batches", "save_every", "keep", "sample", "non_finite"})
 """What may be changed when a run goes on: it does not change what the steps so far have computed."""
@@ -48,11 +49,15 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
     return trainer.run_to_end()
 
 
-def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Loaded | None]:
+def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Loaded | Translator | None]:
     """The resolved recipe, its corpus, and what it starts from."""
     if isinstance(config.data, PairDataConfig):
-        pairs = prepare_pairs(config.data)
-        return config.resolved(pairs), pairs, None
+        if config.start is None:
+            pairs = prepare_pairs(config.data)
+            return config.resolved(pairs), pairs, None
+        translator = load_translator(config.start.path)
+        pairs = prepare_pairs(config.data, _tokenizers(translator, config.start.path))
+        return config.resolved(pairs, translator.model.config), pairs, translator
     if config.start is None:
         dataset = prepare(config.data)
         return config.resolved(dataset), dataset, None
@@ -64,6 +69,17 @@ def _open(config: RecipeConfig) -> tuple[RecipeConfig, Dataset | PairDataset, Lo
         )
     dataset = prepare(config.data, base.tokenizer)
     return config.resolved(dataset, base.config), dataset, base
+
+
+def _tokenizers(base: Translator, path: str) -> PairTokenizer:
+    """Those of a translator; one object where they are one."""
+    if base.begin_id != base.end_id:
+        raise ConfigError(
+            f"start.path={path}: its targets begin with another token than they end with, and training begins "
+            "and ends them with one; start from a run of qkv train"
+        )
+    shared = base.source.identity() == base.target.identity()
+    return PairTokenizer(base.source, base.source if shared else base.target)
 
 
 def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:

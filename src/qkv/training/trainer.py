@@ -38,7 +38,9 @@ from qkv.translator import Translator
 class Trainer:
     """A run in progress: model, optimiser and the number of steps done. Everything else follows from the recipe."""
 
-    def __init__(self, recipe: RecipeConfig, dataset: Dataset | PairDataset, base: Loaded | None = None) -> None:
+    def __init__(
+        self, recipe: RecipeConfig, dataset: Dataset | PairDataset, base: Loaded | Translator | None = None
+    ) -> None:
         assert recipe.model is not None
         self.recipe, self.dataset, self.base = recipe, dataset, base
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -235,7 +237,7 @@ class Trainer:
         assert isinstance(self.model, Transformer)
         stop = () if tokenizer.end_of_text is None else (tokenizer.end_of_text,)
         loaded = Loaded(model=self.model, tokenizer=tokenizer, config=self.model.config, stop_ids=stop)
-        if self.base is not None:
+        if isinstance(self.base, Loaded):
             loaded = dataclasses.replace(self.base, model=self.model)
         sampling = settings.sampling(self.recipe.seed)
         if isinstance(self.recipe.data.source, ConversationsConfig):
