@@ -232,3 +232,18 @@ def test_the_gradient_of_a_narrow_bias_is_summed_wide():
     tensors, how = problem(97, 0, 4, 4, 8, 8, Full(), "full", ("bias",), seed=0, dtype=torch.bfloat16)
     want, got = run(tensors, how, "reference")[-1], run(tensors, how, "sdpa", torch.bfloat16)[-1]
     assert ((got - want).norm() / want.norm()).item() < 0.01  # a rounding of the gradients that are summed
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled", "sdpa"])
+def test_a_bias_is_by_distance_from_query_to_key(backend):
+    """Said pair by pair, as all backends ask one function for the column; queries that decode stand at the end."""
+    tensors, how = problem(4, 5, 2, 1, 8, 6, Full(), "full", (), seed=2)
+    reach, (q, k, v) = 3, tensors
+    how["bias"] = torch.arange(2.0 * (2 * reach + 1), dtype=torch.float64).view(2, -1).square() / 20  # no two alike
+    scores = q @ k.mT / math.sqrt(8)
+    for query in range(4):
+        for key in range(9):
+            distance = key - (query + 5)
+            scores[:, :, query, key] += how["bias"][:, min(max(distance, -reach), reach) + reach]
+    got = attend(*tensors, backend=backend, **how)
+    torch.testing.assert_close(got, scores.softmax(dim=-1) @ v, rtol=0, atol=FLOAT64)
