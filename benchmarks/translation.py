@@ -14,6 +14,9 @@ by the words of the source. No sentence of the test is trained on.
 
 `dates`: the recipe of that name; exact matches of 1,000 held-out dates, and for how many of the fields of the output
 (year, month, day) the attention, summed over the digits of the field, lies most on that field of the input.
+
+To try something else: `--models` takes those whose name holds one of the words, `--dropout` sets every dropout, and
+`--set` changes a key of the recipe, as in `--models Transformer --dropout 0 --set optimizer.lr=4e-3`.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from typing import Any
 
 import torch
 
+from qkv.config import assign
 from qkv.data import BPETokenizerConfig, PairDataConfig, TSVConfig, prepare_pairs
 from qkv.data.dates import fields_looked_at
 from qkv.generation import BeamConfig
@@ -59,6 +63,23 @@ def trained(recipe: RecipeConfig, seconds: float) -> tuple[Translator, dict[str,
     return translator, {"parameters": parameters, "steps": trainer.step, "seconds": spent}, dataset.held_out
 
 
+def contestants(arguments: argparse.Namespace, recipes: dict[str, RecipeConfig]) -> dict[str, RecipeConfig]:
+    """Those that were asked for, with what was asked to be changed."""
+    chosen = {}
+    for name, recipe in recipes.items():
+        if arguments.models and not any(word in name for word in arguments.models):
+            continue
+        data = recipe.to_dict()
+        for change in arguments.set:
+            assign(data, change)
+        changed = RecipeConfig.from_dict(data)
+        if arguments.dropout is not None:
+            assert changed.model is not None
+            changed = dataclasses.replace(changed, model=changed.model.with_dropout(arguments.dropout))
+        chosen[name] = changed
+    return chosen
+
+
 def edits(a: list[str], b: list[str]) -> int:
     from qkv.training.evaluate_pairs import edit_distance
 
@@ -84,14 +105,11 @@ def phonemes(arguments: argparse.Namespace) -> dict[str, Any]:
     recipe = read_recipe(Path("phonemes"))
     with torch.device("meta"):
         size = sum(p.numel() for p in bahdanau().with_vocabularies(30, 75, shared=False).build().parameters())
-    models = {
-        "with attention": dataclasses.replace(recipe, model=bahdanau()),
-        "one fixed vector": dataclasses.replace(recipe, model=fixed_vector()),
-        "Transformer": dataclasses.replace(recipe, model=equal_transformer(size)),
-    }
+    models = {"with attention": bahdanau(), "one fixed vector": fixed_vector(), "Transformer": equal_transformer(size)}
+    recipes = {name: dataclasses.replace(recipe, model=model) for name, model in models.items()}
     results = {}
     print(f"{'':<18}{'parameters':>12}{'steps':>8}{'seconds':>9}{'phoneme errors':>16}{'words right':>13}")
-    for name, each in models.items():
+    for name, each in contestants(arguments, recipes).items():
         translator, facts, held_out = trained(each, arguments.seconds)
         pairs = held_out[: arguments.test]
         found = translator.translations([a for a, _ in pairs], search=BeamConfig(beams=4, max_new_tokens=40))
@@ -153,11 +171,12 @@ def lengths(arguments: argparse.Namespace) -> dict[str, Any]:
             validation=0.01,
             longest=120,
         )
-        for name, model in (("with attention", bahdanau(256)), ("one fixed vector", fixed_vector(256))):
-            recipe = RecipeConfig(
-                model=model, data=data, steps=10_000, context=121, batch_size=64, precision="float32",
-                optimizer=AdamWConfig(lr=4e-3, betas=(0.9, 0.99), weight_decay=0.01), schedule=WSDConfig(decay=0.4),
-            )  # fmt: skip
+        recipe = RecipeConfig(
+            model=bahdanau(256), data=data, steps=10_000, context=121, batch_size=64, precision="float32",
+            optimizer=AdamWConfig(lr=4e-3, betas=(0.9, 0.99), weight_decay=0.01), schedule=WSDConfig(decay=0.4),
+        )  # fmt: skip
+        recipes = {"with attention": recipe, "one fixed vector": dataclasses.replace(recipe, model=fixed_vector(256))}
+        for name, recipe in contestants(arguments, recipes).items():
             translator, facts, _ = trained(recipe, arguments.seconds)
             scores = {}
             for (low, high), some in tests.items():
@@ -189,7 +208,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def dates(arguments: argparse.Namespace) -> dict[str, Any]:
-    translator, facts, held_out = trained(read_recipe(Path("dates")), arguments.seconds)
+    (recipe,) = contestants(arguments, {"dates": read_recipe(Path("dates"))}).values()
+    translator, facts, held_out = trained(recipe, arguments.seconds)
     pairs = held_out[: arguments.test]
     found = translator.translations([a for a, _ in pairs])
     exact = sum(best[0].text == b for best, (_, b) in zip(found, pairs, strict=True)) / len(pairs)
@@ -209,7 +229,9 @@ def main() -> None:
     verbs = parser.add_subparsers(required=True)
     for run, seconds, test in ((phonemes, 300, 11_394), (lengths, 1200, 500), (dates, 30, 1000)):
         verb = verbs.add_parser(run.__name__)
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, models=[])
+        if run is not dates:
+            verb.add_argument("--models", nargs="+", metavar="WORD")
         if run is lengths:
             verb.add_argument("zip", type=Path)
             verb.add_argument("--plot", type=Path)
@@ -217,6 +239,8 @@ def main() -> None:
         verb.add_argument("--seconds", type=float, default=seconds, help="of training, for each model")
         verb.add_argument("--test", type=int, default=test, help="texts to measure on")
         verb.add_argument("--json", type=Path)
+        verb.add_argument("--dropout", type=float)
+        verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     keep_pages()
     results = arguments.run(arguments)
