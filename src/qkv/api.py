@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qkv.checkpoints import Checkpoint, Store, check_fit, digest, peft, read_folder
+from qkv.checkpoints import Checkpoint, Store, check_depth, check_fit, digest, peft, read_folder
 from qkv.checkpoints.gguf import Opened, load_gguf, open_gguf
 from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
 from qkv.checkpoints.named import NAMED, pull
@@ -18,7 +18,7 @@ from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.loaded import Loaded
 from qkv.models.quantise import quantise
-from qkv.models.transformer import Repeat, Transformer, TransformerConfig
+from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.quantised import Packed, Width
@@ -27,7 +27,6 @@ from qkv.translator import is_translator
 MODEL = "model.yaml"
 """In a folder of our own layout: the config, and what else `Loaded` holds."""
 _RECIPE = "recipe.yaml"
-_MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
 
 
 def load_language_model(
@@ -258,13 +257,7 @@ def _read_recipe(path: Path) -> _Recipe:
 
 
 def _build(config: TransformerConfig, n_tensors: int, source: Path) -> Transformer:
-    parts = config.blocks if isinstance(config.blocks, tuple) else (config.blocks,)
-    depth = sum(
-        part.n * (len(part.pattern) if isinstance(part.pattern, tuple) else 1) if isinstance(part, Repeat) else 1
-        for part in parts
-    )
-    if depth > max(n_tensors, _MAX_SHARED):  # before anything of that size is built
-        raise FileError(f"{source}: asks for {depth} blocks and there are {n_tensors} tensors of weights; mend 'model'")
+    check_depth(config.depth, n_tensors, source=str(source))
     try:
         return config.build()
     except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have

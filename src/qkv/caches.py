@@ -51,6 +51,10 @@ class Filing(ABC):
     def take_rows(self, rows: Int[Tensor, " b"]) -> None:
         """Go on with these rows."""
 
+    def widen(self, places: int) -> bool:
+        """Have so many places, if it has one for each token; returns whether it has."""
+        return False
+
 
 @final
 class Dense(Filing):
@@ -93,6 +97,12 @@ class Dense(Filing):
     def take_rows(self, rows: Int[Tensor, " b"]) -> None:
         """See `Filing`."""
         self._order = self._order[rows]
+
+    def widen(self, places: int) -> bool:
+        """See `Filing`."""
+        self._order = _widened(self._order, 1, self.places, places)
+        self.places = places
+        return True
 
 
 @final
@@ -172,11 +182,16 @@ class Cache:
         capacity: int,
         *,
         rollback: int = 0,
+        room: int | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.capacity, self._rollback = capacity, rollback
-        self._filings = {reach: _filing(reach, batch, capacity, rollback, device) for _, _, _, reach in shapes}
+        self._room = capacity if room is None else min(room, capacity)
+        self._filings = {
+            reach: Dense(batch, self._room, device) if width is None else Ring(batch, width, device)
+            for reach, width in ((reach, _ring(reach, capacity, rollback)) for _, _, _, reach in shapes)
+        }
         self._filing_of = [self._filings[shape.reach] for shape in shapes]
 
         def zeros(filing: Filing, heads: int, width: int) -> Tensor:
@@ -218,9 +233,21 @@ class Cache:
             raise ConfigError(
                 "a cache holds one document per row and the input is packed; give each document its own row"
             )
+        if self.bound + n > self._room:
+            self._make_room(min(self.capacity, max(2 * self._room, self.bound + n)))
         self._new = new
         even = self.even and new.layout is Layout.FULL
         return {reach: filing.begin(new, self.length, self.bound, even=even) for reach, filing in self._filings.items()}
+
+    def _make_room(self, room: int) -> None:
+        """Have room for so many tokens. Each doubling copies once what is held: at most as much again in all."""
+        before = self._room
+        self._room = room
+        grows = {id(filing) for filing in self._filings.values() if filing.widen(room)}
+        for slot, filing in enumerate(self._filing_of):
+            if id(filing) in grows:
+                self._keys[slot] = _widened(self._keys[slot], 2, before, room)
+                self._values[slot] = _widened(self._values[slot], 2, before, room)
 
     def update(
         self, slot: int, k: Float[Tensor, "B G T K"], v: Float[Tensor, "B G T v"]
@@ -293,10 +320,18 @@ class Cache:
         return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values, *memory))
 
 
-def _filing(reach: int | None, batch: int, capacity: int, rollback: int, device: torch.device) -> Filing:
-    if reach is None or reach + rollback >= capacity:
-        return Dense(batch, capacity, device)
-    return Ring(batch, reach + rollback, device)
+def _ring(reach: int | None, capacity: int, rollback: int) -> int | None:
+    """Places of a ring; None: every token needs a place of its own, or there are no more than the ring would have."""
+    return None if reach is None or reach + rollback >= capacity else reach + rollback
+
+
+def _widened(x: Tensor, dim: int, held: int, places: int) -> Tensor:
+    """The same with so many places, and one to throw away; what is not written is 0, as padding leaves NaN behind."""
+    shape = list(x.shape)
+    shape[dim] = places + 1
+    wide = x.new_zeros(shape)
+    wide.narrow(dim, 0, held).copy_(x.narrow(dim, 0, held))
+    return wide
 
 
 def _rank(new: Tokens) -> Int[Tensor, "B T"]:

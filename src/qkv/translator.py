@@ -8,10 +8,11 @@ from typing import final
 
 import torch
 
-from qkv.checkpoints import Store, check_fit
+from qkv.checkpoints import Store, check_depth, check_fit
 from qkv.checkpoints.keras_transly import VOCABULARIES, WEIGHTS, TranslyModel, Unit, load_transly
-from qkv.config import read_yaml
-from qkv.data import Tokenizer, unit_tokenizer
+from qkv.config import expand_home, read_yaml
+from qkv.data import PairTokenizer, Tokenizer, unit_tokenizer
+from qkv.data.pairs import SIDES
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig, Hypothesis, beam_search
 from qkv.inspect import Alignment
@@ -19,8 +20,8 @@ from qkv.models.pairs import Pair, PairModel, PairModelConfig
 from qkv.shapes import Int, Tensor
 from qkv.tokens import Tokens
 
-RECIPE, SOURCE, TARGET = "recipe.yaml", "source", "target"
-"""What a run of pairs has in its folder: the recipe, and a folder for each tokenizer."""
+RECIPE = "recipe.yaml"
+SOURCE, TARGET = SIDES
 
 
 @final
@@ -52,7 +53,8 @@ class Translator:
         target: Of what is written.
         begin_id: What every target begins with.
         end_id: What ends it.
-        longest: Tokens of a source or a target at most, its end included; None: any.
+        longest: Tokens of a source at most; None: any.
+        longest_target: Tokens of a target at most, its end included; None: as of a source.
     """
 
     model: PairModel
@@ -61,19 +63,22 @@ class Translator:
     begin_id: int
     end_id: int
     longest: int | None = None
+    longest_target: int | None = None
 
     def translate(self, text: str, *, search: BeamConfig | None = None) -> str:
         """The best translation.
 
         Raises:
-            ConfigError: The text is empty, too long, or holds what the tokenizer does not know.
+            ConfigError: The text is blank, too long, or holds what the tokenizer does not know.
         """
+        if not text.strip():
+            raise ConfigError("the text is blank; give one to translate")
         return self.translations([text], search=search)[0][0].text
 
     def translations(
         self, texts: Sequence[str], *, search: BeamConfig | None = None, batch_size: int = 64
     ) -> list[list[Translation]]:
-        """Of each text what the search found, best first.
+        """Of each text what the search found, best first. Of one that is blank it is the empty text.
 
         Args:
             texts: The sources. They have no influence on each other.
@@ -81,12 +86,15 @@ class Translator:
             batch_size: Texts that are read at once.
 
         Raises:
-            ConfigError: As in `translate`.
+            ConfigError: A text is too long, or holds what the tokenizer does not know; `batch_size` is below 1.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
         search = self._bounded(search or BeamConfig())
-        sources = self._sources(texts)
-        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-        found: dict[int, list[Translation]] = {}
+        sources = self.encode(texts)
+        order = sorted((i for i, ids in enumerate(sources) if ids), key=lambda i: len(sources[i]))
+        blank = Translation("", 0.0, 0.0, ended=True)
+        found = {i: [blank] for i, ids in enumerate(sources) if not ids}
         for at in range(0, len(order), batch_size):
             some = order[at : at + batch_size]
             for i, texts_of_row in zip(some, self._search([sources[i] for i in some], search), strict=True):
@@ -99,25 +107,33 @@ class Translator:
         Raises:
             ConfigError: The model has no attention, or as in `translate`.
         """
-        translation = self.translate(text) if translation is None else translation
-        (source,) = self._sources([text])
-        target = self.target.encode(translation)
+        (source,) = self.encode([text])
+        if not source:
+            raise ConfigError("the text is blank; give one to translate")
+        if translation is None:
+            target = self._search([source], self._bounded(BeamConfig()))[0][0].ids
+        else:
+            target = self.target.encode(translation)
         ids, tokens = self._batch([source])
         inputs = Pair(ids, tokens, torch.tensor([[self.begin_id, *target]], device=ids.device))
         weights = self.model.align(inputs)[0].cpu()
         names = tuple(self.source.decode([token]) for token in source)
         names += ("",) * (weights.shape[-1] - len(names))
-        return Alignment(names, (*(self.target.decode([token]) for token in target), "⏎"), weights)
+        written = (*(self.target.decode([token]) for token in target), "⏎")
+        return Alignment(names, written, weights, self.target.decode(target) if translation is None else translation)
 
     def _bounded(self, search: BeamConfig) -> BeamConfig:
-        n = search.max_new_tokens if self.longest is None else min(self.longest, search.max_new_tokens)
-        return replace(search, max_new_tokens=n)
+        limit = self.longest_target or self.longest
+        return search if limit is None else replace(search, max_new_tokens=min(limit, search.max_new_tokens))
 
-    def _sources(self, texts: Sequence[str]) -> list[list[int]]:
-        sources = self.source.encode_batch(texts)
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of sources; of one that is blank there are none.
+
+        Raises:
+            ConfigError: As in `translations`; texts are numbered from 1.
+        """
+        sources = self.source.encode_batch([text if text.strip() else "" for text in texts])
         for number, ids in enumerate(sources, start=1):
-            if not ids:
-                raise ConfigError(f"text {number} is empty; give a text to translate")
             if self.longest is not None and len(ids) > self.longest:
                 raise ConfigError(
                     f"text {number} has {len(ids)} tokens and the model takes at most {self.longest}; cut it into parts"
@@ -175,7 +191,7 @@ def load_translator(
 
 
 def _folder(path: str | Path) -> Path:
-    place = Path(path).expanduser()
+    place = expand_home(path)
     return place.parent if place.name == WEIGHTS and place.is_file() else place
 
 
@@ -185,7 +201,7 @@ def _of_transly(found: TranslyModel) -> Translator:
         return unit_tokenizer(vocabulary, words=unit == "word", special=(names[found.end], names[found.begin]))
 
     source, target = tokenizer(found.source, found.units[0]), tokenizer(found.target, found.units[1])
-    return Translator(found.model, source, target, found.begin, found.end, found.longest)
+    return Translator(found.model, source, target, found.begin, found.end, found.model.config.longest, found.longest)
 
 
 def _of_run(folder: Path) -> Translator:
@@ -196,11 +212,7 @@ def _of_run(folder: Path) -> Translator:
     for warning in checkpoint.warnings:
         warnings.warn(warning, stacklevel=3)
     state = checkpoint.tensors("model")
-    depth = _depth(config.to_dict())
-    if depth > len(state):  # before anything of that size is built
-        raise FileError(
-            f"{folder / RECIPE}: asks for {depth} layers and there are {len(state)} tensors of weights; mend 'model'"
-        )
+    check_depth(config.depth, len(state), source=str(folder / RECIPE))
     try:
         with torch.device("meta"):
             model = config.build()
@@ -208,7 +220,8 @@ def _of_run(folder: Path) -> Translator:
         raise FileError(f"{folder / RECIPE}: the model cannot be built: {str(error).splitlines()[0]}") from None
     check_fit(state, model.state_dict(), source=str(checkpoint.path))
     model.load_state_dict(state, assign=True)
-    source, target = Tokenizer.load(folder / SOURCE), Tokenizer.load(folder / TARGET)
+    tokenizers = PairTokenizer.load(folder)
+    source, target = tokenizers.source, tokenizers.target
     for tokenizer, n in zip((source, target), config.vocabularies, strict=True):
         if n is not None and tokenizer.vocab_size > n:
             raise FileError(
@@ -229,13 +242,3 @@ def _config(path: Path) -> PairModelConfig:
         return PairModelConfig.from_dict(data["model"], path="model")
     except ConfigError as error:
         raise FileError(f"{path}: not the recipe of a run on pairs: {error}") from None
-
-
-def _depth(config: object) -> int:
-    """The most layers or rounds of blocks that a part of a config asks for, by the names that configs have for them."""
-    if isinstance(config, list):
-        return max(map(_depth, config), default=0)
-    if not isinstance(config, dict):
-        return 0
-    own = [value for key, value in config.items() if key in ("n", "layers") and type(value) is int]
-    return max([*own, *map(_depth, config.values())], default=0)

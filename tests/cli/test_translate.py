@@ -10,12 +10,15 @@ import sacrebleu
 
 import qkv
 from qkv.cli import main
-from qkv.config import dump_yaml
+from qkv.config import dump_yaml, read_yaml
+from qkv.data import PairDataConfig
 from qkv.errors import ConfigError
 from qkv.generation import BeamConfig
+from qkv.models.decoders import LuongConfig
 from qkv.presets.translators import PAIR_PRESETS
 from qkv.training import train
 from qkv.training.evaluate_pairs import edit_distance, evaluate_pairs
+from qkv.training.recipe import read_recipe
 from runs import assert_same_run, fast, kill_at  # noqa: F401 - a fixture
 
 MODELS = {"recurrent": "bahdanau", "transformer": "translator"}
@@ -95,11 +98,58 @@ def test_beams_scores_and_lines(run, capsys, monkeypatch, tmp_path):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["source"], line["text"], line["ended"]) for line in lines] == [
         ("afk", "kfa", True),
+        ("", "", True),
         ("cjn", "njc", True),
     ]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"afk\n")))
     assert main(["translate", str(run), "-"]) == 0
     assert capsys.readouterr().out == "kfa\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffafk\r\n  \ncjn".encode())))
+    assert main(["translate", "--batch-size", "1", str(run), "--beams", "2", "-"]) == 0
+    assert capsys.readouterr().out == "kfa\n\nnjc\n"  # a line for each line
+
+
+def test_nothing_is_written_before_all_can_be_read(run, capsys, tmp_path):
+    (tmp_path / "in.txt").write_text("afk\n\n" * 20 + "afx\n")
+    assert main(["translate", str(run), "-f", str(tmp_path / "in.txt"), "--batch-size", "1"]) == 2
+    (tmp_path / "in.txt").write_text("afk\n\n" * 20 + "abcdefghijklmnabc\n")
+    run.joinpath("recipe.yaml")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "the character 'x' is not in" in shown.err
+
+
+def test_pairs_left_out_for_their_length_are_not_measured(fast, tmp_path, capsys):  # noqa: F811
+    path = write_recipe(tmp_path, context=4)
+    with (tmp_path / "pairs.tsv").open("a") as file:
+        file.writelines(f"{c * 9}\t{c * 9}\n" for c in "abcdefghijklmn")
+    data = read_yaml(path)
+    data["data"]["longest"] = 4
+    path.write_text(dump_yaml(data))
+    assert train(path, out=tmp_path / "run") == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    held_out = PairDataConfig.from_dict(data["data"]).divided()[1]
+    result = json.loads(capsys.readouterr().out)
+    assert result["pairs"] == sum(len(source) < 9 for source, _ in held_out) < len(held_out)
+
+
+def test_blocks_that_share_weights_are_loaded_again(fast, tmp_path):  # noqa: F811
+    path = write_recipe(tmp_path, "translator")
+    assert train(path, sets=["model.encoder.shared=true", "model.encoder.n=40"], out=tmp_path / "run") == 0
+    assert qkv.load(tmp_path / "run").model.config.depth == 42
+
+
+def test_a_preset_can_be_changed_from_the_command_line(fast, tmp_path):  # noqa: F811
+    path = write_recipe(tmp_path)
+    recipe = read_recipe(path, ["model.preset=luong", "model.encoder.layers=2"])
+    assert isinstance(recipe.model.decoder, LuongConfig)
+    assert (recipe.model.encoder.layers, recipe.model.d_model) == (2, 32)
+    assert read_recipe(path, ["model=luong"]).model.d_model == 128
+    assert read_recipe(write_recipe(tmp_path, model=None), ["model.preset=luong"]).model.d_model == 128
+    path.write_text(dump_yaml(recipe.to_dict()))
+    with pytest.raises(ConfigError, match="the recipe writes the model out; --set model=bahdanau replaces it"):
+        read_recipe(path, ["model.preset=bahdanau"])
 
 
 def test_eval_of_what_was_held_out_and_of_a_file(run, capsys, tmp_path):
@@ -113,6 +163,19 @@ def test_eval_of_what_was_held_out_and_of_a_file(run, capsys, tmp_path):
     out = capsys.readouterr().out.splitlines()
     assert out[1].split()[:4] == ["all", "2", "50.00%", "16.67%"]
     assert out[2].split()[0] == "1-5"
+    (tmp_path / "p.tsv").write_text("afk\tkfa\nbfk\tkfZ\n")  # Z: a character that the model cannot write
+    assert main(["eval", str(run), str(tmp_path / "p.tsv")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["all", "2", "50.00%", "16.67%"]
+
+
+def test_words_are_compared_and_not_the_space_between_them(fast, tmp_path):  # noqa: F811
+    path = write_recipe(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}{b}\t{a} {b}\n" for a in "abcdefgh" for b in "ijklmnop"))
+    words = [f'data.{which}={{"type": "WordTokenizer"}}' for which in ("target_tokenizer",)]
+    assert train(path, sets=[*words, "steps=150"], out=tmp_path / "run") == 0
+    (tmp_path / "p.tsv").write_text("ai\ta  i\nbj\tb j new\n")
+    result = evaluate_pairs(tmp_path / "run", tmp_path / "p.tsv", search=BeamConfig())
+    assert (result["exact"], result["error_rate"]) == (0.5, 0.2)
 
 
 def test_scores_are_those_of_sacrebleu(run, tmp_path):
@@ -158,6 +221,9 @@ def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # 
         ({"context": 3}, "context=3 and the longest pair has 4 tokens on one side"),
         ({"model": "attention-is-all-you-need"}, "the data have two tokenizers"),
         ({"checkpoint_blocks": True}, "checkpoint_blocks is for language models and the data are pairs; leave it out"),
+        ({"compile": True}, "compile compiles blocks and a recurrent translator has none; leave it out"),
+        ({"sample": {"temperature": 0.5}}, r"sample\.temperature is for language models"),
+        ({"sample": {"prompt": "afkbglafkbglafkbg"}}, r"sample\.prompt has 17 tokens and there is room for 16"),
         ({"adapter": {"rank": 2}}, "adapter is for language models and the data are pairs; leave adapter out"),
     ],
 )
@@ -178,7 +244,14 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["eval", "RUN", "--conversations"], 2, "--conversations and --field are for language models"),
         (["show", "RUN", "--kernels"], 2, "--kernels is for language models and"),
         (["show", "RUN", "--context", "9"], 2, "is a model of pairs; leave it out"),
-        (["inspect", "RUN", ""], 2, "text 1 is empty"),
+        (["translate", "RUN", "a", "--beams", "0"], 2, "beams=0 must be at least 1"),
+        (["translate", "RUN", "a", "--length-penalty", "1000"], 2, "length_penalty=1000.0 must be from -10 to 10"),
+        (["translate", "RUN", " "], 2, "there is nothing to translate"),
+        (["translate", "~nobody-here/x", "a"], 3, "there is no home folder of that name"),
+        (["translate", "RUN", "-f", "no.txt"], 3, "no.txt: no such file"),
+        (["eval", "RUN", "/dev/null"], 3, "/dev/null: "),
+        (["eval", "RUN", "~nobody-here/x"], 3, "there is no home folder of that name"),
+        (["inspect", "RUN", ""], 2, "the text is blank"),
         (["inspect", "RUN", "afk", "--out", "no/such/a.png"], 3, "cannot be written"),
     ],
 )

@@ -36,7 +36,7 @@ def test_reading_in_pieces_equals_reading_at_once(mask, data):
     model, n = tiny_model(mask=mask), 17
     lengths = data.draw(st.lists(st.integers(1, n), min_size=1, max_size=3))
     ids = token_ids(len(lengths), n)
-    cache = model.make_cache(len(lengths), 3 * n)
+    cache = model.make_cache(len(lengths), 3 * n, room=data.draw(st.sampled_from([None, 1, 5])))
     done = [0] * len(lengths)
     with torch.no_grad():
         while any(d < m for d, m in zip(done, lengths, strict=True)):
@@ -100,12 +100,13 @@ def test_a_rollback_that_is_too_long():
         cache.rollback(9)
 
 
+@pytest.mark.parametrize("room", [None, 8, 2])
 @pytest.mark.parametrize("mask", [Causal(), Causal() & Window(size=3)], ids=["dense", "ring"])
-def test_reorder(mask):
+def test_reorder(mask, room):
     """Law 25's other half: the rows of beams move, and their caches with them."""
     model = tiny_model(mask=mask)
     ids, last = token_ids(3, 8), token_ids(4, 1, seed=5)
-    cache, rows = model.make_cache(3, 12), torch.tensor([2, 0, 2, 1])
+    cache, rows = model.make_cache(3, 12, room=room), torch.tensor([2, 0, 2, 1])
     with torch.no_grad():
         model(ids, Tokens.padded([8, 5, 7]), cache=cache)
         cache.reorder(rows)
@@ -113,6 +114,20 @@ def test_reorder(mask):
         for i, row in enumerate(rows.tolist()):
             text = torch.cat([ids[row : row + 1, : [8, 5, 7][row]], last[i : i + 1]], 1)
             close(got[i], model(text)[0, -1])
+
+
+def test_room_is_made_as_tokens_come():
+    model = tiny_model(mask=Causal())
+    whole, cache = model.make_cache(2, 64), model.make_cache(2, 64, room=4)
+    sizes = []
+    with torch.no_grad():
+        for token in token_ids(2, 64).unbind(1):
+            close(model(token[:, None], cache=cache), model(token[:, None], cache=whole))
+            sizes.append(cache.n_bytes)
+        assert sizes[0] == sizes[3] < sizes[4] == sizes[7] < sizes[8]
+        assert cache.n_bytes == whole.n_bytes
+        with pytest.raises(ConfigError, match="the cache has room for 64 tokens: 64 tokens are held and 1 are to come"):
+            model(token[:, None], cache=cache)
 
 
 def cross_model():

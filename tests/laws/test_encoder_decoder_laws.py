@@ -15,6 +15,7 @@ from qkv.models.transformer import Repeat
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.latent import LatentAttentionConfig
 from qkv.nn.norms import LayerNormConfig
 from qkv.presets.translators import attention_is_all_you_need
 from qkv.tokens import Tokens
@@ -113,6 +114,16 @@ def test_a_row_of_a_padded_batch_is_the_row_alone(side):
         torch.testing.assert_close(row[valid], want, rtol=0, atol=FLOAT64)
 
 
+def test_the_alignment_stands_where_the_tokens_do():
+    model = make()
+    (source, there), (target, here) = padded(SOURCES, "left"), padded(TARGETS)
+    weights = model.align(Pair(source, there, target), here)
+    assert weights.shape == (3, 7, 8)
+    for row, (s, t) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        want = model.align(Pair(s[None], Tokens.full(1, len(s)), t[None]))[0]
+        torch.testing.assert_close(weights[row][here.valid[row]][:, there.valid[row]], want, rtol=0, atol=FLOAT64)
+
+
 def test_packed_is_padded():
     model = make()
     there, here = (Tokens.packed([[len(t) for t in texts]]) for texts in (SOURCES, TARGETS))
@@ -194,6 +205,23 @@ def test_mistakes():
     )
     with pytest.raises(ConfigError, match="the mask Full of the decoder's attention lets a token see"):
         dataclasses.replace(config, decoder=Repeat(n=1, pattern=ahead))
+    latent = LatentAttentionConfig(
+        n_heads=2, mask=Full(), norm=LayerNormConfig(), kv_rank=4, plain_dim=4, rotary_dim=2, value_dim=4
+    )
+    ahead = dataclasses.replace(ahead, sublayers=(latent, ahead.sublayers[1]))
+    with pytest.raises(ConfigError, match="the mask Full of the decoder's attention lets a token see"):
+        dataclasses.replace(config, decoder=Repeat(n=1, pattern=ahead))
+    with pytest.raises(ConfigError, match="encoder has CrossAttention and there is nothing before it to read"):
+        dataclasses.replace(config, encoder=config.decoder)
+    model, (source, there) = make(), padded(SOURCES)
+    with pytest.raises(ConfigError, match="each row needs one source with at least one token"):
+        model.start(source, Tokens.padded([5, 0, 7], 8), capacity=4)
+    with pytest.raises(ConfigError, match="row 1 has 0 sources and 1 targets"):
+        model(Pair(source, Tokens.padded([5, 0, 7], 8), torch.ones(3, 2).long()))
+    with pytest.raises(ConfigError, match=r"tokens of the source are \(3, 8\) and its ids \(3, 7\)"):
+        model(Pair(source[:, 1:], there, torch.ones(3, 2).long()))
+    decoding = model.start(source, there, capacity=10**12)  # there is memory for what comes, not for what might
+    assert decoding.advance(torch.ones(3).long()).shape == (3, TARGET)
     with pytest.raises(ConfigError, match="the data have two tokenizers"):
         dataclasses.replace(config, source=None).with_vocabularies(5, 5, shared=False)
     with pytest.raises(ConfigError, match=r"source has 30 tokens and model\.source\.vocab_size is 13"):

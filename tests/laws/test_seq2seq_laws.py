@@ -13,6 +13,7 @@ from qkv.models.recurrent_encoder import RecurrentEncoderConfig
 from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.nn.additive import AdditiveScoreConfig, DotScoreConfig, GeneralScoreConfig
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 from qkv.nn.recurrent import GRUConfig, LSTMConfig
 from qkv.recorder import Recorder
 from qkv.tokens import Tokens
@@ -105,6 +106,29 @@ def test_teacher_forcing_is_the_step_loop(model):
     steps = torch.stack([decoding.advance(ids) for ids in target.unbind(1)], dim=1)
     logits = model(Pair(source, there, target), here)
     torch.testing.assert_close(steps[here.valid], logits[here.valid], rtol=0, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("position", [SinusoidalPositionsConfig(), LearnedPositionsConfig(length=9)])
+def test_teacher_forcing_is_the_step_loop_where_the_target_has_positions(position):
+    torch.manual_seed(0)
+    config = make("bahdanau").config
+    config = dataclasses.replace(config, target=dataclasses.replace(config.target, position=position))
+    test_teacher_forcing_is_the_step_loop(config.build().double().eval())
+    assert config.longest == getattr(position, "length", None)
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+@pytest.mark.parametrize("sides", [("left", "right"), ("right", "left"), ("left", "left")], ids="-".join)
+def test_the_alignment_stands_where_the_tokens_do(name, sides):
+    model = make(name)
+    (source, there), (target, here) = padded(SOURCES, sides[0], width=9), padded(TARGETS, sides[1], width=8)
+    weights = model.align(Pair(source, there, target), here)
+    assert weights.shape == (3, 8, 9)
+    for row, (s, t) in enumerate(zip(SOURCES, TARGETS, strict=True)):
+        alone = model.align(Pair(s[None], Tokens.full(1, len(s)), t[None]))[0]
+        torch.testing.assert_close(weights[row][here.valid[row]][:, there.valid[row]], alone, rtol=0, atol=FLOAT64)
+    assert weights[:, :, ~there.valid.any(0)].sum() == weights[~here.valid].sum() == 0
+    torch.testing.assert_close(weights.sum(), torch.tensor(13.0).double(), rtol=0, atol=FLOAT64)
 
 
 def test_reordered_rows_go_on_as_they_were(model):
@@ -270,8 +294,26 @@ def test_mistakes():
         LuongConfig(layers=0)
     model = make("bahdanau")
     source, there = padded(SOURCES)
-    with pytest.raises(ConfigError, match="there are 3 sources and 2 targets"):
+    with pytest.raises(ConfigError, match="row 1 has 1 sources and 0 targets; give each target its source"):
         model(Pair(source, there, torch.ones(3, 2).long()), Tokens.padded([2, 0, 2]))
+    ones = torch.ones(3, 2).long()
+    with pytest.raises(ConfigError, match="row 0 has 1 sources and 2 targets"):
+        model.loss(Pair(source, there, ones), ones, Tokens.packed([[1, 1], [2], [2]]))
+    with pytest.raises(ConfigError, match=r"tokens of the source are \(3, 7\) and its ids \(3, 8\); make them equal"):
+        model(Pair(F.pad(source, (0, 1)), there, torch.ones(3, 2).long()))
+    with pytest.raises(ConfigError, match=r"tokens of the target are \(3, 4\) and its ids \(3, 2\)"):
+        model(Pair(source, there, torch.ones(3, 2).long()), Tokens.full(3, 4))
+    with pytest.raises(ConfigError, match="tokens of the source are"):
+        model.start(source[:, 1:], there, capacity=4)
+    with pytest.raises(ConfigError, match="each row needs one source"):
+        model.start(torch.zeros(2, 0).long(), Tokens.full(2, 0), capacity=4)
+    with pytest.raises(ConfigError, match="each row needs one source"):
+        model.align(Pair(source, Tokens.packed([[3, 4], [7], [7]]), ones), Tokens.packed([[1, 1], [2], [2]]))
+    with pytest.raises(ConfigError, match="width=0 must be at least 1"):
+        AdditiveScoreConfig(width=0)
+    with pytest.raises(ConfigError, match=r"dropout=0\.3 is between the encoder's layers and there is one"):
+        RecurrentEncoderConfig(dropout=0.3)
+    assert dataclasses.replace(model.config, encoder=RecurrentEncoderConfig(rests=18)).longest == 18
     with pytest.raises(ConfigError, match="each row needs one source"):
         model.start(source, Tokens.padded([5, 0, 7]), capacity=4)
     assert AdditiveScoreConfig(width=3).build(8, 16).v.shape == (3,)

@@ -143,8 +143,8 @@ def shared(blocks, n):
     ("change", "message"),
     [
         (lambda model: model.pop("d_model"), "not the recipe of a run: model: TransformerConfig needs 'd_model'"),
-        (lambda model: model["blocks"].update(n=10**9), "asks for 1000000000 blocks and there are 28 tensors"),
-        (lambda model: model.update(blocks=shared(model["blocks"], 10**9)), "asks for 1000000000 blocks"),
+        (lambda model: model["blocks"].update(n=10**9), "asks for 1000000000 layers and there are 28 tensors"),
+        (lambda model: model.update(blocks=shared(model["blocks"], 10**9)), "asks for 1000000000 layers"),
         (lambda model: model.update(d_model=2**62), "the model cannot be built: Storage size calculation overflowed"),
         (lambda model: model.update(d_model=2**80), "the model cannot be built: "),
         (lambda model: model.update(d_model=9), "the model cannot be built: d_model=9 must be a multiple of n_heads=2"),

@@ -1,6 +1,18 @@
 """Weights and training state on disk: safetensors, whole-or-nothing checkpoints, maps to foreign models."""
 
-from qkv.checkpoints.maps import Fuse, FuseQKV, KeyMap, Operation, Permute, Rule, Split, Stack, Transpose, check_fit
+from qkv.checkpoints.maps import (
+    Fuse,
+    FuseQKV,
+    KeyMap,
+    Operation,
+    Permute,
+    Rule,
+    Split,
+    Stack,
+    Transpose,
+    check_depth,
+    check_fit,
+)
 from qkv.checkpoints.store import Checkpoint, Store
 from qkv.checkpoints.tensors import digest, read_folder, read_tensors, write_tensors
 
@@ -16,6 +28,7 @@ __all__ = [
     "Stack",
     "Store",
     "Transpose",
+    "check_depth",
     "check_fit",
     "digest",
     "read_folder",

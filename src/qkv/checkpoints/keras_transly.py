@@ -88,13 +88,17 @@ def load_transly(folder: Path) -> TranslyModel:
         _vocabulary(facts, f"{side}_char2ix", n)
         for side, n in zip(("input", "output"), config.vocabularies, strict=True)
     )
+    ends = {key: facts.take(key, int) for key in ("GO_INDEX", "PAD_INDEX")}
+    for key, token in ends.items():
+        if token not in target.values():
+            raise FileError(f"{facts.source}: {key!r} is {token} and the targets have no such id; get the model again")
     return TranslyModel(
         model=model.requires_grad_().eval(),
         source=source,
         target=target,
         units=(_unit(facts, "input_mode"), _unit(facts, "output_mode")),
-        begin=facts.take("GO_INDEX", int),
-        end=facts.take("PAD_INDEX", int),
+        begin=ends["GO_INDEX"],
+        end=ends["PAD_INDEX"],
         longest=facts.take_positive("max_length_output"),
     )
 

@@ -29,6 +29,7 @@ from qkv.shapes import Tensor
 Tensors: TypeAlias = tuple[Tensor, ...]
 
 _REMEDY = "use the config that belongs to these weights"
+_MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
 
 
 class ShapeError(ValueError):
@@ -314,6 +315,18 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
         elif needed.is_floating_point() and not tensors[key].is_floating_point():
             faults.append(f"{key!r} is of {tensors[key].dtype}, the model needs floats")
     _refuse(faults + [_left_over(key) for key in tensors if key not in model], source)
+
+
+def check_depth(depth: int, n_tensors: int, *, source: str) -> None:
+    """Refuse a config that asks for more layers than its weights can be of, before one is built.
+
+    Rounds of blocks that share their weights need no tensors, so that a thousand are always allowed.
+
+    Raises:
+        FileError: There are too many.
+    """
+    if depth > max(n_tensors, _MAX_SHARED):
+        raise FileError(f"{source}: asks for {depth} layers and there are {n_tensors} tensors of weights; mend 'model'")
 
 
 def _expand(rule: Rule, n_layers: int) -> list[Rule]:

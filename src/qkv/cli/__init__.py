@@ -69,9 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_dashes(words: Sequence[str]) -> list[str]:
-    """The words, with `qkv generate MODEL -` and `-f -` in a form that passes for a value."""
-    dash = {place for place, word in enumerate(words) if word == "-" and words[0] in ("generate", "translate")}
-    meant = {place for place in dash if place == 2 or words[place - 1] in ("-f", "--file")}
+    """The words, with the dash of `qkv generate MODEL -` and `-f -` in a form that passes for a value.
+
+    Behind the first argument, which is the model, a dash means nothing else but where `--stop` asks for a text.
+    """
+    if not words or words[0] not in ("generate", "translate"):
+        return list(words)
+    meant = {place for place, word in enumerate(words) if word == "-" and place > 1 and words[place - 1] != "--stop"}
     return [STANDARD_INPUT if place in meant else word for place, word in enumerate(words)]
 
 

@@ -79,7 +79,7 @@ def read_standard_input() -> Iterator[str]:
     """
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise FileError(f"standard input: line {number} is not UTF-8 ({error.reason}); convert it") from None
 
@@ -94,32 +94,40 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
         raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    return read_lines(file)
+    return _read_prompts(file)
 
 
 def read_lines(file: Path | None) -> list[str]:
-    """The lines that are not empty of a file, or of standard input where there is none.
+    """The lines of a text file, or of standard input where there is none; blank ones too.
 
     Raises:
-        FileError: There is none, or they cannot be read.
+        FileError: There is no text, or it cannot be read.
     """
+    from qkv.data.sources import decode_text, read_bytes
+
     if file is None or str(file) == STANDARD_INPUT:
-        lines, place = read_standard_input(), "standard input"
+        lines, place = list(read_standard_input()), "standard input"
+    elif file.is_dir():
+        raise FileError(f"{file}: is a folder; give a file with one text in each line")
+    elif not file.exists():
+        raise FileError(f"{file}: no such file; give one with a text in each line")
     else:
-        lines, place = _lines(file), str(file)
-    texts = [line for line in lines if line.strip()]
-    if not texts:
+        lines, place = decode_text(read_bytes(file), str(file)).removesuffix("\n").split("\n"), str(file)
+    if not any(line.strip() for line in lines):
         raise FileError(f"{place}: holds no text; put one in each line")
-    return texts
+    return lines
 
 
-def _lines(file: Path) -> list[str]:
+def _read_prompts(file: Path | None) -> list[str]:
+    """The prompts of a file or of standard input; blank lines are none."""
+    if file is None or file.suffix != ".jsonl" or not file.is_file():
+        return [line for line in read_lines(file) if line.strip()]
     from qkv.data import FilesConfig
 
-    if file.is_dir():
-        raise FileError(f"{file}: is a folder; give a file with one prompt in each line")
-    texts = list(FilesConfig(path=str(file), field="prompt").documents())
-    return texts if file.suffix == ".jsonl" else [line for text in texts for line in text.split("\n")]
+    prompts = [text for text in FilesConfig(path=str(file), field="prompt").documents() if text.strip()]
+    if not prompts:
+        raise FileError(f"{file}: holds no prompt; put one in each line")
+    return prompts
 
 
 def _check_lengths(loaded: "Loaded", prompts: Sequence[str]) -> None:

@@ -15,9 +15,7 @@ def inspect(model: Path, text: str, /, *, translation: str | None = None, out: P
     from qkv.inspect import draw_alignment
     from qkv.translator import load_translator
 
-    translator = load_translator(model)
-    if translation is None:
-        translation = translator.translate(text)
-    draw_alignment(translator.align(text, translation), out)
-    print(f"{text} → {translation}")
+    alignment = load_translator(model).align(text, translation)
+    draw_alignment(alignment, out)
+    print(f"{text} → {alignment.translation}")
     print(f"the alignment is in {out}")

@@ -44,7 +44,7 @@ def describe(config: PairModelConfig) -> str:
     """What kind of model it is, in a sentence."""
     match config:
         case Seq2SeqConfig(encoder=encoder, decoder=decoder):
-            reads = f"{encoder.layers} × {encoder.cell.tag()} in both directions"
+            reads = f"{encoder.layers} × {encoder.cell.tag()}{' in both directions' if encoder.bidirectional else ''}"
             return f"a recurrent translator: reads with {reads}, writes with {decoder.layers} × {decoder.tag()}"
         case EncoderDecoderConfig(d_model=width):
             return f"a Transformer of pairs, {width:,} wide: an encoder reads, a decoder writes and attends to it"

@@ -33,7 +33,7 @@ def translate(
     Args:
         model: A run folder, or a model of the package transly.
         text: What to translate. A single dash: each line of standard input.
-        file: A file; each line is a text.
+        file: A text file; each line is a text. A blank line gives a blank line.
         beams: How many unfinished texts the search keeps.
         n_best: How many translations to print of each text, best first; at most as many as beams.
         length_penalty: 0 prefers the likeliest text, 1 the likeliest per token; more favours longer ones.
@@ -45,13 +45,14 @@ def translate(
     from qkv.generation import BeamConfig
     from qkv.translator import load_translator
 
+    search = BeamConfig(beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens)
     if not 1 <= n_best <= beams:
         raise ConfigError(f"--n-best {n_best} must be from 1 to --beams {beams}")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    search = BeamConfig(beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens)
     texts = _texts(text, file)
     translator = load_translator(model)
+    translator.encode(texts)  # what cannot be read is said before anything is written
     for at in range(0, len(texts), 16 * batch_size):
         some = texts[at : at + 16 * batch_size]
         found = translator.translations(some, search=search, batch_size=batch_size)
@@ -62,7 +63,7 @@ def translate(
 
 def _texts(text: str, file: Path | None) -> list[str]:
     if file is None and text != STANDARD_INPUT:
-        if not text:
+        if not text.strip():
             raise ConfigError("there is nothing to translate; give a TEXT, a --file, or - for standard input")
         return [text]
     if file is not None and text:

@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 import torch
 
-from qkv.config import Config, config
+from qkv.config import Config, config, expand_home
 from qkv.data.dataset import Split, held_out
 from qkv.data.sources import decode_text, read_bytes
 from qkv.data.tokenizers import Tokenizer, TokenizerConfig
@@ -22,6 +22,9 @@ from qkv.ops.loss import IGNORE
 from qkv.shapes import Int, Tensor
 
 TextPair = tuple[str, str]
+
+SIDES = "source", "target"
+"""The folders of a run on pairs that hold its tokenizers."""
 
 
 @config
@@ -59,7 +62,7 @@ class TSVConfig(PairSourceConfig):
 
     def pairs(self) -> Iterator[TextPair]:
         """See `PairSourceConfig.pairs`."""
-        path = Path(self.path).expanduser()
+        path = expand_home(self.path)
         if not path.is_file():
             raise FileError(f"{path}: no such file; give a text file with a source, a tab and a target in each line")
         text = decode_text(read_bytes(path), str(path))
@@ -68,7 +71,7 @@ class TSVConfig(PairSourceConfig):
 
     def absolute(self) -> "TSVConfig":
         """See `PairSourceConfig.absolute`."""
-        return TSVConfig(path=str(Path(self.path).expanduser().absolute()), columns=self.columns)
+        return TSVConfig(path=str(expand_home(self.path).absolute()), columns=self.columns)
 
 
 @final
@@ -95,6 +98,8 @@ class PackagePairsConfig(PairSourceConfig):
     def __post_init__(self) -> None:
         check_package(self.name, self.version, self.sha256)
         _check_columns(self.columns)
+        if self.header < 0:
+            raise ConfigError(f"header={self.header} must be at least 0")
 
     def pairs(self) -> Iterator[TextPair]:
         """See `PairSourceConfig.pairs`."""
@@ -183,6 +188,20 @@ class PairTokenizer:
     source: Tokenizer
     target: Tokenizer
 
+    @staticmethod
+    def of(source: Tokenizer, target: Tokenizer) -> "PairTokenizer":
+        """Two that were read apart, as one object where they are one tokenizer."""
+        return PairTokenizer(source, source if source.identity() == target.identity() else target)
+
+    @staticmethod
+    def load(folder: Path) -> "PairTokenizer":
+        """Those that `save` wrote.
+
+        Raises:
+            FileError: They are missing or damaged.
+        """
+        return PairTokenizer.of(*(Tokenizer.load(folder / name) for name in SIDES))
+
     @property
     def shared(self) -> bool:
         """Whether they are one."""
@@ -194,7 +213,7 @@ class PairTokenizer:
         Raises:
             FileError: They cannot be written.
         """
-        for name, tokenizer in (("source", self.source), ("target", self.target)):
+        for name, tokenizer in zip(SIDES, (self.source, self.target), strict=True):
             try:
                 (folder / name).mkdir(exist_ok=True)
             except OSError as error:
@@ -237,7 +256,7 @@ class PairDataset:
         train: What to train on.
         validation: What was held out.
         tokenizer: Of both sides.
-        held_out: What was held out, as text.
+        held_out: The pairs of `validation` as text.
     """
 
     train: PairSplit
@@ -259,22 +278,32 @@ def prepare_pairs(config: PairDataConfig, tokenizer: PairTokenizer | None = None
     """
     train, out = config.divided()
     tokenizer = tokenizer or _tokenizers(config, train, out)
-    splits = [encode_pairs(tokenizer, pairs, config.longest) for pairs in (train, out)]
-    return PairDataset(splits[0], splits[1], tokenizer, out)
+    (split, _), (validation, held_out) = (encode_pairs(tokenizer, pairs, config.longest) for pairs in (train, out))
+    return PairDataset(split, validation, tokenizer, held_out)
 
 
-def encode_pairs(tokenizer: PairTokenizer, pairs: list[TextPair], longest: int | None = None) -> PairSplit:
-    """Pairs as ids, without those that have a side of more than `longest` tokens.
+def encode_pairs(
+    tokenizer: PairTokenizer, pairs: list[TextPair], longest: int | None
+) -> tuple[PairSplit, list[TextPair]]:
+    """Pairs as ids and as text, without those that have a side of more than `longest` tokens.
 
     Raises:
-        FileError: None is left.
+        ConfigError: A tokenizer does not know a character.
+        FileError: No pair is left.
     """
-    sources = Split.from_text(tokenizer.source, (source for source, _ in pairs))
-    targets = Split.from_text(tokenizer.target, (target for _, target in pairs))
-    split = _short(PairSplit(sources, targets), longest)
-    if not split.n_documents:
+    source = Split.from_text(tokenizer.source, (source for source, _ in pairs))
+    target = Split.from_text(tokenizer.target, (target for _, target in pairs))
+    if longest is None:
+        return PairSplit(source, target), pairs
+    fits = (np.diff(source.offsets) - 2 <= longest) & (np.diff(target.offsets) - 1 <= longest)
+    if not fits.any():
         raise FileError(f"none of {len(pairs)} pairs has at most longest={longest} tokens; raise it")
-    return split
+
+    def kept(side: Split) -> Split:
+        lengths = np.diff(side.offsets)
+        return Split(side.values[np.repeat(fits, lengths)], np.concatenate([[0], np.cumsum(lengths[fits])]), None)
+
+    return PairSplit(kept(source), kept(target)), [pairs[i] for i in np.flatnonzero(fits)]
 
 
 def _tokenizers(config: PairDataConfig, train: list[TextPair], out: list[TextPair]) -> PairTokenizer:
@@ -289,19 +318,6 @@ def _tokenizers(config: PairDataConfig, train: list[TextPair], out: list[TextPai
         both = made(config.tokenizer, (0, 1))
         return PairTokenizer(both, both)
     return PairTokenizer(made(config.tokenizer, (0,)), made(config.target_tokenizer, (1,)))
-
-
-def _short(split: PairSplit, longest: int | None) -> PairSplit:
-    """Without the pairs that have a side of more than `longest` tokens."""
-    if longest is None:
-        return split
-    fits = (np.diff(split.source.offsets) - 2 <= longest) & (np.diff(split.target.offsets) - 1 <= longest)
-
-    def kept(side: Split) -> Split:
-        lengths = np.diff(side.offsets)
-        return Split(side.values[np.repeat(fits, lengths)], np.concatenate([[0], np.cumsum(lengths[fits])]), None)
-
-    return PairSplit(kept(split.source), kept(split.target))
 
 
 # --- batches --------------------------------------------------------------------------------------------------------

@@ -223,6 +223,16 @@ class Tokenizer:
         except FileError as error:
             raise self._unknown([text]) or error from None
 
+    def units(self, texts: Sequence[str]) -> list[list[str]]:
+        """Each text in tokens, written out; words and characters also where the vocabulary lacks them.
+
+        Raises:
+            ConfigError: As for `encode`, of other tokenizers.
+        """
+        if isinstance(self._inner.model, models.WordLevel):
+            return [text.split() if self._words else list(text) for text in texts]
+        return [[self.name_of(token) for token in ids] for ids in self.encode_batch(texts)]
+
     def special_ids(self, text: str) -> list[int]:
         """The special tokens whose names stand in a text."""
         return [token for _, _, token in self._special.find(text)]
@@ -268,13 +278,17 @@ class Tokenizer:
         """Parts whose ids, one after the other, are the ids of the text. They bound memory and share out the work."""
         return (match[0] for match in _PIECE.finditer(text)) if self._cuttable else iter([text])
 
+    @property
+    def _words(self) -> bool:
+        """Whether white space parts the tokens."""
+        return str(self._inner.pre_tokenizer) == str(WORDS)
+
     def _unknown(self, texts: Sequence[str]) -> ConfigError | None:
-        words = str(self._inner.pre_tokenizer) == str(WORDS)
-        what = "word" if words else "character"
+        what = "word" if self._words else "character"
         for text in texts:
             if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
                 return ConfigError(f"{half!r} is half a surrogate pair, which is no character; remove it")
-            for unit in text.split() if words else text:
+            for unit in text.split() if self._words else text:
                 if unit not in self._vocabulary and isinstance(self._inner.model, models.WordLevel):
                     return ConfigError(
                         f"the {what} {unit!r} is not in the corpus that this tokenizer was made from; "

@@ -14,6 +14,11 @@ from qkv.models.transformer import Transformer
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
+_STRONGEST = 10
+"""The largest length penalty; n to that power is a number for any n."""
+_ROOM = 32
+"""Tokens to come for which there is memory at first."""
+
 
 @final
 @config
@@ -24,7 +29,7 @@ class BeamConfig(Config):
     divisor is ((5 + n) / 6)^α; this one is that of most libraries).
 
     Attributes:
-        beams: Unfinished texts that are kept at each step. 1: the likeliest token each time.
+        beams: Unfinished texts that are kept at each step. 1: the likeliest token each time, until that is an end.
         length_penalty: 0: the likeliest text; 1: the likeliest per token; more favours longer ones.
         max_new_tokens: Of a text at most, its end included. One that is cut off there counts like a finished one.
     """
@@ -37,8 +42,8 @@ class BeamConfig(Config):
         for name in ("beams", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not abs(self.length_penalty) < float("inf"):
-            raise ConfigError(f"length_penalty={self.length_penalty} must be finite")
+        if not abs(self.length_penalty) <= _STRONGEST:
+            raise ConfigError(f"length_penalty={self.length_penalty} must be from -{_STRONGEST} to {_STRONGEST}")
 
     def score(self, log_probability: float, n: int) -> float:
         """Of a text of `n` tokens."""
@@ -102,7 +107,7 @@ def beam_search(
             break
         if rows != list(range(start)):
             decoding.reorder(torch.tensor(rows))
-    return [sentence.best() for sentence in sentences]
+    return [sentence.done for sentence in sentences]
 
 
 @dataclass
@@ -120,7 +125,7 @@ class _Sentence:
     def __init__(self, search: BeamConfig, end_ids: frozenset[int]) -> None:
         self._search, self._end_ids = search, end_ids
         self.live = [_Live((), 0.0)]
-        self._done: list[Hypothesis] = []
+        self.done: list[Hypothesis] = []
 
     def step(self, log_p: Float[Tensor, "k V"], n: int) -> list[tuple[int, int]]:
         """Extend the texts to `n` tokens; returns for each that goes on its parent's number and its new token."""
@@ -150,24 +155,24 @@ class _Sentence:
         return [(value, place // vocab, place % vocab) for value, place in pairs if value > float("-inf")]
 
     def _finish(self, ids: tuple[int, ...], log_probability: float, n: int, *, ended: bool) -> None:
-        self._done.append(Hypothesis(ids, log_probability, self._search.score(log_probability, n), ended))
-        self._done.sort(key=lambda text: -text.score)
-        del self._done[self._search.beams :]
+        if any(ended and text.ended and text.ids == ids for text in self.done):
+            return  # by another of the ends, a likelier one
+        self.done.append(Hypothesis(ids, log_probability, self._search.score(log_probability, n), ended))
+        self.done.sort(key=lambda text: -text.score)
+        del self.done[self._search.beams :]
 
     def _decided(self, n: int) -> bool:
-        """Whether no text on its way can still be among the best."""
-        if len(self._done) < self._search.beams:
+        """Whether no text on its way can still be among the best. One beam ends with its text: it never looks aside."""
+        if len(self.done) < self._search.beams:
             return False
-        worst = self._done[-1].score
+        if self._search.beams == 1:
+            return True
+        worst = self.done[-1].score
         return all(self._search.bound(live.log_probability, n + 1) <= worst for live in self.live)
-
-    def best(self) -> list[Hypothesis]:
-        """What was found."""
-        return self._done
 
 
 def _log_softmax(logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
-    if bool(logits.isnan().any()):
+    if not bool(logits.amax(-1).isfinite().all()):  # one token may be impossible, not all
         raise QkvError(
             "the model's logits are not finite: its weights are damaged, or its type is too narrow; use float32"
         )
@@ -186,14 +191,15 @@ class TextDecoding(Decoding):
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
         self._model = model
-        lengths = [len(prompt) for prompt in prompts]
-        self._cache: Cache = model.make_cache(len(prompts), max(lengths) + capacity)
+        lengths, device = [len(prompt) for prompt in prompts], next(model.parameters()).device
+        room = max(lengths) + _ROOM  # reordering copies all there is
+        self._cache: Cache = model.make_cache(len(prompts), max(lengths) + capacity, room=room)
         if max(lengths):
             ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
             for row, prompt in enumerate(prompts):
                 ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
             with torch.inference_mode():
-                model.encode(ids, Tokens.padded(lengths), cache=self._cache)
+                model.encode(ids.to(device), Tokens.padded(lengths, device=device), cache=self._cache)
 
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         """See `Decoding`."""

@@ -21,11 +21,13 @@ class Alignment:
         source: The tokens of the source, as text; empty where a model adds places of its own.
         target: Those of the target, its end the last.
         weights: Of each target token over the source; a row sums to 1.
+        translation: The target as a text.
     """
 
     source: tuple[str, ...]
     target: tuple[str, ...]
     weights: Float[Tensor, "T S"]
+    translation: str
 
 
 def draw_alignment(alignment: Alignment, path: Path, *, title: str = "") -> None:

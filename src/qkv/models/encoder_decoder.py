@@ -11,11 +11,9 @@ from qkv.caches import Cache
 from qkv.config import config
 from qkv.context import Memory
 from qkv.errors import ConfigError
-from qkv.masks import sees_ahead
 from qkv.models.init import InitConfig
-from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, open_vocabulary
+from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
-from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.cross import CrossAttentionConfig
 from qkv.nn.embedders import StreamEmbedderConfig, TokenEmbedderConfig
@@ -31,6 +29,9 @@ from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
 Blocks = BlockConfig | Repeat | tuple[BlockConfig | Repeat, ...]
+
+_ROOM = 32
+"""Tokens for which a search has memory at first: it copies all of it whenever texts change places."""
 
 
 @final
@@ -63,15 +64,16 @@ class EncoderDecoderConfig(PairModelConfig):
     init: InitConfig = InitConfig()
 
     def __post_init__(self) -> None:
-        parts = list(self._transformer(self.decoder).sublayers())
-        if not any(isinstance(part, CrossAttentionConfig) for part in parts):
+        reads, writes = self._transformer(self.encoder), self._transformer(self.decoder)
+        if not any(isinstance(part, CrossAttentionConfig) for part in writes.sublayers()):
             raise ConfigError("decoder has no CrossAttention, so it cannot read the source; give its blocks one")
-        for part in parts:
-            if isinstance(part, AttentionConfig) and sees_ahead(part.mask):
-                raise ConfigError(
-                    f"the mask {part.mask.tag()} of the decoder's attention lets a token see what it is to predict; "
-                    "use Causal, alone or as one side of And"
-                )
+        if any(isinstance(part, CrossAttentionConfig) for part in reads.sublayers()):
+            raise ConfigError("encoder has CrossAttention and there is nothing before it to read; use Attention")
+        if (mask := writes.mask_ahead) is not None:
+            raise ConfigError(
+                f"the mask {mask.tag()} of the decoder's attention lets a token see what it is to predict; "
+                "use Causal, alone or as one side of And"
+            )
 
     def _transformer(self, blocks: Blocks) -> TransformerConfig:
         return TransformerConfig(d_model=self.d_model, embed=StreamEmbedderConfig(), blocks=blocks)
@@ -101,6 +103,11 @@ class EncoderDecoderConfig(PairModelConfig):
         """See `PairModelConfig`."""
         source = self.target if self.source is None else self.source
         return source.vocab_size, self.target.vocab_size
+
+    @property
+    def depth(self) -> int:
+        """See `PairModelConfig`."""
+        return self._transformer(self.encoder).depth + self._transformer(self.decoder).depth
 
     @property
     def longest(self) -> int | None:
@@ -147,6 +154,7 @@ class EncoderDecoder(PairModel):
         self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
     ) -> Float[Tensor, "B T V"]:
         """See `PairModel`. The recorder is shown every attention of the decoder."""
+        tokens = check_pair(inputs, tokens)
         memory = self.read(inputs.source, inputs.tokens)
         x, _ = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
         return self.readout(x)
@@ -155,8 +163,7 @@ class EncoderDecoder(PairModel):
         self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
     ) -> tuple[Float[Tensor, ""], Aux | None]:
         """See `PairModel`."""
-        if tokens is None:
-            tokens = Tokens.full(*inputs.target.shape, device=inputs.target.device)
+        tokens = check_pair(inputs, tokens)
         x, aux = self.decoder.encode(inputs.target, tokens, memory=self.read(inputs.source, inputs.tokens))
         if scale is None:
             scale = 1 / max(1, self.head.count(targets, tokens.valid))
@@ -174,6 +181,7 @@ class EncoderDecoder(PairModel):
 
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """See `PairModel`: the mean over the heads of all cross-attention."""
+        check_sources(inputs.source, inputs.tokens)
         kept = _Weights(frozenset(slot for slot, part in enumerate(_keepers(self.decoder)) if _reads_memory(part)))
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)
@@ -181,7 +189,9 @@ class EncoderDecoder(PairModel):
 
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "EncoderDecoderDecoding":
         """See `PairModel`."""
-        return EncoderDecoderDecoding(self, self.read(source, tokens), self.decoder.make_cache(len(source), capacity))
+        check_sources(source, tokens)
+        cache = self.decoder.make_cache(len(source), capacity, room=_ROOM)
+        return EncoderDecoderDecoding(self, self.read(source, tokens), cache)
 
 
 def _reads_memory(part: Sublayer) -> bool:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from qkv.config import Config, config
@@ -13,7 +14,7 @@ from qkv.nn.heads import LMHead
 from qkv.nn.sublayer import Aux
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Layout, Tokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Pair:
 
     Attributes:
         source: Ids to read.
-        tokens: Where they stand. The documents of a source and of a target belong together in their order.
+        tokens: Where they stand. The documents of a source and of a target belong together in their order; a row has
+            as many of the one as of the other.
         target: Ids of the target so far, each of which is to predict the next.
     """
 
@@ -73,13 +75,61 @@ class PairModelConfig(Config, ABC):
         """The same with the probability of every dropout set."""
 
     @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Layers, or applications of blocks, counted without building one."""
+
+    @property
+    @abstractmethod
     def longest(self) -> int | None:
         """Tokens of the longest text it can take; None: any."""
-        return None
 
     @abstractmethod
     def build(self) -> "PairModel":
         """The model, with fresh weights (none on the meta device)."""
+
+
+def check_pair(inputs: Pair, tokens: Tokens | None) -> Tokens:
+    """Where the target's tokens stand, once all that is given fits together.
+
+    Raises:
+        ConfigError: Ids and their tokens have different shapes, so that a row would be read from its neighbour; or a
+            row has not as many sources as targets.
+    """
+    if tokens is None:
+        tokens = Tokens.full(*inputs.target.shape, device=inputs.target.device)
+    _check_shape(inputs.source, inputs.tokens, "source")
+    _check_shape(inputs.target, tokens, "target")
+    here, there = _texts(inputs.tokens), _texts(tokens)
+    if len(here) != len(there):
+        raise ConfigError(f"there are {len(here)} rows of sources and {len(there)} of targets; give each its own")
+    if inputs.tokens.layout is tokens.layout is Layout.FULL or torch.equal(here, there):
+        return tokens
+    row = int((here != there).nonzero()[0])
+    raise ConfigError(
+        f"row {row} has {int(here[row])} sources and {int(there[row])} targets; give each target its source"
+    )
+
+
+def check_sources(source: Int[Tensor, "B S"], tokens: Tokens) -> None:
+    """Refuse rows that have not one source each.
+
+    Raises:
+        ConfigError: A row has no token, or several documents; or as in `check_pair`.
+    """
+    _check_shape(source, tokens, "source")
+    if bool((_texts(tokens) != 1).any()):
+        raise ConfigError("each row needs one source with at least one token; leave empty ones out")
+
+
+def _check_shape(ids: Int[Tensor, "B T"], tokens: Tokens, what: str) -> None:
+    if tokens.shape != ids.shape:
+        raise ConfigError(f"tokens of the {what} are {tokens.shape} and its ids {tuple(ids.shape)}; make them equal")
+
+
+def _texts(tokens: Tokens) -> Int[Tensor, " B"]:
+    """How many documents each row has."""
+    return tokens.segment.amax(1) if tokens.shape[1] else tokens.segment.new_zeros(tokens.shape[0])
 
 
 def open_vocabulary(embed: TokenEmbedderConfig, n: int, what: str) -> TokenEmbedderConfig:
@@ -102,12 +152,10 @@ class PairModel(nn.Module, ABC):
     Attributes:
         config: What it was built from.
         head: The target's vocabulary.
-        checkpoint_blocks: As in `Transformer`; where there are no blocks it does nothing.
     """
 
     config: PairModelConfig
     head: LMHead
-    checkpoint_blocks: bool = False
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -124,6 +172,9 @@ class PairModel(nn.Module, ABC):
             inputs: Source and target.
             tokens: Where the target's tokens stand; None: one full text per row.
             recorder: Shown how the target attends to the source.
+
+        Raises:
+            ConfigError: Ids and tokens have different shapes, or a row has not as many sources as targets.
         """
 
     @abstractmethod
@@ -148,9 +199,13 @@ class PairModel(nn.Module, ABC):
             tokens: As in `forward`.
 
         Raises:
-            ConfigError: The model has no attention.
+            ConfigError: The model has no attention, or a row has several texts.
         """
 
     @abstractmethod
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> Decoding:
-        """Read sources, one in each row, and be ready to write targets of at most `capacity` tokens."""
+        """Read sources, one in each row, and be ready to write targets of at most `capacity` tokens.
+
+        Raises:
+            ConfigError: A row has no token, or several documents.
+        """

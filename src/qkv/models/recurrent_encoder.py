@@ -56,6 +56,10 @@ class RecurrentEncoderConfig(Config):
 
     def __post_init__(self) -> None:
         check_network(self.layers, self.dropout, d_embed=self.d_embed, d_hidden=self.d_hidden, rests=self.rests)
+        if self.dropout and self.layers == 1:
+            raise ConfigError(
+                f"dropout={self.dropout} is between the encoder's layers and there is one; set source.dropout"
+            )
 
     def build(self, d_model: int) -> "RecurrentEncoder":
         """The encoder of a model of width `d_model`."""

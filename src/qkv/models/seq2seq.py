@@ -10,7 +10,7 @@ from qkv.documents import Documents
 from qkv.errors import ConfigError
 from qkv.models.decoders import BahdanauConfig, DecoderConfig, DecoderState, FixedVector
 from qkv.models.init import InitConfig
-from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, open_vocabulary
+from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.recurrent_encoder import Encoded, RecurrentEncoderConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.embedders.embedder import Table
@@ -63,9 +63,20 @@ class Seq2SeqConfig(PairModelConfig):
             self,
             source=replace(self.source, dropout=p),
             target=replace(self.target, dropout=p),
-            encoder=replace(self.encoder, dropout=p),
+            encoder=replace(self.encoder, dropout=p if self.encoder.layers > 1 else 0.0),
             decoder=replace(self.decoder, dropout=p),
         )
+
+    @property
+    def depth(self) -> int:
+        """See `PairModelConfig`."""
+        return self.encoder.layers + self.decoder.layers
+
+    @property
+    def longest(self) -> int | None:
+        """That of the tables of positions, and what `encoder.rests` leaves."""
+        lengths = (self.source.max_length, self.target.max_length, self.encoder.rests)
+        return min((n for n in lengths if n is not None), default=None)
 
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:
@@ -125,14 +136,7 @@ class Seq2Seq(PairModel):
 
     def _read(self, inputs: Pair, tokens: Tokens | None, recorder: Recorder | None) -> tuple[Tensor, Documents]:
         """What the head reads for each token of each target."""
-        if tokens is None:
-            tokens = Tokens.full(*inputs.target.shape, device=inputs.target.device)
-        sources, documents = Documents.of(inputs.tokens), Documents.of(tokens)
-        if len(sources.lengths) != len(documents.lengths):
-            raise ConfigError(
-                f"there are {len(sources.lengths)} sources and {len(documents.lengths)} targets that hold a token; "
-                "give each target its source"
-            )
+        sources, documents = Documents.of(inputs.tokens), Documents.of(check_pair(inputs, tokens))
         state = self.decoder.begin(self._encode(inputs.source, sources))
         y = self.target(documents.gather(inputs.target), documents.tokens)
         readout, _ = self.decoder(y, state, recorder)
@@ -142,24 +146,25 @@ class Seq2Seq(PairModel):
         return self.encoder(self.source(documents.gather(source), documents.tokens), documents)
 
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
-        """See `PairModel`. Behind the tokens stand what `encoder.rests` adds."""
+        """See `PairModel`. Behind the tokens stands what `encoder.rests` adds, so that S is at least that."""
         if isinstance(self.decoder, FixedVector):
             raise ConfigError("this model has no attention: its decoder is a FixedVector, which cannot look back")
-        kept = _Kept()
+        tokens = check_pair(inputs, tokens)
+        check_sources(inputs.source, inputs.tokens)
+        kept, width = _Kept(), inputs.source.shape[1]
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)
-        return kept.weights
+        weights = Documents.of(tokens).scatter(kept.weights)  # of each row's own text, from its first token on
+        first = Documents.of(inputs.tokens).place[:, :1] % width
+        columns = first + torch.arange(weights.shape[2], device=first.device)
+        placed = weights.new_zeros(*weights.shape[:2], max(width, int(columns.max()) + 1))
+        placed.scatter_(2, columns[:, None].expand_as(weights), weights)
+        return placed[..., :width] if self.encoder.rests is None else placed
 
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "Seq2SeqDecoding":
-        """See `PairModel`; a recurrent decoder has room for any number of tokens.
-
-        Raises:
-            ConfigError: A row has no token, or several documents.
-        """
-        documents = Documents.of(tokens)
-        if len(documents.row) != len(source) or len(documents.row) != len(documents.row.unique()):
-            raise ConfigError("each row needs one source with at least one token; leave empty ones out")
-        return Seq2SeqDecoding(self, self.decoder.begin(self._encode(source, documents)))
+        """See `PairModel`; a recurrent decoder has room for any number of tokens."""
+        check_sources(source, tokens)
+        return Seq2SeqDecoding(self, self.decoder.begin(self._encode(source, Documents.of(tokens))))
 
 
 @final
@@ -182,12 +187,13 @@ class Seq2SeqDecoding(Decoding):
     """Targets of a `Seq2Seq` on their way."""
 
     def __init__(self, model: Seq2Seq, state: DecoderState) -> None:
-        self._model, self._state = model, state
+        self._model, self._state, self._n = model, state, 0
 
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         """See `Decoding`."""
         ids = ids.to(self._state.encoded.memory.device)
-        y = self._model.target(ids[:, None], Tokens.full(len(ids), 1, device=ids.device))
+        y = self._model.target(ids[:, None], Tokens.full(len(ids), 1, start=self._n, device=ids.device))
+        self._n += 1
         readout, self._state = self._model.decoder(y, self._state)
         return self._model.head(readout, self._model.table)[:, 0]
 

@@ -13,11 +13,13 @@ from qkv.config import Config, config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
-from qkv.masks import Mask
+from qkv.masks import Mask, sees_ahead
 from qkv.models.init import InitConfig
+from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig
 from qkv.nn.heads import HeadConfig
+from qkv.nn.latent import LatentAttentionConfig
 from qkv.nn.mixer import Mixer, Seat
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
@@ -83,6 +85,21 @@ class TransformerConfig(Config):
             pattern = part.pattern if isinstance(part, Repeat) else part
             for block in pattern if isinstance(pattern, tuple) else (pattern,):
                 yield from block.sublayers
+
+    @property
+    def depth(self) -> int:
+        """Applications of blocks, counted without building one."""
+        parts = self.blocks if isinstance(self.blocks, tuple) else (self.blocks,)
+        return sum(
+            part.n * (len(part.pattern) if isinstance(part.pattern, tuple) else 1) if isinstance(part, Repeat) else 1
+            for part in parts
+        )
+
+    @property
+    def mask_ahead(self) -> Mask | None:
+        """The first mask of self-attention that lets a token see one after it: such a model learns to look it up."""
+        masks = (part.mask for part in self.sublayers() if isinstance(part, AttentionConfig | LatentAttentionConfig))
+        return next((mask for mask in masks if sees_ahead(mask)), None)
 
     def with_dropout(self, p: float) -> "TransformerConfig":
         """The same with the probability of dropout set, of the embeddings and of every sublayer's update."""
@@ -224,13 +241,14 @@ class Transformer(nn.Module):
             scale = 1 / max(1, self.head.count(targets, tokens.valid))
         return self.head.loss(x, self.embed.table, targets, tokens.valid, scale), aux
 
-    def make_cache(self, batch: int, capacity: int, *, rollback: int = 0) -> Cache:
+    def make_cache(self, batch: int, capacity: int, *, rollback: int = 0, room: int | None = None) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in the model's type and on its device.
 
         Args:
             batch: Rows.
             capacity: Tokens of the longest row. Layers whose mask is a window keep no more than the window of them.
             rollback: How many tokens `Cache.rollback` must be able to take back.
+            room: For how many tokens there is memory at first; it doubles as they come. None: for all.
 
         Raises:
             ConfigError: The model cannot work on texts of that length.
@@ -245,7 +263,7 @@ class Transformer(nn.Module):
                 position.scaling.check_cache(capacity)
         weight = next(self.parameters())
         shapes = [part.cache_shape() for i in self.order for part in _keepers(_block(self.blocks[i]))]
-        return Cache(shapes, batch, capacity, rollback=rollback, dtype=weight.dtype, device=weight.device)
+        return Cache(shapes, batch, capacity, rollback=rollback, room=room, dtype=weight.dtype, device=weight.device)
 
     def _context(
         self,

@@ -47,6 +47,10 @@ class AdditiveScoreConfig(ScoreConfig):
 
     width: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise ConfigError(f"width={self.width} must be at least 1")
+
     def build(self, d_state: int, d_memory: int) -> "AdditiveScore":
         """See `ScoreConfig`."""
         return AdditiveScore(self.width or d_state, d_state, d_memory)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.data import PairDataConfig, TSVConfig
-from qkv.data.pairs import TextPair
-from qkv.errors import ConfigError
+from qkv.data import PairDataConfig, PairTokenizer, TSVConfig
+from qkv.data.pairs import TextPair, encode_pairs
+from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
-from qkv.training.run import Run
-from qkv.translator import load_translator
+from qkv.training.run import RECIPE, Run
+from qkv.translator import Translator, load_translator
 
 LENGTHS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
 """Tokens of a source, in ranges for which the numbers are given apart."""
@@ -27,29 +27,31 @@ def evaluate_pairs(run: Path, data: Path | None, *, search: BeamConfig, batch_si
         batch_size: Texts that are read at once.
 
     Returns:
-        `pairs`, `exact` (a share), `error_rate` (edits of target tokens by tokens of the references: characters,
-        phonemes or what the tokenizer makes), `bleu` and `chrf` (0 to 100; left out where sacrebleu is not installed),
-        and `by_length`, a list of the same with `from` and `to`.
+        `pairs`, `exact` (the share without an edit), `error_rate` (edits of target tokens by tokens of the references:
+        characters, phonemes or what the tokenizer makes; one that it does not know is an edit), `bleu` and `chrf` (0 to
+        100; left out where sacrebleu is not installed), and `by_length`, a list of the same with `from` and `to`.
 
     Raises:
         FileError: The folder or the pairs cannot be read.
         ConfigError: There is no data and the run held out none.
     """
     translator = load_translator(run)
-    pairs = list(TSVConfig(path=str(data)).pairs()) if data is not None else _held_out(run)
+    pairs = _held_out(run, translator) if data is None else list(TSVConfig(path=str(data)).pairs())
+    if not pairs:
+        raise FileError(f"{data}: holds no pair; give a file with a source, a tab and a target in each line")
     found = translator.translations([source for source, _ in pairs], search=search, batch_size=batch_size)
     texts = [best[0].text for best in found]
     references = [target for _, target in pairs]
-    encode = translator.target.encode_batch
-    edits = [edit_distance(a, b) for a, b in zip(_ids(encode, texts), _ids(encode, references), strict=True)]
+    units = translator.target.units(references)
+    edits = [edit_distance(a, b) for a, b in zip(translator.target.units(texts), units, strict=True)]
     sizes = [len(ids) for ids in translator.source.encode_batch([source for source, _ in pairs])]
-    lengths = [len(ids) for ids in _ids(encode, references)]
+    lengths = list(map(len, units))
 
     def measured(rows: Sequence[int]) -> dict[str, Any]:
         some, wanted = [texts[i] for i in rows], [references[i] for i in rows]
         return {
             "pairs": len(rows),
-            "exact": sum(a == b for a, b in zip(some, wanted, strict=True)) / len(rows),
+            "exact": sum(edits[i] == 0 for i in rows) / len(rows),
             "error_rate": sum(edits[i] for i in rows) / max(1, sum(lengths[i] for i in rows)),
         } | _corpus_scores(some, wanted)
 
@@ -60,21 +62,19 @@ def evaluate_pairs(run: Path, data: Path | None, *, search: BeamConfig, batch_si
     return measured(range(len(pairs))) | {"by_length": by_length}
 
 
-def _held_out(run: Path) -> list[TextPair]:
+def _held_out(run: Path, translator: Translator) -> list[TextPair]:
+    """The pairs that a run held out and did not leave out for their length."""
+    if not (run / RECIPE).exists():
+        raise ConfigError(
+            f"{run}: is no run and held out nothing; give DATA, a file with a source, a tab and a target a line"
+        )
     data = Run.saved_recipe(run).data
     if not isinstance(data, PairDataConfig):
         raise ConfigError(
             f"{run}: was not trained on pairs; give DATA, a file with a source, a tab and a target a line"
         )
-    return data.divided()[1]
-
-
-def _ids(encode: Any, texts: Sequence[str]) -> list[list[str]] | list[list[int]]:
-    """The tokens of each text; of one that the tokenizer does not know, its characters."""
-    try:
-        return encode(texts)
-    except ConfigError:
-        return [list(text) for text in texts]
+    tokenizer = PairTokenizer(translator.source, translator.target)
+    return encode_pairs(tokenizer, data.divided()[1], data.longest)[1]
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:

@@ -21,14 +21,12 @@ from qkv.data import (
 )
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
-from qkv.masks import sees_ahead
 from qkv.models.pairs import PairModelConfig
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig
-from qkv.nn.attention import AttentionConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
-from qkv.nn.latent import LatentAttentionConfig
 from qkv.presets import PAIR_PRESETS, preset
 
 ModelConfig = TransformerConfig | PairModelConfig
@@ -130,7 +128,7 @@ class SampleConfig(Config):
         prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
             user says, to which the text is the answer. Of pairs, the source; empty: the first that were held out.
         tokens: How many tokens at most.
-        temperature: As in generation.
+        temperature: As in generation. Not of pairs.
     """
 
     prompt: str = ""
@@ -264,6 +262,10 @@ class RecipeConfig(Config):
             )
         if self.checkpoint_blocks and pairs:
             raise ConfigError("checkpoint_blocks is for language models and the data are pairs; leave it out")
+        if self.compile and isinstance(self.model, Seq2SeqConfig):
+            raise ConfigError("compile compiles blocks and a recurrent translator has none; leave it out")
+        if pairs and self.sample is not None and self.sample.temperature != SampleConfig.temperature:
+            raise ConfigError("sample.temperature is for language models: a translation is not drawn; leave it out")
 
     def resolved(self, dataset: Dataset | PairDataset, base: ModelConfig | None = None) -> "RecipeConfig":
         """The same recipe with the sizes that only the data and `start` know, and with absolute paths.
@@ -308,7 +310,7 @@ class RecipeConfig(Config):
         sizes = tokenizer.source.vocab_size, tokenizer.target.vocab_size
         model = model.with_vocabularies(*sizes, shared=tokenizer.shared)
         if self.sample is not None and self.sample.prompt:
-            _check_prompt(len(tokenizer.source.encode(self.sample.prompt)) - 1, self.context)
+            _check_prompt(len(tokenizer.source.encode(self.sample.prompt)), self.context + 1)
         tokenizers = (data.tokenizer, data.target_tokenizer)
         first, second = (None if each is None else _absolute_tokenizer(each) for each in tokenizers)
         data = dataclasses.replace(data, source=data.source.absolute(), tokenizer=first, target_tokenizer=second)
@@ -326,7 +328,10 @@ class RecipeConfig(Config):
         if isinstance(given, TransformerConfig) and isinstance(model, TransformerConfig):  # a run may set its own
             expected = dataclasses.replace(model, context=given.context)
         if given != expected:
-            raise ConfigError(f"model is another one than that of start.path={self.start.path}; leave model out")
+            raise ConfigError(
+                f"model is another one than that of start.path={self.start.path} with start.dropout="
+                f"{self.start.dropout}; leave model out"
+            )
         return given
 
 
@@ -365,17 +370,16 @@ def _for_vectors(model: TransformerConfig, n: int) -> TransformerConfig:
 
 def _check_causal(model: TransformerConfig) -> None:
     """Refuse a mask that lets a token see what it is to predict: the loss would fall, and nothing be learnt."""
-    for part in model.sublayers():
-        if isinstance(part, AttentionConfig | LatentAttentionConfig) and sees_ahead(part.mask):
-            raise ConfigError(
-                f"a recipe trains a model to predict what comes next, and the mask {part.mask.tag()} of an attention "
-                "lets a token see it; use Causal, alone or as one side of And"
-            )
+    if (mask := model.mask_ahead) is not None:
+        raise ConfigError(
+            f"a recipe trains a model to predict what comes next, and the mask {mask.tag()} of an attention "
+            "lets a token see it; use Causal, alone or as one side of And"
+        )
 
 
-def _check_prompt(n: int, context: int) -> None:
-    if n >= context:
-        raise ConfigError(f"sample.prompt has {n} tokens and the context is {context}; make the prompt shorter")
+def _check_prompt(n: int, limit: int) -> None:
+    if n >= limit:
+        raise ConfigError(f"sample.prompt has {n} tokens and there is room for {limit - 1}; make it shorter")
 
 
 def _absolute(data: DataConfig) -> DataConfig:
@@ -429,10 +433,14 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
     data = read_yaml(_find(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
-    expand_preset(data)
     for change in sets:
+        key = change.partition("=")[0]
+        if key == "model.preset":
+            _allow_preset(data, change)
+        elif key.startswith("model."):  # inside what the preset says
+            expand_preset(data)
         assign(data, change)
-        expand_preset(data)
+    expand_preset(data)
     try:
         return RecipeConfig.from_dict(data)
     except ConfigError as error:
@@ -447,6 +455,16 @@ def expand_preset(data: dict[str, Any]) -> None:
     elif isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
         data["model"] = _preset(str(model["preset"])) | changes
+
+
+def _allow_preset(data: dict[str, Any], change: str) -> None:
+    """Refuse a preset where the model is written out: all of its keys would stand above the preset's."""
+    model = data.get("model")
+    if model is None or isinstance(model, str):
+        data["model"] = {"preset": model}
+    elif isinstance(model, dict) and "preset" not in model and model:
+        name = change.partition("=")[2]
+        raise ConfigError(f"--set {change}: the recipe writes the model out; --set model={name} replaces it as a whole")
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -78,8 +78,19 @@ def _tokenizers(base: Translator, path: str) -> PairTokenizer:
             f"start.path={path}: its targets begin with another token than they end with, and training begins "
             "and ends them with one; start from a run of qkv train"
         )
-    shared = base.source.identity() == base.target.identity()
-    return PairTokenizer(base.source, base.source if shared else base.target)
+    return PairTokenizer.of(base.source, base.target)
+
+
+def _reopen(
+    config: RecipeConfig, path: Path, saved: RecipeConfig
+) -> tuple[RecipeConfig, Dataset | PairDataset, Loaded | Translator | None]:
+    """As `_open`, of a run to go on with. Once one on pairs has a checkpoint, it needs its start no more."""
+    if not isinstance(config.data, PairDataConfig) or config.start is None:
+        return _open(config)
+    if Run(path, config.keep).store.latest() is None:
+        return _open(config)
+    dataset = prepare_pairs(config.data, PairTokenizer.load(path))
+    return config.resolved(dataset, saved.model), dataset, None
 
 
 def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
@@ -89,7 +100,7 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
     saved = Run.saved_recipe(path)
     if config.precision == "auto":  # it was chosen when the run began
         config = dataclasses.replace(config, precision=saved.precision)
-    config, dataset, base = _open(config)
+    config, dataset, base = _reopen(config, path, saved)
     for key, new in config.to_dict().items():
         if key not in RESUMABLE and (found := difference(saved.to_dict()[key], new, key)):
             raise ConfigError(

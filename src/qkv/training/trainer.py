@@ -52,7 +52,8 @@ class Trainer:
             raise ConfigError(f"the model cannot be built ({str(error).splitlines()[0]}); make it smaller") from None
         if self.model.head is None:
             raise ConfigError("the recipe's model has no head and so no loss; set model.head, for example LMHead")
-        self.model.checkpoint_blocks = recipe.checkpoint_blocks
+        if isinstance(self.model, Transformer):
+            self.model.checkpoint_blocks = recipe.checkpoint_blocks
         if recipe.compile:
             for block in self.model.blocks:
                 block.compile()
@@ -258,8 +259,10 @@ class Trainer:
         texts = [settings.prompt] if settings.prompt else [source for source, _ in self.dataset.held_out[:3]]
         training = self.model.training
         self.model.eval()
-        found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
-        self.model.train(training)
+        try:
+            found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
+        finally:
+            self.model.train(training)
         return "\n".join(f"{text} → {best[0].text}" for text, best in zip(texts, found, strict=True))
 
     def _save(self) -> None:

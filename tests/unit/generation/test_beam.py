@@ -1,6 +1,7 @@
 """Beam search against all texts there are, and against transformers; cache on and off, ragged rows, any beam."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -180,9 +181,35 @@ def test_a_longer_text_may_still_win():
     first = torch.tensor([0.5, 0.4, 0.05, 0.03, 0.02]).log()
     later = torch.tensor([-40.0, 0.0, -40.0, -40.0, -40.0])
     run = Rereading(lambda _, text: first if len(text) == 1 else later, 1)
-    search = BeamConfig(length_penalty=0.2, max_new_tokens=5)
-    (best,) = beam_search(run, [1], end_ids=[END], search=search)
-    assert [text.ids for text in best] == [(1,) * 5]  # log 0.4 / 5^0.2 is above log 0.5
+    search = BeamConfig(beams=2, length_penalty=0.2, max_new_tokens=5)
+    ((best, _),) = beam_search(run, [1], end_ids=[END], search=search)
+    assert best.ids == (1,) * 5  # log 0.4 / 5^0.2 is above log 0.5
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 3.0])
+def test_one_beam_is_greedy_however_long_the_texts(penalty):
+    """The first end that is the likeliest token is the end, also where another text would score higher."""
+    g = torch.Generator().manual_seed(0)
+    table = torch.randn(200, 8, 8, generator=g).log_softmax(-1)  # of each row, what follows each token
+    run = Rereading(lambda row, text: table[row, text[-1]], 200)
+    search = BeamConfig(length_penalty=penalty, max_new_tokens=60)
+    lengths = set()
+    for row, (text,) in enumerate(beam_search(run, [1] * 200, end_ids=[END], search=search)):
+        ids = [1]
+        while ids[-1] != END and len(ids) <= 60:
+            ids.append(int(table[row, ids[-1]].argmax()))
+        assert text.ids == tuple(token for token in ids[1:] if token != END)
+        lengths.add(len(text.ids))
+    assert {0, 1, 2, 3, 60} <= lengths
+
+
+def test_a_text_with_two_ends_is_found_once():
+    after = torch.tensor([0.3, 0.25, 0.2, 0.15, 0.1]).log()
+    search = BeamConfig(beams=4, max_new_tokens=3)
+    (found,) = beam_search(Rereading(lambda *_: after, 1), [2], end_ids=[0, 1], search=search)
+    assert len({text.ids for text in found}) == len(found) == 4
+    assert found[0].ids == ()
+    assert abs(found[0].log_probability - math.log(0.3)) < 1e-6  # the likelier of its ends
 
 
 def test_mistakes():
@@ -190,8 +217,11 @@ def test_mistakes():
         BeamConfig(beams=0)
     with pytest.raises(ConfigError, match="length_penalty=inf must be a finite number"):
         BeamConfig(length_penalty=float("inf"))
+    with pytest.raises(ConfigError, match="length_penalty=11.0 must be from -10 to 10"):
+        BeamConfig(length_penalty=11)
     with pytest.raises(ConfigError, match="give at least one row"):
         beam_search(Rereading(None, 0), [], end_ids=[0], search=BeamConfig())
-    broken = Rereading(lambda *_: torch.full((VOCAB,), torch.nan), 1)
-    with pytest.raises(QkvError, match="not finite"):
-        beam_search(broken, [1], end_ids=[0], search=BeamConfig())
+    for value in (torch.nan, torch.inf, -torch.inf):
+        broken = Rereading(lambda *_, value=value: torch.full((VOCAB,), value), 1)
+        with pytest.raises(QkvError, match="not finite"):
+            beam_search(broken, [1], end_ids=[0], search=BeamConfig())

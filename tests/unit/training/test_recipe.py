@@ -151,7 +151,7 @@ VECTORS, TEXT = tiny_config(vectors=True).to_dict(), tiny_config().to_dict()
         (
             text_recipe,
             lambda d: d.update(sample={"prompt": "the cat sat on a mat"}),
-            r"sample\.prompt has 20 tokens and the context is 16; make the prompt shorter",
+            r"sample\.prompt has 20 tokens and there is room for 15; make it shorter",
         ),
         (text_recipe, lambda d: d.update(sample={"prompt": "Q"}), r"the character 'Q' is not in the corpus"),
         (

@@ -1,5 +1,6 @@
 """Runs on pairs that begin with a trained translator."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig, PairDataConfig, TSVConfig
 from qkv.errors import ConfigError, FileError
 from qkv.models.pairs import Pair
+from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.presets.translators import PAIR_PRESETS
 from qkv.tokens import Tokens
 from qkv.training import train
@@ -114,8 +116,26 @@ def test_the_dropout_is_set_everywhere(name):
         return own.union(*map(found, data.values()))
 
     config = PAIR_PRESETS[name]()
+    if isinstance(config, Seq2SeqConfig):
+        assert config.with_dropout(0.3).encoder.dropout == 0  # it is between layers, and there is one
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, layers=2))
     assert found(config.with_dropout(0.3).to_dict()) == {0.3}
     assert config.with_dropout(0.3).with_dropout(0.1) == config.with_dropout(0.1)
+
+
+def test_resume_needs_the_start_until_there_is_a_checkpoint(tmp_path):
+    """The run has its own weights and tokenizers then; before that it would begin with fresh ones."""
+    base = make_base(tmp_path)
+    recipe = write_tune(base, model=None)
+    assert train(recipe, out=tmp_path / "whole") == 0
+    kill_at(9, recipe, tmp_path / "cut")
+    kill_at(2, recipe, tmp_path / "early")
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileError, match="is no translator"):
+        train(recipe, out=tmp_path / "early", resume=True)
+    assert train(recipe, out=tmp_path / "cut", resume=True) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert train(tmp_path / "cut" / "recipe.yaml", sets=["steps=14"], resume=True) == 0
 
 
 def test_recipes_that_do_not_fit_their_start(tmp_path):
@@ -128,7 +148,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path):
 
     refused("the recipe has neither model nor start", start=None)
     refused("the data are pairs and there is no tokenizer; add data.tokenizer", start=None, model="bahdanau")
-    refused(r"model is another one than that of start\.path=.*; leave model out", model="bahdanau")
+    refused(r"model is another one than that of start\.path=.* with start\.dropout=None; leave", model="bahdanau")
     refused(r"with start the tokenizer is the checkpoint's; leave data\.tokenizer out", tokenizers=TWO)
     refused("adapter is for language models", adapter={"rank": 2})
     refused("the character 'x' is not in", rows=[("xa", "A"), ("b", "B"), ("c", "C")])
