@@ -32,6 +32,7 @@ GGUF, GGUF_FILES, GGUF_WORDS, GGUF_MEMORY = (
 SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
     f"tests/laws/test_{name}_laws.py" for name in ("seq2seq", "encoder_decoder", "stateful")
 )
+TRANSLATE = "tests/cli/test_translate.py"
 BEAM, LOOKING = "tests/unit/generation/test_beam.py", "tests/unit/ops/test_attentive_gru.py"
 FLIPS, OPCODES = "tests/reliability/test_flips.py", "tests/unit/checkpoints/test_opcodes.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
@@ -127,7 +128,7 @@ MUTANTS = [
            "torch.where(new.valid, length[:, None] + _rank(new), self.places)", "length[:, None] + torch.arange(n)", LAWS),
     Mutant("ragged rows start at the longest", "models/transformer.py",
            "0 if cache is None else cache.bound if cache.even else cache.length", "0 if cache is None else cache.bound", LAWS),
-    Mutant("a ring one place too small", "caches.py", "return Ring(batch, reach + rollback, device)", "return Ring(batch, reach + rollback - 1, device)", CACHES),
+    Mutant("a ring one place too small", "caches.py", "capacity else reach + rollback", "capacity else reach + rollback - 1", CACHES),
     Mutant("a ring keeps the first tokens", "caches.py", "rank >= count[:, None] - self.places", "rank < self.places", CACHES),
     Mutant("a ring is read after it was written", "caches.py", "before = None if bound == 0 else self._tokens(length)", "before = None if bound == 0 else self._tokens(length + count)", CACHES),
     Mutant("rollback keeps the length", "caches.py", "self.length, self.bound = self.length - n, self.bound - n", "self.bound = self.bound - n", CACHES),
@@ -275,7 +276,7 @@ MUTANTS = [
     Mutant("eval counts what the user says", "data/dataset.py", "np.concatenate(counted) if counted else None", "None", FINE_TUNE),
     Mutant("pairs begin with fresh weights", "training/trainer.py", "recipe.model.build() if base is None else", "recipe.model.build() if not isinstance(base, Loaded) else", PAIR_START),
     Mutant("the tokenizers of a start are exchanged", "data/pairs.py", "tokenizer = tokenizer or _tokenizers(config, train, out)", "tokenizer = type(tokenizer)(tokenizer.target, tokenizer.source) if tokenizer else _tokenizers(config, train, out)", PAIR_START),
-    Mutant("one tokenizer becomes two", "training/start.py", "base.source if shared else base.target", "base.target", PAIR_START),
+    Mutant("one tokenizer becomes two", "data/pairs.py", "PairTokenizer(source, source if source.identity() == target.identity() else target)", "PairTokenizer(source, target)", PAIR_START),
     Mutant("the decoder keeps its dropout", "models/seq2seq.py", "decoder=replace(self.decoder, dropout=p)", "decoder=self.decoder", PAIR_START),
     Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
     # GGUF
@@ -320,7 +321,7 @@ MUTANTS = [
     Mutant('pairs: an end counts however unlikely', "generation/beam.py",
            'if rank < self._search.beams:', 'if True:', f"{BEAM}::test_it_is_that_of_transformers {BEAM}::test_one_beam_takes_the_likeliest_token"),
     Mutant('pairs: the search stops too early', "generation/beam.py",
-           'if len(self._done) < self._search.beams:', 'if not self._done:', f"{BEAM}::test_as_many_texts_as_beams_however_good_the_first_is"),
+           'if len(self.done) < self._search.beams:', 'if not self.done:', f"{BEAM}::test_as_many_texts_as_beams_however_good_the_first_is"),
     Mutant('pairs: the search forgets that longer may be better', "generation/beam.py",
            'return max(self.score(log_probability, n), self.score(log_probability, self.max_new_tokens))', 'return self.score(log_probability, n)',
            f"{BEAM}::test_a_longer_text_may_still_win"),
@@ -361,9 +362,19 @@ MUTANTS = [
     Mutant("files: a pickle without a mark", "checkpoints/opcodes.py", 'raise ValueError("a mark is missing")', "raise StopIteration", FLIPS),
     Mutant("files: a pickle's parts in one another", "checkpoints/opcodes.py", "        _check_tree(found, len(data))\n", "", OPCODES),
     Mutant("files: layers of Keras as they come", "checkpoints/keras_transly.py", "RuntimeError, LookupError, TypeError, ValueError", "RuntimeError", FLIPS),
-    Mutant("files: any number of layers of pairs", "translator.py", "if depth > len(state):", "if False:", FLIPS),
+    Mutant("files: any number of layers of pairs", "checkpoints/maps.py", "if depth > max(n_tensors, _MAX_SHARED):", "if False:", FLIPS),
     Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
     Mutant("dates: the alignment is shifted", "translator.py", "self.model.align(inputs)[0].cpu()", "self.model.align(inputs)[0].cpu().roll(1, -2)", "tests/laws/test_alignment_of_dates.py"),
+    Mutant("pairs: one beam looks aside", "generation/beam.py", "if self._search.beams == 1:", "if False:", BEAM),
+    Mutant("pairs: a text with two ends is found twice", "generation/beam.py", "if any(ended and text.ended", "if any(False and text.ended", BEAM),
+    Mutant("pairs: every token of a search stands first", "models/seq2seq.py", "start=self._n", "start=0", SEQ2SEQ),
+    Mutant("pairs: the alignment begins at the left", "models/seq2seq.py", ".place[:, :1] % width", ".place[:, :1] * 0", SEQ2SEQ),
+    Mutant("pairs: a row reads its neighbour's source", "models/pairs.py", "if tokens.shape != ids.shape:", "if False:", SEQ2SEQ),
+    Mutant("pairs: latent attention looks ahead", "models/transformer.py", "isinstance(part, AttentionConfig | LatentAttentionConfig)", "isinstance(part, AttentionConfig)", ENCODER_DECODER),
+    Mutant("pairs: what a longer one holds is forgotten", "caches.py", "wide.narrow(dim, 0, held).copy_(x.narrow(dim, 0, held))", "pass", CACHES),
+    Mutant("pairs: those that were left out are measured", "training/evaluate_pairs.py", "data.divided()[1], data.longest)", "data.divided()[1], None)", TRANSLATE),
+    Mutant("pairs: a preset under the old one", "training/recipe.py", 'if key == "model.preset":', 'if key == "model.presets":', TRANSLATE),
+    Mutant("pairs: a run asks for its start again", "training/start.py", "store.latest() is None:", "store.latest() is not None:", PAIR_START),
 ]  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def test_dropout_is_dead_in_evaluation_and_alive_in_training():
     model, plain, ids = tiny_model(config=config), tiny_model(), token_ids(2, 9)
     with torch.no_grad():
         assert torch.equal(model(ids), model(ids))
-        assert torch.equal(model(ids), plain(ids))
+        close(model(ids), plain(ids))
         assert torch.equal(plain.train()(ids), plain.eval()(ids))
         assert not torch.equal(model.train()(ids), model(ids))
 
@@ -223,7 +223,7 @@ def test_a_shared_block_is_one_set_of_weights():
     apart.load_state_dict(state)
     ids, cache = token_ids(2, 7), model.make_cache(2, 7)
     with torch.no_grad():
-        assert torch.equal(model(ids), apart(ids))
+        close(model(ids), apart(ids))
         steps = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(7)], 1)
         close(steps, model(ids))
 

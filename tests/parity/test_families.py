@@ -15,7 +15,7 @@ from qkv.checkpoints.families.family import ConfigReader, layers_of
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.presets import preset
 from qkv.tokens import Tokens
-from tolerances import HF_FLOAT32_INSIDE
+from tolerances import FLOAT64, HF_FLOAT32_INSIDE
 
 LENGTH, VOCAB = 23, 61
 COMMON = {
@@ -145,7 +145,8 @@ def test_in_and_out(saved, tmp_path):
     assert not any(report.values()), report
     assert type(again) is type(theirs)
     assert again.dtype == torch.float64
-    torch.testing.assert_close(again.eval()(ids).logits, want, rtol=0, atol=0)
+    # Not bit for bit: how a product is added up may depend on where its factors lie in memory.
+    torch.testing.assert_close(again.eval()(ids).logits, want, rtol=0, atol=FLOAT64)
     a, b = (load_file(side / "model.safetensors") for side in (folder, tmp_path / "ours"))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[key], b[key]) for key in a)

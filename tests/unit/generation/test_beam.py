@@ -217,7 +217,7 @@ def test_mistakes():
         BeamConfig(beams=0)
     with pytest.raises(ConfigError, match="length_penalty=inf must be a finite number"):
         BeamConfig(length_penalty=float("inf"))
-    with pytest.raises(ConfigError, match="length_penalty=11.0 must be from -10 to 10"):
+    with pytest.raises(ConfigError, match=r"length_penalty=11\.0 must be from -10 to 10"):
         BeamConfig(length_penalty=11)
     with pytest.raises(ConfigError, match="give at least one row"):
         beam_search(Rereading(None, 0), [], end_ids=[0], search=BeamConfig())
