@@ -117,9 +117,8 @@ class Translator:
         ids, tokens = self._batch([source])
         inputs = Pair(ids, tokens, torch.tensor([[self.begin_id, *target]], device=ids.device))
         weights = self.model.align(inputs)[0].cpu()
-        names = tuple(self.source.decode([token]) for token in source)
-        names += ("",) * (weights.shape[-1] - len(names))
-        written = (*(self.target.decode([token]) for token in target), "⏎")
+        names = (*_names(self.source, source), *[""] * (weights.shape[-1] - len(source)))
+        written = (*_names(self.target, target), "⏎")
         return Alignment(names, written, weights, self.target.decode(target) if translation is None else translation)
 
     def _bounded(self, search: BeamConfig) -> BeamConfig:
@@ -127,18 +126,29 @@ class Translator:
         return search if limit is None else replace(search, max_new_tokens=min(limit, search.max_new_tokens))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of sources; of one that is blank there are none.
+        """The ids of sources, without the white space around them, as pairs are read; of a blank one there are none.
 
         Raises:
             ConfigError: As in `translations`; texts are numbered from 1.
         """
-        sources = self.source.encode_batch([text if text.strip() else "" for text in texts])
+        sources = self._encoded([text.strip() for text in texts])
         for number, ids in enumerate(sources, start=1):
             if self.longest is not None and len(ids) > self.longest:
                 raise ConfigError(
                     f"text {number} has {len(ids)} tokens and the model takes at most {self.longest}; cut it into parts"
                 )
         return sources
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return self.source.encode_batch(texts)
+        except ConfigError:
+            for number, text in enumerate(texts, start=1):
+                try:
+                    self.source.encode(text)
+                except ConfigError as error:
+                    raise ConfigError(f"text {number}: {error}" if len(texts) > 1 else str(error)) from None
+            raise
 
     def _search(self, sources: list[list[int]], search: BeamConfig) -> list[list[Hypothesis]]:
         with torch.inference_mode():
@@ -155,6 +165,15 @@ class Translator:
 
     def _read(self, text: Hypothesis) -> Translation:
         return Translation(self.target.decode(text.ids), text.score, text.log_probability, text.ended)
+
+
+def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Each token as text; a character that several tokens make stands at the last of them."""
+    names = [tokenizer.decode([token]) for token in ids]
+    if not any("\ufffd" in name for name in names):
+        return names
+    stream = tokenizer.stream()
+    return [stream.push(token) for token in ids]
 
 
 def is_translator(path: str | Path) -> bool:
@@ -181,6 +200,10 @@ def load_translator(
         loaded = _of_transly(load_transly(folder))
     elif (folder / TARGET / "tokenizer.json").is_file():
         loaded = _of_run(folder)
+    elif not folder.exists():
+        raise FileError(f"{folder}: no such folder; give a run on pairs, or a model of the package transly")
+    elif any((folder / name).is_file() for name in (RECIPE, "config.json", "model.yaml")) or folder.is_file():
+        raise FileError(f"{folder}: is no translator; a language model writes with qkv generate")
     else:
         raise FileError(
             f"{folder}: is no translator: it has neither {WEIGHTS} with {VOCABULARIES} (transly) nor {TARGET}/"

@@ -196,7 +196,7 @@ MISTAKES = {
         ("corpus.txt/run: cannot be written (Not a directory)", "choose another --out"),
     ),
     "--resume without --out": (nothing, RESUME, OPTION, ("--resume needs the run to go on with", "add --out RUN")),
-    "--resume of no run": (nothing, (*RESUME, "--out", "elsewhere"), FILE, ("elsewhere is no run", "give --out")),
+    "--resume of no run": (nothing, (*RESUME, "--out", "elsewhere"), FILE, ("elsewhere is no run", "give the folder")),
     "--resume with another recipe": (
         nothing,
         (*RESUME, "--out", "run", "--set", "model.d_model=32"),

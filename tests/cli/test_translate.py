@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 
 import jiwer
 import pytest
@@ -19,7 +20,7 @@ from qkv.presets.translators import PAIR_PRESETS
 from qkv.training import train
 from qkv.training.evaluate_pairs import edit_distance, evaluate_pairs
 from qkv.training.recipe import read_recipe
-from runs import assert_same_run, fast, kill_at  # noqa: F401 - a fixture
+from runs import assert_same_run, fast, kill_at, last_manifest, start_qkv  # noqa: F401 - a fixture
 
 MODELS = {"recurrent": "bahdanau", "transformer": "translator"}
 
@@ -112,11 +113,9 @@ def test_beams_scores_and_lines(run, capsys, monkeypatch, tmp_path):
 def test_nothing_is_written_before_all_can_be_read(run, capsys, tmp_path):
     (tmp_path / "in.txt").write_text("afk\n\n" * 20 + "afx\n")
     assert main(["translate", str(run), "-f", str(tmp_path / "in.txt"), "--batch-size", "1"]) == 2
-    (tmp_path / "in.txt").write_text("afk\n\n" * 20 + "abcdefghijklmnabc\n")
-    run.joinpath("recipe.yaml")
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "the character 'x' is not in" in shown.err
+    assert "text 41: the character 'x' is not in" in shown.err
 
 
 def test_pairs_left_out_for_their_length_are_not_measured(fast, tmp_path, capsys):  # noqa: F811
@@ -132,6 +131,49 @@ def test_pairs_left_out_for_their_length_are_not_measured(fast, tmp_path, capsys
     held_out = PairDataConfig.from_dict(data["data"]).divided()[1]
     result = json.loads(capsys.readouterr().out)
     assert result["pairs"] == sum(len(source) < 9 for source, _ in held_out) < len(held_out)
+
+
+def test_what_was_held_out_is_known_only_of_the_corpus_that_was_trained_on(fast, tmp_path, capsys):  # noqa: F811
+    assert train(write_recipe(tmp_path), out=tmp_path / "run") == 0
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    lines = (tmp_path / "pairs.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "pairs.tsv").write_text("".join(lines[::-1]))
+    assert main(["eval", str(tmp_path / "run")]) == 3
+    assert "its corpus is another one than it was trained on" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "run"), str(tmp_path / "pairs.tsv")]) == 0
+
+
+def test_a_recipe_that_starts_from_a_translator_is_shown(run, capsys, tmp_path):
+    (tmp_path / "more.yaml").write_text(dump_yaml({"start": {"path": str(run)}, "steps": 1}))
+    assert main(["show", str(tmp_path / "more.yaml")]) == 0
+    assert "a recurrent translator" in capsys.readouterr().out
+
+
+def test_numbers_are_whole_on_a_narrow_screen(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["show", "attention-is-all-you-need"]) == 0
+    shown = capsys.readouterr().out
+    total = re.search(r"· ([\d,]+) parameters", shown)[1]
+    assert re.search(rf"total .*{total}", shown)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_what_cannot_be_shown_loses_no_step(tmp_path):
+    """Standard output on a full disk, and one that nobody reads."""
+    recipe = write_recipe(tmp_path, steps=200_000, save_every=200_000, evaluate_every=200_000)
+    with Path("/dev/full").open("w") as full:
+        done = start_qkv("train", recipe, "--out", tmp_path / "full", stdout=full)
+        _, errors = done.communicate(timeout=60)
+    assert done.returncode == 3
+    assert errors.startswith("qkv: error: standard output: No space left on device; let it go elsewhere")
+    assert errors.count("\n") == 1
+    assert last_manifest(tmp_path / "full")["step"] >= 1
+    done = start_qkv("train", recipe, "--out", tmp_path / "pipe")
+    assert "step" in done.stdout.readline()
+    done.stdout.close()
+    assert done.wait(timeout=60) == 141
+    assert last_manifest(tmp_path / "pipe")["step"] >= 1
+    done.stderr.close()
 
 
 def test_blocks_that_share_weights_are_loaded_again(fast, tmp_path):  # noqa: F811
@@ -239,12 +281,19 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["translate", "RUN"], 2, "there is nothing to translate"),
         (["translate", "RUN", "a", "-f", "b"], 2, "give one of the two"),
         (["translate", "RUN", "a", "--n-best", "2"], 2, "--n-best 2 must be from 1 to --beams 1"),
-        (["translate", "no/such", "a"], 3, "is no translator"),
+        (["translate", "no/such", "a"], 3, "no/such: no such folder"),
+        (["translate", "RUN", "a", "--beams", "1001"], 2, "beams=1001 must be from 1 to 1000"),
+        (["translate", "RUN", "a", "--scores", "--json"], 2, "--json says the scores already"),
+        (["show", "RUN", "--tokens", "9"], 2, "--tokens is for --kernels"),
+        (["show", "bahdnau"], 2, "did you mean 'bahdanau'?"),
+        (["eval", "RUN", "."], 3, "is a folder"),
+        (["inspect", "RUN", "afk", "--out", "picture"], 3, "picture: its ending does not say what kind of picture"),
+        (["inspect", "RUN", "afk", "--out", ""], 3, "its ending does not say"),
         (["eval", "RUN", "no.tsv"], 3, "no such file"),
         (["eval", "RUN", "--conversations"], 2, "--conversations and --field are for language models"),
         (["show", "RUN", "--kernels"], 2, "--kernels is for language models and"),
         (["show", "RUN", "--context", "9"], 2, "is a model of pairs; leave it out"),
-        (["translate", "RUN", "a", "--beams", "0"], 2, "beams=0 must be at least 1"),
+        (["translate", "RUN", "a", "--beams", "0"], 2, "beams=0 must be from 1 to 1000"),
         (["translate", "RUN", "a", "--length-penalty", "1000"], 2, "length_penalty=1000.0 must be from -10 to 10"),
         (["translate", "RUN", " "], 2, "there is nothing to translate"),
         (["translate", "~nobody-here/x", "a"], 3, "there is no home folder of that name"),

@@ -236,11 +236,20 @@ def test_another_corpus_is_refused(tmp_path):
     assert train(recipe, out=run, resume=True) == 0
 
 
+def test_a_run_does_not_go_back(tmp_path):
+    recipe, run = write_recipe(tmp_path, steps=6), tmp_path / "run"
+    assert train(recipe, out=run) == 0
+    before = (run / "recipe.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"steps=4 and .*run has done 6; set steps to that or more"):
+        train(recipe, sets=["steps=4"], out=run, resume=True)
+    assert (run / "recipe.yaml").read_text() == before
+
+
 def test_resume_needs_a_run(tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path)
     with pytest.raises(ConfigError, match=r"--resume needs the run to go on with; add --out RUN"):
         train(recipe, resume=True)
-    with pytest.raises(FileError, match=r"nowhere is no run: it has no recipe\.yaml; give --out with the run"):
+    with pytest.raises(FileError, match=r"nowhere is no run: it has no recipe\.yaml; give the folder"):
         train(recipe, out=tmp_path / "nowhere", resume=True)
     mine = recipe.rename(tmp_path / "recipe.yaml")  # of the user, beside the corpus: not that of a run
     with pytest.raises(FileError, match=r"is no run: it has no checkpoints"):

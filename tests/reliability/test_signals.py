@@ -39,7 +39,7 @@ def start_slow(recipe, run, seconds):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_the_step_is_finished_and_saved(tmp_path, number, code):
     recipe, run = write_recipe(tmp_path, steps=12), tmp_path / "my run"
     assert train(recipe, out=tmp_path / "straight") == 0
@@ -54,6 +54,18 @@ def test_the_step_is_finished_and_saved(tmp_path, number, code):
     assert command == f"train '{run}/recipe.yaml' --resume"
     assert train(run / "recipe.yaml", resume=True) == 0
     assert_same_run(run, tmp_path / "straight")
+
+
+def test_nohup_is_obeyed(tmp_path):
+    recipe, run = write_recipe(tmp_path, steps=12), tmp_path / "run"
+    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    process = start_qkv("train", recipe, "--out", run, before=ignored + SLOW_STEP.format(seconds=0.5))
+    for line in process.stdout:
+        if line == "COMPUTING\n":
+            process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert last_manifest(run)["step"] == 12
 
 
 def test_a_second_signal_leaves_at_once(tmp_path):

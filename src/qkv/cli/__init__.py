@@ -1,5 +1,6 @@
 """The command line: one file per verb, which is imported when the verb is used."""
 
+import errno
 import os
 import sys
 import warnings
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: a wrong option, argument or config. 3: a file. 130: interrupted. Each mistake is one line on stderr.
     """
     warnings.showwarning = _note
+    # A stream that whoever called has closed is None; what is meant for it goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a character that the terminal does not know is no reason to fail
@@ -59,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain when it closes stdout, so that goes nowhere now.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()  # whoever read it has enough
         return _BROKEN_PIPE
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
+            _close_output()
+            return _fail(f"standard output: {error.strerror}; let it go elsewhere, or free some space", _FILE)
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", _FILE)
@@ -77,6 +83,11 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
         return list(words)
     meant = {place for place, word in enumerate(words) if word == "-" and place > 1 and words[place - 1] != "--stop"}
     return [STANDARD_INPUT if place in meant else word for place, word in enumerate(words)]
+
+
+def _close_output() -> None:
+    """Let standard output go nowhere: Python would complain when it closes what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

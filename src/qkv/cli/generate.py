@@ -77,6 +77,8 @@ def read_standard_input() -> Iterator[str]:
     Raises:
         FileError: One is not UTF-8.
     """
+    if sys.stdin is None:
+        raise FileError("standard input: is closed; give a text, or a --file of them")
     for number, line in enumerate(sys.stdin.buffer, 1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")

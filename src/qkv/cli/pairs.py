@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qkv.cli.drawing import size_in_bytes
@@ -29,7 +30,7 @@ def show_pairs(name: str, config: PairModelConfig, folder: Path, dtype: torch.dt
     n = sum(p.numel() for p in model.parameters())
     console = Console(highlight=False)
     console.print(
-        f"[bold]{name}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}", f"\n{describe(config)}"
+        f"[bold]{escape(name)}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}\n{describe(config)}"
     )
     for side, size in ((SOURCE, source), (TARGET, target)):
         file = folder / side / "tokenizer.json"
@@ -54,10 +55,10 @@ def describe(config: PairModelConfig) -> str:
 def _table(model: torch.nn.Module, n: int) -> Table:
     """The weights with their shapes; those of blocks that are alike in one line."""
     made = Table(box=box.SIMPLE_HEAD, header_style="bold", show_footer=True, footer_style="bold", pad_edge=False)
-    made.add_column("part", "total", no_wrap=True)
-    made.add_column("shape")
-    made.add_column("parameters", f"{n:,}", justify="right")
-    made.add_column("share", justify="right")
+    made.add_column("part", "total", overflow="fold")
+    made.add_column("shape", overflow="fold")
+    made.add_column("parameters", f"{n:,}", justify="right", no_wrap=True)  # a number is whole, or it is another one
+    made.add_column("share", justify="right", no_wrap=True)
     for part, child in model.named_children():
         size = sum(p.numel() for p in child.parameters())
         if not size:

@@ -17,8 +17,8 @@ def show(
     context: int | None = None,
     dtype: DType = "float32",
     kernels: bool = False,
-    tokens: int = 1024,
-    batch: int = 1,
+    tokens: int | None = None,
+    batch: int | None = None,
 ) -> None:
     """Draw a model, and count what it costs.
 
@@ -28,8 +28,8 @@ def show(
         context: Tokens of the text for which to count. By default what the model is meant for, or 1024.
         dtype: Type of the weights and of the cache.
         kernels: Say instead which kernel of attention runs in which layer, and why nothing faster.
-        tokens: Of a row, for kernels.
-        batch: Rows, for kernels.
+        tokens: Of a row, for kernels. By default 1024.
+        batch: Rows, for kernels. By default 1.
     """
     import torch
     from rich.console import Console
@@ -41,6 +41,9 @@ def show(
     from qkv.errors import ConfigError
     from qkv.models.pairs import PairModelConfig
 
+    for name, given in (("--tokens", tokens), ("--batch", batch)):
+        if given is not None and not kernels:
+            raise ConfigError(f"{name} is for --kernels; add that, or leave it out")
     config = find_config(model)
     if isinstance(config, PairModelConfig):
         from qkv.cli.pairs import show_pairs
@@ -48,10 +51,11 @@ def show(
         for name, given in (("--kernels", kernels), ("--context", context is not None)):
             if given:
                 raise ConfigError(f"{name} is for language models and {model} is a model of pairs; leave it out")
-        return show_pairs(Path(model).name, config, expand_home(model), getattr(torch, dtype))
+        return show_pairs(expand_home(model).absolute().name, config, expand_home(model), getattr(torch, dtype))
     if kernels:
         from qkv.cli.kernels import kernels as table_of_kernels
 
+        tokens, batch = 1024 if tokens is None else tokens, 1 if batch is None else batch
         if tokens < 1 or batch < 1:
             raise ConfigError(f"--tokens={tokens} and --batch={batch} must be at least 1")
         return Console(highlight=False).print(
@@ -59,7 +63,7 @@ def show(
         )
     cost = summary(config, context=context, dtype=getattr(torch, dtype))
     console = Console(highlight=False)
-    console.print(draw(Path(model).name, config, cost))
+    console.print(draw(expand_home(model).absolute().name, config, cost))
     console.print(table(cost))
     if (folder := expand_home(model)).is_dir() and (found := read_certificate(folder)):
         console.print("\n".join(certificate_lines(found)), markup=False)
@@ -104,12 +108,14 @@ def _read(path: Path) -> "TransformerConfig | PairModelConfig":
     from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
     from qkv.training.recipe import StartConfig, expand_preset
+    from qkv.translator import is_translator, load_translator
 
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
     if data.get("model") is None and isinstance(data.get("start"), dict):
-        return load_language_model(StartConfig.from_dict(data["start"], path="start").path).config
+        start = StartConfig.from_dict(data["start"], path="start").path
+        return load_translator(start).model.config if is_translator(start) else load_language_model(start).config
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)

@@ -50,6 +50,8 @@ def translate(
         raise ConfigError(f"--n-best {n_best} must be from 1 to --beams {beams}")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
+    if scores and as_json:
+        raise ConfigError("--json says the scores already; leave --scores out")
     texts = _texts(text, file)
     translator = load_translator(model)
     translator.encode(texts)  # what cannot be read is said before anything is written

@@ -63,6 +63,8 @@ class TSVConfig(PairSourceConfig):
     def pairs(self) -> Iterator[TextPair]:
         """See `PairSourceConfig.pairs`."""
         path = expand_home(self.path)
+        if path.is_dir():
+            raise FileError(f"{path}: is a folder; give a text file with a source, a tab and a target in each line")
         if not path.is_file():
             raise FileError(f"{path}: no such file; give a text file with a source, a tab and a target in each line")
         text = decode_text(read_bytes(path), str(path))
@@ -121,10 +123,13 @@ def _check_columns(columns: tuple[int, int]) -> None:
 def _columns(rows: Iterable[list[str]], columns: tuple[int, int], where: str, form: str) -> Iterator[TextPair]:
     """Source and target of each row that is not empty."""
     for number, row in enumerate(rows, start=1):
-        if not any(row):
+        if not any(cell.strip() for cell in row):
             continue
         if len(row) <= max(columns):
-            raise FileError(f"{where}, pair {number}: has {len(row)} columns; each line needs {form}")
+            raise FileError(
+                f"{where}, pair {number}: has {len(row)} columns and columns={list(columns)} are asked for, from 0; "
+                f"each line needs {form}"
+            )
         source, target = (row[i].strip() for i in columns)
         if not source or not target:
             raise FileError(f"{where}, pair {number}: one side is empty; fill it in, or take the line out")
@@ -175,7 +180,8 @@ class PairDataConfig(Config):
             first.setdefault(source, target)
         pairs = list(first.items())
         if len(pairs) < 2:
-            raise FileError(f"the corpus has {len(pairs)} pairs; it needs at least 2 to hold one out")
+            where = self.source.path if isinstance(self.source, TSVConfig) else f"the corpus {self.source.tag()}"
+            raise FileError(f"{where}: has {len(pairs)} different sources; it takes at least 2 to hold one out")
         out = held_out(len(pairs), self.validation)
         return [p for i, p in enumerate(pairs) if i not in out], [p for i, p in enumerate(pairs) if i in out]
 

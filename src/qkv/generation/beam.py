@@ -14,6 +14,9 @@ from qkv.models.transformer import Transformer
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
+_MOST_BEAMS = 1000
+"""Each is a row of the model's batch."""
+
 _STRONGEST = 10
 """The largest length penalty; n to that power is a number for any n."""
 _ROOM = 32
@@ -39,9 +42,10 @@ class BeamConfig(Config):
     max_new_tokens: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 1 <= self.beams <= _MOST_BEAMS:
+            raise ConfigError(f"beams={self.beams} must be from 1 to {_MOST_BEAMS}")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
         if not abs(self.length_penalty) <= _STRONGEST:
             raise ConfigError(f"length_penalty={self.length_penalty} must be from -{_STRONGEST} to {_STRONGEST}")
 

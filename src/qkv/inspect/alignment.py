@@ -1,7 +1,9 @@
 """Which tokens of a source a translation looked at, as numbers and as a picture."""
 
+import math
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import final
 
@@ -9,7 +11,8 @@ from qkv.errors import FileError
 from qkv.shapes import Float, Tensor
 
 _INCHES_PER_TOKEN = 0.3
-_MOST_INCHES = 40.0
+_MOST_INCHES = 40.0  # beyond it, some of the tokens have no label
+_KINDS = frozenset({".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp"})
 
 
 @final
@@ -35,30 +38,61 @@ def draw_alignment(alignment: Alignment, path: Path, *, title: str = "") -> None
 
     Args:
         alignment: What to draw.
-        path: The picture; its ending says which kind, `.png` or what else matplotlib knows.
+        path: The picture; its ending says which kind: `.png`, `.pdf`, `.svg`, `.jpg` or `.webp`.
         title: Above it.
 
     Raises:
-        FileError: matplotlib is not installed, or the picture cannot be written.
+        FileError: matplotlib is not installed, the ending says nothing, or the picture cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise FileError(f'{path}: drawing needs matplotlib; pip install "qkv[plot]"') from None
     rows, columns = alignment.weights.shape
-    size = [min(_MOST_INCHES, 1.5 + _INCHES_PER_TOKEN * n) for n in (columns, rows)]
-    figure = Figure(figsize=(size[0] + 0.8, size[1]), layout="constrained")
+    if path.suffix.lower() not in _KINDS:
+        raise FileError(f"{path}: its ending does not say what kind of picture; name it {path.name or 'alignment'}.png")
+    inches = [min(_MOST_INCHES, _INCHES_PER_TOKEN * n) for n in (columns, rows)]
+    figure = Figure(figsize=(inches[0] + 2.3, inches[1] + 1.5), layout="constrained")
     axes = figure.add_subplot()
     picture = axes.imshow(alignment.weights.float().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="equal")
-    axes.set_xticks(range(columns), [_shown(token) for token in alignment.source])
-    axes.set_yticks(range(rows), [_shown(token) for token in alignment.target])
+    across, down = (math.ceil(n * _INCHES_PER_TOKEN / _MOST_INCHES) for n in (columns, rows))
+    axes.set_xticks(range(0, columns, across), [_shown(token) for token in alignment.source[::across]])
+    axes.set_yticks(range(0, rows, down), [_shown(token) for token in alignment.target[::down]])
     axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set(xlabel="read", ylabel="written")
     if max(map(len, alignment.source), default=0) > 2:
         axes.tick_params(axis="x", rotation=60)
     if title:
         axes.set_title(title)
     figure.colorbar(picture, ax=axes, label="weight", shrink=0.8)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_fontfamily(_families("".join((*alignment.source, *alignment.target))))
     _write(figure, path)
+
+
+@cache
+def _families(text: str) -> list[str]:
+    """The usual font, and of what is installed those that have what it lacks of a text."""
+    from matplotlib import font_manager, ft2font, rcParams
+
+    def has(path: str) -> set[str]:
+        try:
+            font = ft2font.FT2Font(path)
+        except (RuntimeError, OSError):  # damaged, or of a kind that matplotlib does not read
+            return set()
+        return {character for character in missing if font.get_char_index(ord(character))}
+
+    usual = list(rcParams["font.family"])
+    missing = {c for c in text if not c.isspace() and c.isprintable()}
+    missing -= has(font_manager.findfont(font_manager.FontProperties(family=usual)))
+    for font in font_manager.fontManager.ttflist if missing else ():
+        if "Last Resort" not in font.name and (found := has(font.fname)):  # that one has a box for every character
+            usual.append(font.name)
+            missing -= found
+        if not missing:
+            break
+    return usual
 
 
 def _write(figure: object, path: Path) -> None:

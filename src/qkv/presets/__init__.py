@@ -97,5 +97,5 @@ def preset(name: str) -> TransformerConfig:
     if name in PAIR_PRESETS:
         raise ConfigError(f"{name!r} is a model of pairs, which this is not for; train it with a recipe on pairs")
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; {suggest(name, PRESETS)}")
+        raise ConfigError(f"no preset {name!r}; {suggest(name, [*PRESETS, *PAIR_PRESETS])}")
     return PRESETS[name]()

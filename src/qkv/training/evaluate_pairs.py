@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.data import PairDataConfig, PairTokenizer, TSVConfig
-from qkv.data.pairs import TextPair, encode_pairs
+from qkv.data import PairDataConfig, PairTokenizer, TSVConfig, prepare_pairs
+from qkv.data.pairs import TextPair
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
 from qkv.training.run import RECIPE, Run
+from qkv.training.trainer import fingerprint
 from qkv.translator import Translator, load_translator
 
 LENGTHS = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
@@ -73,8 +74,14 @@ def _held_out(run: Path, translator: Translator) -> list[TextPair]:
         raise ConfigError(
             f"{run}: was not trained on pairs; give DATA, a file with a source, a tab and a target a line"
         )
-    tokenizer = PairTokenizer(translator.source, translator.target)
-    return encode_pairs(tokenizer, data.divided()[1], data.longest)[1]
+    dataset = prepare_pairs(data, PairTokenizer(translator.source, translator.target))
+    checkpoint = Run(run, keep=1).store.latest()
+    if checkpoint is None or checkpoint.state.get("data") != fingerprint(dataset.train):
+        raise FileError(
+            f"{run}: its corpus is another one than it was trained on, so that nothing is known to be held out; put it "
+            "back as it was, or give DATA"
+        )
+    return dataset.held_out
 
 
 def edit_distance(a: Sequence[object], b: Sequence[object]) -> int:

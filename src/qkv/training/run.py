@@ -56,7 +56,7 @@ class Run:
         """
         for name in (RECIPE, CHECKPOINTS):
             if not (path / name).exists():
-                raise FileError(f"{path} is no run: it has no {name}; give --out with the run to go on with")
+                raise FileError(f"{path} is no run: it has no {name}; give the folder that qkv train wrote")
         try:
             return RecipeConfig.from_dict(read_yaml(path / RECIPE))
         except ConfigError as error:

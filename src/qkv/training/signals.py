@@ -6,13 +6,15 @@ import signal
 from types import FrameType, TracebackType
 from typing import final
 
-_WATCHED = (signal.SIGTERM, signal.SIGINT)
+_WATCHED = [signal.SIGTERM, signal.SIGINT] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
 _SHOW_CURSOR = b"\x1b[?25h"  # the live display hides it
 
 
 @final
 class Interrupts:
-    """While it is entered, SIGTERM and SIGINT are noted instead of killing the process.
+    """While it is entered, SIGTERM, SIGINT and SIGHUP are noted instead of killing the process.
+
+    A SIGHUP that is ignored stays ignored: so `nohup` asked.
 
     Attributes:
         received: The first signal, or None.
@@ -38,7 +40,8 @@ class Interrupts:
             os.write(2, b"\nqkv: stopping after this step; a second signal leaves at once\n")
 
     def __enter__(self) -> "Interrupts":
-        self._before = {number: signal.signal(number, self._note) for number in _WATCHED}
+        watched = [n for n in _WATCHED if n in _WATCHED[:2] or signal.getsignal(n) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._note) for number in watched}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

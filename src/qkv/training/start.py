@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.api import Loaded, load_language_model
+from qkv.config import expand_home
 from qkv.data import Dataset, PairDataConfig, PairDataset, PairTokenizer, prepare, prepare_pairs
 from qkv.errors import ConfigError
 from qkv.nn.quantised import Packed
@@ -42,6 +43,7 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
         trainer = _resume(config, recipe, out)
     else:
         if out is not None:
+            out = expand_home(out)
             require_free(out)  # before minutes of work on the corpus
         trainer = Trainer(*_open(config))
         trainer.choose_precision()
@@ -94,7 +96,7 @@ def _reopen(
 
 
 def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
-    path = out or (recipe.parent if recipe.name == RECIPE else None)
+    path = (out and expand_home(out)) or (recipe.parent if recipe.name == RECIPE else None)
     if path is None:
         raise ConfigError("--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe")
     saved = Run.saved_recipe(path)
@@ -112,6 +114,8 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Trainer:
     checkpoint = run.store.latest()
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    if trainer.step > config.steps:
+        raise ConfigError(f"steps={config.steps} and {path} has done {trainer.step}; set steps to that or more")
     run.forget_after(trainer.step)
     run.save_recipe(config)
     trainer.open(run)

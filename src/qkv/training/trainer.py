@@ -182,7 +182,7 @@ class Trainer:
         with Interrupts() as interrupts:
             try:
                 self._loop(interrupts)
-            except QkvError:
+            except (QkvError, OSError):  # OSError: nobody reads what is shown, or its disk is full
                 self._save()
                 raise
             finally:

@@ -43,7 +43,10 @@ def test_pairs_of_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a\tb\nc\n", "pair 2: has 1 columns; each line needs a tab"), ("a\t \n", "pair 1: one side is empty")],
+    [
+        ("a\tb\nc\n", r"columns=\[0, 1\] are asked for, from 0; each line needs a tab"),
+        ("a\t \n", "pair 1: one side is empty"),
+    ],
 )
 def test_broken_files(tmp_path, text, message):
     (tmp_path / "p.tsv").write_text(text)
@@ -147,7 +150,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(ConfigError, match="two different numbers"):
         TSVConfig(path="x", columns=(1, 1))
     (tmp_path / "one.tsv").write_text("a\tb\na\tc\n")
-    with pytest.raises(FileError, match="has 1 pairs"):
+    with pytest.raises(FileError, match="has 1 different sources"):
         PairDataConfig(source=TSVConfig(path=str(tmp_path / "one.tsv")), tokenizer=CHARACTERS).divided()
 
 
