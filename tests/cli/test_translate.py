@@ -108,6 +108,13 @@ def test_beams_scores_and_lines(run, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\ufeffafk\r\n  \ncjn".encode())))
     assert main(["translate", "--batch-size", "1", str(run), "--beams", "2", "-"]) == 0
     assert capsys.readouterr().out == "kfa\n\nnjc\n"  # a line for each line
+    for option in ("--file=-", "-f=-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"afk")))
+        assert main(["translate", str(run), option]) == 0
+        assert capsys.readouterr().out == "kfa\n"
+    monkeypatch.setattr("sys.stdin", None)  # as of `<&-`
+    assert main(["translate", str(run), "-"]) == 3
+    assert "standard input: is closed" in capsys.readouterr().err
 
 
 def test_nothing_is_written_before_all_can_be_read(run, capsys, tmp_path):
@@ -167,7 +174,6 @@ def test_what_cannot_be_shown_loses_no_step(tmp_path):
     assert done.returncode == 3
     assert errors.startswith("qkv: error: standard output: No space left on device; let it go elsewhere")
     assert errors.count("\n") == 1
-    assert last_manifest(tmp_path / "full")["step"] >= 1
     done = start_qkv("train", recipe, "--out", tmp_path / "pipe")
     assert "step" in done.stdout.readline()
     done.stdout.close()
@@ -265,6 +271,7 @@ def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # 
         ({"checkpoint_blocks": True}, "checkpoint_blocks is for language models and the data are pairs; leave it out"),
         ({"compile": True}, "compile compiles blocks and a recurrent translator has none; leave it out"),
         ({"sample": {"temperature": 0.5}}, r"sample\.temperature is for language models"),
+        ({"sample": {"prompt": "xyz"}}, r"sample\.prompt: the character 'x' is not in"),
         ({"sample": {"prompt": "afkbglafkbglafkbg"}}, r"sample\.prompt has 17 tokens and there is room for 16"),
         ({"adapter": {"rank": 2}}, "adapter is for language models and the data are pairs; leave adapter out"),
     ],
@@ -287,6 +294,7 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["show", "RUN", "--tokens", "9"], 2, "--tokens is for --kernels"),
         (["show", "bahdnau"], 2, "did you mean 'bahdanau'?"),
         (["eval", "RUN", "."], 3, "is a folder"),
+        (["eval", "no/run"], 3, "no/run: no such folder"),
         (["inspect", "RUN", "afk", "--out", "picture"], 3, "picture: its ending does not say what kind of picture"),
         (["inspect", "RUN", "afk", "--out", ""], 3, "its ending does not say"),
         (["eval", "RUN", "no.tsv"], 3, "no such file"),

@@ -82,7 +82,8 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
     if not words or words[0] not in ("generate", "translate"):
         return list(words)
     meant = {place for place, word in enumerate(words) if word == "-" and place > 1 and words[place - 1] != "--stop"}
-    return [STANDARD_INPUT if place in meant else word for place, word in enumerate(words)]
+    named = {f"{option}=-": f"{option}={STANDARD_INPUT}" for option in ("--file", "-f")}
+    return [STANDARD_INPUT if place in meant else named.get(word, word) for place, word in enumerate(words)]
 
 
 def _close_output() -> None:

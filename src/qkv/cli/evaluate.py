@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from qkv.errors import ConfigError
+from qkv.config import expand_home
+from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
     from qkv.data import ConversationsConfig, FilesConfig
@@ -43,6 +44,8 @@ def evaluate(
         _pairs(run, data, beams, length_penalty, as_json)
         return
     if data is None:
+        if not expand_home(run).exists():
+            raise FileError(f"{run}: no such folder; give a run")
         raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
     if beams != 1 or length_penalty != 1:
         raise ConfigError("--beams and --length-penalty are for models of pairs; leave them out")

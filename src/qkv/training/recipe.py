@@ -15,6 +15,7 @@ from qkv.data import (
     FilesConfig,
     PairDataConfig,
     PairDataset,
+    Tokenizer,
     TokenizerConfig,
     TokenizerFileConfig,
     VectorFilesConfig,
@@ -297,7 +298,7 @@ class RecipeConfig(Config):
         _check_causal(model)
         if self.sample is not None and dataset.tokenizer is not None:
             assert model.context is not None
-            _check_prompt(len(dataset.tokenizer.encode(self.sample.prompt)), min(model.context, self.context))
+            _check_prompt(dataset.tokenizer, self.sample.prompt, min(model.context, self.context) - 1)
         assert isinstance(self.data, DataConfig)
         return dataclasses.replace(self, model=model, start=self._absolute_start(), data=_absolute(self.data))
 
@@ -310,7 +311,7 @@ class RecipeConfig(Config):
         sizes = tokenizer.source.vocab_size, tokenizer.target.vocab_size
         model = model.with_vocabularies(*sizes, shared=tokenizer.shared)
         if self.sample is not None and self.sample.prompt:
-            _check_prompt(len(tokenizer.source.encode(self.sample.prompt)), self.context + 1)
+            _check_prompt(tokenizer.source, self.sample.prompt, self.context)
         tokenizers = (data.tokenizer, data.target_tokenizer)
         first, second = (None if each is None else _absolute_tokenizer(each) for each in tokenizers)
         data = dataclasses.replace(data, source=data.source.absolute(), tokenizer=first, target_tokenizer=second)
@@ -377,9 +378,13 @@ def _check_causal(model: TransformerConfig) -> None:
         )
 
 
-def _check_prompt(n: int, limit: int) -> None:
-    if n >= limit:
-        raise ConfigError(f"sample.prompt has {n} tokens and there is room for {limit - 1}; make it shorter")
+def _check_prompt(tokenizer: Tokenizer, prompt: str, room: int) -> None:
+    try:
+        n = len(tokenizer.encode(prompt))
+    except ConfigError as error:
+        raise ConfigError(f"sample.prompt: {error}") from None
+    if n > room:
+        raise ConfigError(f"sample.prompt has {n} tokens and there is room for {room}; make it shorter")
 
 
 def _absolute(data: DataConfig) -> DataConfig:

@@ -179,6 +179,11 @@ class Trainer:
                 f"context={self.recipe.context} and are cut into pieces that do not see one another; the longest takes "
                 f"context={self.batches.longest}"
             )
+        if isinstance(self.dataset, PairDataset):
+            sizes = self.dataset.train.n_documents, self.dataset.validation.n_documents
+            self.display.say(
+                f"{sizes[0]:,} pairs to train on, {sizes[1]:,} held out; of each source the first pair counts"
+            )
         with Interrupts() as interrupts:
             try:
                 self._loop(interrupts)
