@@ -213,7 +213,7 @@ def test_a_text_with_two_ends_is_found_once():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match="beams=0 must be at least 1"):
+    with pytest.raises(ConfigError, match="beams=0 must be from 1 to 1000"):
         BeamConfig(beams=0)
     with pytest.raises(ConfigError, match="length_penalty=inf must be a finite number"):
         BeamConfig(length_penalty=float("inf"))
