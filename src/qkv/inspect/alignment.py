@@ -66,8 +66,9 @@ def draw_alignment(alignment: Alignment, path: Path, *, title: str = "") -> None
     if title:
         axes.set_title(title)
     figure.colorbar(picture, ax=axes, label="weight", shrink=0.8)
+    families = _families("".join((*alignment.source, *alignment.target)))
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        label.set_fontfamily(_families("".join((*alignment.source, *alignment.target))))
+        label.set_fontfamily(families)
     _write(figure, path)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from qkv.config import expand_home
 from qkv.data import PairDataConfig, PairTokenizer, TSVConfig, prepare_pairs
 from qkv.data.pairs import TextPair
 from qkv.errors import ConfigError, FileError
@@ -36,6 +37,7 @@ def evaluate_pairs(run: Path, data: Path | None, *, search: BeamConfig, batch_si
         FileError: The folder or the pairs cannot be read.
         ConfigError: There is no data and the run held out none.
     """
+    run = expand_home(run)
     translator = load_translator(run)
     pairs = _held_out(run, translator) if data is None else list(TSVConfig(path=str(data)).pairs())
     if not pairs:
