@@ -372,7 +372,12 @@ MUTANTS = [
     Mutant("pairs: a row reads its neighbour's source", "models/pairs.py", "if tokens.shape != ids.shape:", "if False:", SEQ2SEQ),
     Mutant("pairs: latent attention looks ahead", "models/transformer.py", "isinstance(part, AttentionConfig | LatentAttentionConfig)", "isinstance(part, AttentionConfig)", ENCODER_DECODER),
     Mutant("pairs: what a longer one holds is forgotten", "caches.py", "wide.narrow(dim, 0, held).copy_(x.narrow(dim, 0, held))", "pass", CACHES),
-    Mutant("pairs: those that were left out are measured", "training/evaluate_pairs.py", "data.divided()[1], data.longest)", "data.divided()[1], None)", TRANSLATE),
+    Mutant("pairs: those that were left out are measured", "data/pairs.py", "[pairs[i] for i in np.flatnonzero(fits)]", "pairs", TRANSLATE),
+    Mutant("pairs: another corpus is measured", "training/evaluate_pairs.py", "fingerprint(dataset.train):", "None and False:", TRANSLATE),
+    Mutant("pairs: nothing is saved where nothing is shown", "training/trainer.py", "except (QkvError, OSError):", "except QkvError:", TRANSLATE),
+    Mutant("a hangup is not heard", "training/signals.py", "is not signal.SIG_IGN]", "is None]", SIGNALS),
+    Mutant("nohup is not obeyed", "training/signals.py", "signal.getsignal(n) is not signal.SIG_IGN", "True", SIGNALS),
+    Mutant("a run goes back", "training/start.py", "if trainer.step > config.steps:", "if False:", RESUME),
     Mutant("pairs: a preset under the old one", "training/recipe.py", 'if key == "model.preset":', 'if key == "model.presets":', TRANSLATE),
     Mutant("pairs: a run asks for its start again", "training/start.py", "store.latest() is None:", "store.latest() is not None:", PAIR_START),
 ]  # fmt: skip
