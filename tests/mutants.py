@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant('a bad step leaves its random numbers', "training/trainer.py",
            '            set_random_state(self.device, random)  # the same', '            # the same', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
     Mutant('nothing is saved after a bad step', "training/trainer.py",
-           '            except QkvError:\n                self._save()\n', '            except QkvError:\n', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
+           '                self._save()\n                raise\n', '                raise\n', f"{TRAINER}::test_a_loss_that_is_not_finite_stops_and_leaves_no_trace"),
     Mutant('norms decay', "training/optimizer.py",
            '"weight_decay": 0.0', '"weight_decay": config.weight_decay', f"{TRAINING}::test_weights_decay_and_norms_and_biases_do_not"),
     Mutant('the schedule is a step late', "training/trainer.py",
