@@ -101,7 +101,7 @@ def test_version(capsys):
         (["genrate"], 2, 'Unknown command "genrate". Did you mean "generate"?'),
         (["generate"], 2, "MODEL requires an argument"),
         (["generate", "x", "y", "--temprature", "1"], 2, "Unknown option: --temprature. Did you mean --temperature?"),
-        (["generate", "x", "y", "--seed", "one"], 2, 'Invalid value for --seed: unable to convert "one" into int'),
+        (["generate", "x", "y", "--seed", "one"], 2, "Invalid value for --seed: 'one' is no whole number"),
         (["generate", "x", "y", "z"], 2, "Unused Tokens: ['z']"),
         (["show", "gpt2", "--dtype", "int8"], 2, 'Invalid value "int8" for --dtype. Choose from'),
         (["generate", "no/such/folder"], 3, "there is no such file or folder; give a run"),

@@ -289,6 +289,8 @@ def test_recipes_that_do_not_fit(changes, message, fast, tmp_path):  # noqa: F81
         (["translate", "RUN", "a", "-f", "b"], 2, "give one of the two"),
         (["translate", "RUN", "a", "--n-best", "2"], 2, "--n-best 2 must be from 1 to --beams 1"),
         (["translate", "no/such", "a"], 3, "no/such: no such folder"),
+        (["translate", "RUN", "a", "--beams", "1.5"], 2, "Invalid value for --beams: '1.5' is no whole number"),
+        (["show", "small", "--context", "1e3"], 2, "Invalid value for --context: '1e3' is no whole"),
         (["translate", "RUN", "a", "--beams", "1001"], 2, "beams=1001 must be from 1 to 1000"),
         (["translate", "RUN", "a", "--scores", "--json"], 2, "--json says the scores already"),
         (["show", "RUN", "--tokens", "9"], 2, "--tokens is for --kernels"),

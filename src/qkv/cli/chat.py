@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from qkv.cli.generate import read_standard_input
-from qkv.cli.opening import USUAL, DType, SamplingOptions, Width, open_model
+from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_model
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def chat(
     /,
     *,
     system: str | None = None,
-    max_new_tokens: int = 1000,
+    max_new_tokens: Whole = 1000,
     draw: SamplingOptions = USUAL,
     expand: DType | None = None,
     quantize: Width | None = None,

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from qkv.cli.opening import Whole
+
 if TYPE_CHECKING:
     from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
 _MOST = 2 * 10**9  # parameters of a model that is built for a check
 
 
-def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "float32", seed: int = 0) -> int:
+def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "float32", seed: Whole = 0) -> int:
     """Ask a model about the laws: padding, packing, caching and the batch leave the answer unchanged.
 
     Exit code 1 where one is broken.

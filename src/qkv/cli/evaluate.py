@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from qkv.cli.opening import Whole
 from qkv.config import expand_home
 from qkv.errors import ConfigError, FileError
 
@@ -18,7 +19,7 @@ def evaluate(
     data: Path | None = None,
     /,
     *,
-    beams: int = 1,
+    beams: Whole = 1,
     length_penalty: float = 1.0,
     conversations: bool = False,
     field: str | None = None,

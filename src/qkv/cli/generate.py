@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
-from qkv.cli.opening import USUAL, DType, SamplingOptions, Width, open_model
+from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_model
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ def generate(
     /,
     *,
     file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
-    batch_size: int = 8,
+    batch_size: Whole = 8,
     as_json: Annotated[bool, Parameter("--json")] = False,
-    max_new_tokens: int = 200,
+    max_new_tokens: Whole = 200,
     draw: SamplingOptions = USUAL,
     expand: DType | None = None,
     quantize: Width | None = None,
-    samples: int = 1,
+    samples: Whole = 1,
     stop: list[str] | None = None,
 ) -> None:
     """Let a trained model go on with a text.

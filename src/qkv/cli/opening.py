@@ -1,14 +1,25 @@
 """What the verbs that let a model write have in common: how it is opened, and how its tokens are drawn."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 if TYPE_CHECKING:
     from qkv.generation import SamplingConfig
     from qkv.loaded import Loaded
 
+
+def _whole(kind: object, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts would round another one."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number; give one, such as 4") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 DType = Literal["float32", "bfloat16"]
 Width = Literal["int8", "int4"]
 
@@ -29,11 +40,11 @@ class SamplingOptions:
     """
 
     temperature: float = 0.8
-    top_k: int | None = None
+    top_k: Whole | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
-    seed: int | None = None
+    seed: Whole | None = None
 
     def config(self) -> "SamplingConfig":
         """What the library calls it.

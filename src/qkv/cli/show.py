@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from qkv.cli.opening import Whole
+
 if TYPE_CHECKING:
     from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
@@ -14,11 +16,11 @@ def show(
     model: str,
     /,
     *,
-    context: int | None = None,
+    context: Whole | None = None,
     dtype: DType = "float32",
     kernels: bool = False,
-    tokens: int | None = None,
-    batch: int | None = None,
+    tokens: Whole | None = None,
+    batch: Whole | None = None,
 ) -> None:
     """Draw a model, and count what it costs.
 

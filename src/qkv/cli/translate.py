@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
 from qkv.cli.generate import read_lines
+from qkv.cli.opening import Whole
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ def translate(
     /,
     *,
     file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
-    beams: int = 1,
-    n_best: int = 1,
+    beams: Whole = 1,
+    n_best: Whole = 1,
     length_penalty: float = 1.0,
-    max_new_tokens: int = 200,
+    max_new_tokens: Whole = 200,
     scores: bool = False,
     as_json: Annotated[bool, Parameter("--json")] = False,
-    batch_size: int = 64,
+    batch_size: Whole = 64,
 ) -> None:
     """Translate with a model that was trained on pairs.
 

@@ -30,7 +30,7 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
         resume: Go on with the run in `out` from its last whole checkpoint.
 
     Returns:
-        The exit code: 0; 143 or 130 after SIGTERM or SIGINT; 1 where not all could be written on the way.
+        The exit code: 0; 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP; 1 where not all could be written on the way.
 
     Raises:
         ConfigError: The recipe, a change or a combination is wrong. Nothing was written.
