@@ -261,7 +261,7 @@ MISTAKES = {
     "an unknown verb": (nothing, ("tain", "tiny.yaml"), OPTION, ("tain", "train")),
     "an unknown option": (nothing, ("train", "tiny.yaml", "--steps", "5"), OPTION, ("--steps",)),
     "a missing argument": (nothing, ("train",), OPTION, ("RECIPE requires an argument",)),
-    "a number that is none": (nothing, ("generate", "run", "--top-k", "few"), OPTION, ("few", "int")),
+    "a number that is none": (nothing, ("generate", "run", "--top-k", "few"), OPTION, ("few", "no whole number")),
 }
 
 
