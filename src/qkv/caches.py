@@ -11,6 +11,10 @@ from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
 
+SEARCH_ROOM = 32
+"""Tokens to come for which a beam search makes room at first: it copies all of it whenever texts change places."""
+
+
 class CacheShape(NamedTuple):
     """What one application of attention keeps per token.
 
@@ -188,10 +192,7 @@ class Cache:
     ) -> None:
         self.capacity, self._rollback = capacity, rollback
         self._room = capacity if room is None else min(room, capacity)
-        self._filings = {
-            reach: Dense(batch, self._room, device) if width is None else Ring(batch, width, device)
-            for reach, width in ((reach, _ring(reach, capacity, rollback)) for _, _, _, reach in shapes)
-        }
+        self._filings = {reach: self._filing(reach, batch, device) for _, _, _, reach in shapes}
         self._filing_of = [self._filings[shape.reach] for shape in shapes]
 
         def zeros(filing: Filing, heads: int, width: int) -> Tensor:
@@ -238,6 +239,11 @@ class Cache:
         self._new = new
         even = self.even and new.layout is Layout.FULL
         return {reach: filing.begin(new, self.length, self.bound, even=even) for reach, filing in self._filings.items()}
+
+    def _filing(self, reach: int | None, batch: int, device: torch.device) -> Filing:
+        if reach is None or reach + self._rollback >= self.capacity:
+            return Dense(batch, self._room, device)
+        return Ring(batch, reach + self._rollback, device)
 
     def _make_room(self, room: int) -> None:
         """Have room for so many tokens. Each doubling copies once what is held: at most as much again in all."""
@@ -318,11 +324,6 @@ class Cache:
         """Memory of keys, values and states, in bytes."""
         memory = [x for kept in (*self._memory.values(), *self._states.values()) for x in kept]
         return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values, *memory))
-
-
-def _ring(reach: int | None, capacity: int, rollback: int) -> int | None:
-    """Places of a ring; None: every token needs a place of its own, or there are no more than the ring would have."""
-    return None if reach is None or reach + rollback >= capacity else reach + rollback
 
 
 def _widened(x: Tensor, dim: int, held: int, places: int) -> Tensor:

@@ -172,7 +172,7 @@ def test_what_cannot_be_shown_loses_no_step(tmp_path):
         done = start_qkv("train", recipe, "--out", tmp_path / "full", stdout=full)
         _, errors = done.communicate(timeout=60)
     assert done.returncode == 3
-    assert errors.startswith("qkv: error: standard output: No space left on device; let it go elsewhere")
+    assert errors.startswith("qkv: error: the output cannot be written (No space left on device); free some space")
     assert errors.count("\n") == 1
     done = start_qkv("train", recipe, "--out", tmp_path / "pipe")
     assert any(line.startswith("step") for line in done.stdout)

@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO):
             _close_output()
-            return _fail(f"standard output: {error.strerror}; let it go elsewhere, or free some space", _FILE)
+            return _fail(
+                f"the output cannot be written ({error.strerror}); free some space, or let it go elsewhere", _FILE
+            )
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}; check the path and its permissions", _FILE)

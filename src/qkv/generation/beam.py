@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from qkv.caches import Cache
+from qkv.caches import SEARCH_ROOM, Cache
 from qkv.config import Config, config
 from qkv.errors import ConfigError, QkvError
 from qkv.models.pairs import Decoding
@@ -19,8 +19,6 @@ _MOST_BEAMS = 1000
 
 _STRONGEST = 10
 """The largest length penalty; n to that power is a number for any n."""
-_ROOM = 32
-"""Tokens to come for which there is memory at first."""
 
 
 @final
@@ -196,7 +194,7 @@ class TextDecoding(Decoding):
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
         self._model = model
         lengths, device = [len(prompt) for prompt in prompts], next(model.parameters()).device
-        room = max(lengths) + _ROOM  # reordering copies all there is
+        room = max(lengths) + SEARCH_ROOM
         self._cache: Cache = model.make_cache(len(prompts), max(lengths) + capacity, room=room)
         if max(lengths):
             ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import nn
 
-from qkv.caches import Cache
+from qkv.caches import SEARCH_ROOM, Cache
 from qkv.config import config
 from qkv.context import Memory
 from qkv.errors import ConfigError
@@ -29,9 +29,6 @@ from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
 Blocks = BlockConfig | Repeat | tuple[BlockConfig | Repeat, ...]
-
-_ROOM = 32
-"""Tokens for which a search has memory at first: it copies all of it whenever texts change places."""
 
 
 @final
@@ -190,7 +187,7 @@ class EncoderDecoder(PairModel):
     def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "EncoderDecoderDecoding":
         """See `PairModel`."""
         check_sources(source, tokens)
-        cache = self.decoder.make_cache(len(source), capacity, room=_ROOM)
+        cache = self.decoder.make_cache(len(source), capacity, room=SEARCH_ROOM)
         return EncoderDecoderDecoding(self, self.read(source, tokens), cache)
 
 

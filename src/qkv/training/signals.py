@@ -6,7 +6,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import final
 
-_WATCHED = [signal.SIGTERM, signal.SIGINT] + ([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 _SHOW_CURSOR = b"\x1b[?25h"  # the live display hides it
 
 
@@ -40,7 +40,9 @@ class Interrupts:
             os.write(2, b"\nqkv: stopping after this step; a second signal leaves at once\n")
 
     def __enter__(self) -> "Interrupts":
-        watched = [n for n in _WATCHED if n in _WATCHED[:2] or signal.getsignal(n) is not signal.SIG_IGN]
+        watched = [signal.SIGTERM, signal.SIGINT]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
+            watched.append(_HANGUP)
         self._before = {number: signal.signal(number, self._note) for number in watched}
         return self
 
