@@ -10,7 +10,6 @@ from qkv.errors import ConfigError
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
-
 SEARCH_ROOM = 32
 """Tokens to come for which a beam search makes room at first: it copies all of it whenever texts change places."""
 
