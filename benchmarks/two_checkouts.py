@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/two_checkouts.py ../before .
 
-Each checkout has a process of its own, which imports qkv from its `src`. They take turns, one measurement each while the
-other sleeps, in an order shuffled anew every round. Only what both have is used: configs, `model.loss`, caches.
+Each checkout has its own process, which imports qkv from its `src`. They take turns, one measurement each while the
+other sleeps, in a random order each round. Only what both have is used: configs, `model.loss`, caches.
 """
 
 import argparse
@@ -90,17 +90,16 @@ def _work(case: str) -> None:
 
 
 def _config(mask: object) -> object:
-    from qkv import AttentionConfig, GLUConfig, LMHeadConfig, PreNormConfig, Repeat, RMSNormConfig, RoPEConfig
-    from qkv import TokenEmbedderConfig, TransformerConfig
+    import qkv
 
-    attention = AttentionConfig(n_heads=4, n_kv_heads=2, mask=mask, position=RoPEConfig())
-    block = PreNormConfig(norm=RMSNormConfig(), sublayers=(attention, GLUConfig()))
-    return TransformerConfig(
+    attention = qkv.AttentionConfig(n_heads=4, n_kv_heads=2, mask=mask, position=qkv.RoPEConfig())
+    block = qkv.PreNormConfig(norm=qkv.RMSNormConfig(), sublayers=(attention, qkv.GLUConfig()))
+    return qkv.TransformerConfig(
         d_model=256,
-        embed=TokenEmbedderConfig(vocab_size=2048),
-        blocks=Repeat(n=6, pattern=block),
-        final_norm=RMSNormConfig(),
-        head=LMHeadConfig(),
+        embed=qkv.TokenEmbedderConfig(vocab_size=2048),
+        blocks=qkv.Repeat(n=6, pattern=block),
+        final_norm=qkv.RMSNormConfig(),
+        head=qkv.LMHeadConfig(),
     )
 
 
