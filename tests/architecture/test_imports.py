@@ -1,6 +1,8 @@
-"""Libraries that run what a file says, or that need not be there, are imported in few modules."""
+"""Every module has its floor, and libraries that run what a file says, or need not be there, few importers."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,12 @@ def importers(library):
 )
 def test_few_modules_import_it(library, modules):
     assert importers(library) == modules
+
+
+def test_every_module_is_on_a_floor():
+    """Import-linter does not look at a module that no layer names."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (floors,) = project["tool"]["importlinter"]["contracts"]
+    named = [name for layer in floors["layers"] for name in re.findall(r"qkv\.(\w+)", layer)]
+    there = {path.relative_to(Path(qkv.__file__).parent).parts[0].removesuffix(".py") for path in SOURCES}
+    assert sorted(named) == sorted(there - {"__init__"})
