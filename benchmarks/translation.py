@@ -32,14 +32,14 @@ from typing import Any
 import torch
 
 from qkv.config import assign
-from qkv.data import BPETokenizerConfig, PairDataConfig, TSVConfig, prepare_pairs
+from qkv.data import BPETokenizerConfig, TSVConfig
 from qkv.data.dates import fields_looked_at
 from qkv.generation import BeamConfig
 from qkv.models.pairs import PairModelConfig
 from qkv.presets.translators import attention_is_all_you_need, bahdanau, fixed_vector
-from qkv.training import read_recipe
+from qkv.tasks import PairDataConfig
+from qkv.training import AdamWConfig, RecipeConfig, WSDConfig, read_recipe
 from qkv.training.memory import keep_pages
-from qkv.training.recipe import AdamWConfig, RecipeConfig, WSDConfig
 from qkv.training.trainer import Trainer
 from qkv.translator import Translator
 
@@ -48,7 +48,7 @@ SPANS = ((1, 4), (5, 10), (10, 20), (20, 40), (40, 60))
 
 def trained(recipe: RecipeConfig, seconds: float) -> tuple[Translator, dict[str, Any], list[tuple[str, str]]]:
     """A model after so many seconds of updates; the clock is what its schedule goes by, whatever a step takes."""
-    dataset = prepare_pairs(recipe.data)
+    dataset = recipe.data.prepare()
     trainer = Trainer(recipe.resolved(dataset), dataset)
     began, spent = time.monotonic(), 0.0
     while spent < seconds:
@@ -81,7 +81,7 @@ def contestants(arguments: argparse.Namespace, recipes: dict[str, RecipeConfig])
 
 
 def edits(a: list[str], b: list[str]) -> int:
-    from qkv.training.evaluate_pairs import edit_distance
+    from qkv.tasks.pairs import edit_distance
 
     return edit_distance(a, b)
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from peers.nano import GPT
 from peers.shapes import Shape
-from qkv.data import Batches, Dataset, prepare
+from qkv.data import Dataset, PackedBatches
 from qkv.models.transformer import Transformer
 from qkv.training import RecipeConfig, read_recipe
 from qkv.training.memory import keep_pages
@@ -193,10 +193,10 @@ def evaluate(contestant: Contestant, held_out: Pieces) -> float:
 
 def pieces(dataset: Dataset, context: int) -> Pieces:
     """All held-out text in pieces of at most `context`, those of one length together, the longest first."""
-    rows = Batches(dataset.validation, context=context, batch_size=1, seed=0, shuffle=False)
+    rows = PackedBatches(dataset.validation, context=context, batch_size=1, seed=0, shuffle=False)
     by_length: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for row in (rows.batch(0, i) for i in range(len(rows))):
-        lengths = row.lengths[0]
+        lengths = torch.bincount(row.tokens.segment[0])[1:].tolist()
         width = sum(lengths)
         inputs, targets = row.inputs[0, :width].split(lengths), row.targets[0, :width].split(lengths)
         for length, piece in zip(lengths, zip(inputs, targets, strict=True), strict=True):
@@ -248,12 +248,13 @@ def main() -> None:
     options = parser.parse_args()
     keep_pages()
     recipe = read_recipe(options.recipe, options.set)
-    dataset = prepare(recipe.data)
+    task = recipe.data.prepare()
+    dataset = task.dataset
     n_bytes = dataset.validation.n_bytes
     if dataset.tokenizer is None or n_bytes is None:
         sys.exit(f"{options.recipe}: its data are vectors; choose a recipe for text")
     held_out = pieces(dataset, recipe.context)
-    trainer = Trainer(recipe.resolved(dataset), dataset)
+    trainer = Trainer(recipe.resolved(task), task)
     shape = matching_shape(trainer.model, dataset.tokenizer.vocab_size, recipe.context)
     results = [run(Ours(trainer), held_out, n_bytes, options.points)]
     for lr in options.lr:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qkv.config import dump_yaml
-from qkv.training import train, trainer
+from qkv.training import session, train, trainer
 from tiny import tiny_config
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "old", "grey", "hills")
@@ -22,8 +22,8 @@ WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "f
 def fast(monkeypatch, tmp_path):
     """Leave out what takes time and changes no number."""
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer, "matmul_peak", lambda *_: 1e12)
-    monkeypatch.setattr(trainer.Run, "plot", lambda _: None)
+    monkeypatch.setattr(session, "matmul_peak", lambda *_: 1e12)
+    monkeypatch.setattr(session.Run, "plot", lambda _: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for matrices this small a second one only waits
     yield
@@ -73,6 +73,13 @@ def write_vectors(folder, steps=300, features=5):
     time = np.arange(steps)[:, None] / 5
     np.save(folder / "waves.npy", np.sin(time + np.arange(features)).astype(np.float32))
     return folder / "waves.npy"
+
+
+def lengths_of(tokens):
+    """How many tokens each document of each row has."""
+    return tuple(
+        tuple((row == number).sum().item() for number in range(1, int(row.max()) + 1)) for row in tokens.segment
+    )
 
 
 class Killed(BaseException):

@@ -120,6 +120,11 @@ class Tokens:
         by = by[:, None]
         return Tokens(self.index + by, self.order + by, self.segment, self.coords + by[..., None], self.layout)
 
+    def to(self, device: torch.device) -> "Tokens":
+        """The same on a device."""
+        index, order, segment, coords = (x.to(device) for x in (self.index, self.order, self.segment, self.coords))
+        return Tokens(index, order, segment, coords, self.layout)
+
     def take(self, rows: Int[Tensor, " b"]) -> "Tokens":
         """Some of the rows, in this order."""
         return Tokens(self.index[rows], self.order[rows], self.segment[rows], self.coords[rows], self.layout)

@@ -12,14 +12,12 @@ import sacrebleu
 import qkv
 from qkv.cli import main
 from qkv.config import dump_yaml, read_yaml
-from qkv.data import PairDataConfig
 from qkv.errors import ConfigError
-from qkv.generation import BeamConfig
 from qkv.models.decoders import LuongConfig
 from qkv.presets.translators import PAIR_PRESETS
-from qkv.training import train
-from qkv.training.evaluate_pairs import edit_distance, evaluate_pairs
-from qkv.training.recipe import read_recipe
+from qkv.tasks import Asked, PairDataConfig
+from qkv.tasks.pairs import edit_distance
+from qkv.training import evaluate_model, read_recipe, train
 from runs import assert_same_run, fast, kill_at, last_manifest, start_qkv  # noqa: F401 - a fixture
 
 MODELS = {"recurrent": "bahdanau", "transformer": "translator"}
@@ -222,13 +220,13 @@ def test_words_are_compared_and_not_the_space_between_them(fast, tmp_path):  # n
     words = [f'data.{which}={{"type": "WordTokenizer"}}' for which in ("target_tokenizer",)]
     assert train(path, sets=[*words, "steps=150"], out=tmp_path / "run") == 0
     (tmp_path / "p.tsv").write_text("ai\ta  i\nbj\tb j new\n")
-    result = evaluate_pairs(tmp_path / "run", tmp_path / "p.tsv", search=BeamConfig())
+    result = evaluate_model(Asked(path=tmp_path / "run", data=tmp_path / "p.tsv")).to_dict()
     assert (result["exact"], result["error_rate"]) == (0.5, 0.2)
 
 
 def test_scores_are_those_of_sacrebleu(run, tmp_path):
     (tmp_path / "p.tsv").write_text("afk\tkfa\nbgm\tmgx\n")
-    result = evaluate_pairs(run, tmp_path / "p.tsv", search=BeamConfig())
+    result = evaluate_model(Asked(path=run, data=tmp_path / "p.tsv")).to_dict()
     texts = [qkv.load(run).translate(text) for text in ("afk", "bgm")]
     assert result["chrf"] == sacrebleu.corpus_chrf(texts, [["kfa", "mgx"]]).score
 
@@ -268,8 +266,8 @@ def test_a_resumed_run_is_one_that_was_never_stopped(model, fast, tmp_path):  # 
         ({"model": "small"}, "the data are PairData and model is Transformer; give a model of pairs"),
         ({"context": 3}, "context=3 and the longest pair has 4 tokens on one side"),
         ({"model": "attention-is-all-you-need"}, "the data have two tokenizers"),
-        ({"checkpoint_blocks": True}, "checkpoint_blocks is for language models and the data are pairs; leave it out"),
-        ({"compile": True}, "compile compiles blocks and a recurrent translator has none; leave it out"),
+        ({"checkpoint_blocks": True}, "checkpoint_blocks works on blocks and this model, a recurrent one, has none"),
+        ({"compile": True}, "compile works on blocks and this model, a recurrent one, has none; leave it out"),
         ({"sample": {"temperature": 0.5}}, r"sample\.temperature is for language models"),
         ({"sample": {"prompt": "xyz"}}, r"sample\.prompt: the character 'x' is not in"),
         ({"sample": {"prompt": "afkbglafkbglafkbg"}}, r"sample\.prompt has 17 tokens and there is room for 16"),

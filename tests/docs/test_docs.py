@@ -25,9 +25,9 @@ import torch
 import yaml
 
 import qkv.cli
-import qkv.training.recipe as recipes
+import qkv.training.recipe_files as recipes
+import qkv.training.session as session
 import qkv.training.start as start
-import qkv.training.trainer as trainer
 from qkv.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +118,7 @@ class Session:
         recipes.read_recipe(file)
 
 
-def shrunk(recipe: recipes.RecipeConfig) -> recipes.RecipeConfig:
+def shrunk(recipe: qkv.RecipeConfig) -> qkv.RecipeConfig:
     """The same kind of run in a second; a recipe that is small already stays as it is, so that runs can be resumed."""
 
     def fewer(n: int) -> int:
@@ -154,7 +154,7 @@ def desk(tmp_path, monkeypatch):
         return shrunk(config)
 
     monkeypatch.setattr(start, "read_recipe", read_small)
-    monkeypatch.setattr(trainer, "matmul_peak", lambda *_: 1e11)  # a second each time
+    monkeypatch.setattr(session, "matmul_peak", lambda *_: 1e11)  # a second each time
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(desk)
     threads = torch.get_num_threads()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qkv.data import DatesConfig, prepare_pairs
+from qkv.data import DatesConfig
 from qkv.data.dates import fields_looked_at, fields_of
 from qkv.training import read_recipe
 from qkv.training.trainer import Trainer
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QKV_CACHE", str(tmp_path_factory.mktemp("cache")))
         recipe = read_recipe(Path("dates"), SMALL)
-        data = prepare_pairs(recipe.data)
+        data = recipe.data.prepare()
     trainer = Trainer(recipe.resolved(data), data)
     while trainer.step < STEPS:
         trainer.update()

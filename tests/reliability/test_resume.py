@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from qkv.config import read_yaml
-from qkv.data import prepare
 from qkv.errors import ConfigError, FileError
 from qkv.training import read_recipe, train, trainer
 from runs import (
@@ -58,8 +57,8 @@ def test_killed(tmp_path, kind):
 
 def test_several_epochs_pass_in_these_runs(tmp_path):
     recipe = read_recipe(write_recipe(tmp_path))
-    dataset = prepare(recipe.data)
-    assert len(trainer.Trainer(recipe.resolved(dataset), dataset).batches) * 1.5 < recipe.steps
+    task = recipe.data.prepare()
+    assert len(trainer.Trainer(recipe.resolved(task), task).batches) * 1.5 < recipe.steps
 
 
 def test_measuring_the_machine_draws_no_random_numbers(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def find_config(model: str) -> "TransformerConfig | PairModelConfig":
     from qkv.config import expand_home
     from qkv.presets import preset
     from qkv.presets.translators import PAIR_PRESETS
-    from qkv.training.recipe import built_in_recipe
+    from qkv.training.recipe_files import built_in_recipe
     from qkv.translator import is_translator, load_translator
 
     if model in PAIR_PRESETS and not Path(model).exists():
@@ -109,7 +109,8 @@ def _read(path: Path) -> "TransformerConfig | PairModelConfig":
     from qkv.errors import ConfigError
     from qkv.models.pairs import PairModelConfig
     from qkv.models.transformer import TransformerConfig
-    from qkv.training.recipe import StartConfig, expand_preset
+    from qkv.training.recipe import StartConfig
+    from qkv.training.recipe_files import expand_preset
     from qkv.translator import is_translator, load_translator
 
     data = read_yaml(path)

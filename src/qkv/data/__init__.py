@@ -1,21 +1,18 @@
 """Corpora: sources, tokenizers, prepared datasets and batches."""
 
-from qkv.data.batches import IGNORE, Batch, Batches
+from qkv.data.batches import IGNORE, Batch, Batches, PackedBatches
 from qkv.data.chat import ChatTemplate, Message, template_of
 from qkv.data.conversations import ConversationsConfig, Example
-from qkv.data.dataset import DataConfig, Dataset, Split, prepare
+from qkv.data.dataset import Dataset, Split, prepare
 from qkv.data.dates import DatesConfig
 from qkv.data.pairs import (
     PackagePairsConfig,
-    PairBatch,
     PairBatches,
-    PairDataConfig,
-    PairDataset,
     PairSourceConfig,
     PairSplit,
     PairTokenizer,
     TSVConfig,
-    prepare_pairs,
+    encode_pairs,
 )
 from qkv.data.rendered import Rendered
 from qkv.data.sources import (
@@ -49,7 +46,6 @@ __all__ = [
     "CharacterTokenizerConfig",
     "ChatTemplate",
     "ConversationsConfig",
-    "DataConfig",
     "Dataset",
     "DatesConfig",
     "Encoded",
@@ -58,10 +54,8 @@ __all__ = [
     "Message",
     "PackageConfig",
     "PackagePairsConfig",
-    "PairBatch",
+    "PackedBatches",
     "PairBatches",
-    "PairDataConfig",
-    "PairDataset",
     "PairSourceConfig",
     "PairSplit",
     "PairTokenizer",
@@ -76,8 +70,8 @@ __all__ = [
     "TokenizerFileConfig",
     "VectorFilesConfig",
     "WordTokenizerConfig",
+    "encode_pairs",
     "prepare",
-    "prepare_pairs",
     "template_of",
     "unit_tokenizer",
 ]

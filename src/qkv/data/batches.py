@@ -1,6 +1,8 @@
-"""Batches of packed documents, each a pure function of (seed, epoch, index)."""
+"""Batches, each a pure function of (seed, epoch, index); those of packed documents."""
 
 import bisect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,27 +11,88 @@ import torch
 
 from qkv.data.dataset import Split
 from qkv.errors import ConfigError
+from qkv.models.pairs import Pair
 from qkv.ops.loss import IGNORE
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Tensor
+from qkv.tokens import Tokens
 
-__all__ = ["IGNORE", "Batch", "Batches"]
+__all__ = ["IGNORE", "Batch", "Batches", "PackedBatches", "tokens_of"]
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of `context` steps, in each of them pieces of documents side by side, then padding.
+    """What a model's loss is computed from: `model.loss(batch.inputs, batch.targets, batch.tokens)`.
 
     Attributes:
-        inputs: Token ids or vectors; 0 in the padding.
-        targets: What follows each input in its document; -100 where that does not count. In the padding -100, for
-            vectors 0.
-        lengths: For each row the lengths of its pieces in order. No two pieces of a row may see each other.
+        inputs: What the model reads: token ids (B, T), vectors (B, T, F), or a `Pair` of source and target.
+        targets: The right output for each token; a token id of -100 counts nothing.
+        tokens: Where the tokens that have targets stand.
     """
 
-    inputs: Int[Tensor, "B T"] | Float[Tensor, "B T F"]
-    targets: Int[Tensor, "B T"] | Float[Tensor, "B T F"]
-    lengths: tuple[tuple[int, ...], ...]
+    inputs: Tensor | Pair
+    targets: Tensor
+    tokens: Tokens
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(self.inputs.to(device), self.targets.to(device), self.tokens.to(device))
+
+
+def tokens_of(lengths: Sequence[Sequence[int]], width: int) -> Tokens:
+    """`Tokens.packed`, or `Tokens.full` where each row is one document without padding: that has faster kernels."""
+    if all(tuple(row) == (width,) for row in lengths):
+        return Tokens.full(len(lengths), width)
+    return Tokens.packed(lengths, width)
+
+
+class Batches(ABC):
+    """The batches of a split, the same in every process for the same seed.
+
+    Args:
+        context: Tokens of a row at most.
+        batch_size: Rows in a batch.
+        seed: Chooses the order; at least 0.
+        shuffle: True for training: every epoch has another order, and all of its batches are full, so that a few rows
+            are left out; where there are too few rows for one batch, it is one smaller batch. False for what is held
+            out: all epochs are the same, nothing is left out, and the last batch may be smaller.
+
+    Raises:
+        ConfigError: A size below 1, or a negative seed.
+    """
+
+    def __init__(self, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ConfigError(f"{name}={value} must be at least {least}")
+        self._context, self._batch_size, self._seed, self._shuffle = context, batch_size, seed, shuffle
+
+    @property
+    @abstractmethod
+    def n_rows(self) -> int:
+        """Rows in an epoch, those that are left out included."""
+
+    @abstractmethod
+    def rows(self, epoch: int, first: int, end: int) -> Batch:
+        """The batch of rows `first` to `end` in the order of an epoch, which is 0 where nothing is shuffled."""
+
+    @final
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(self.n_rows, self._batch_size)
+        return max(full, 1) if self._shuffle else full + (rest > 0)
+
+    @final
+    def batch(self, epoch: int, index: int) -> Batch:
+        """One batch; the same for the same seed, epoch and index, whatever was asked for before.
+
+        Raises:
+            IndexError: `index` is not in 0 <= index < len(self), or `epoch` is negative.
+        """
+        if not 0 <= index < len(self) or epoch < 0:
+            raise IndexError(f"batch {index} of epoch {epoch}: there are {len(self)} batches in an epoch")
+        first = index * self._batch_size
+        return self.rows(epoch if self._shuffle else 0, first, first + self._batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,41 +109,32 @@ class _Plan:
 
 
 @final
-class Batches:
-    """The batches of a split.
+class PackedBatches(Batches):
+    """The batches of a split of documents: rows of `context` steps, in each of them pieces of documents, then padding.
 
-    A document is cut into pieces of at most `context` inputs, so that in an epoch each of its tokens but the first is a
-    target exactly once. Short pieces share a row.
-
-    With `shuffle` (training) every epoch has the rows in another order, and cuts each document that is longer than
-    `context` from another random offset. All batches are full and all epochs equally long: the few rows beyond the last
-    full batch are left out. Where a whole epoch does not fill one batch, it is one smaller batch.
-
-    Without it (validation) all epochs are the same, nothing is left out, and the last batch may be smaller.
+    A document is cut into pieces of at most `context` inputs, so that in an epoch each of its tokens but the first
+    `shift` is a target exactly once. Short pieces share a row, and do not see one another. In training every epoch cuts
+    each document that is longer than `context` from another random offset. Padding holds 0, and targets of -100 (of
+    vectors: 0).
 
     Args:
         split: The documents.
-        context: Inputs in a row (tokens).
-        batch_size: Rows in a batch.
-        seed: Chooses the order and the cuts; at least 0.
-        shuffle: True for training, False for validation.
+        shift: What a token predicts: the one that stands so many tokens behind it. 0: itself.
+        context: Inputs in a row.
+        batch_size: See `Batches`.
+        seed: See `Batches`; chooses the cuts as well.
+        shuffle: See `Batches`.
 
     Raises:
         ConfigError: A size below 1, a negative seed, or no document that has anything to predict.
     """
 
-    def __init__(self, split: Split, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:
-        for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"{name}={value} must be at least {least}")
-        self._split, self._context, self._batch_size, self._seed, self._shuffle = (
-            split,
-            context,
-            batch_size,
-            seed,
-            shuffle,
-        )
-        lengths = np.diff(split.offsets) - 1
+    def __init__(
+        self, split: Split, *, context: int, batch_size: int, seed: int, shuffle: bool, shift: int = 1
+    ) -> None:
+        super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._split, self._shift = split, shift
+        lengths = np.diff(split.offsets) - shift
         self._begins, self._lengths = split.offsets[:-1][lengths > 0], lengths[lengths > 0]
         if not len(self._lengths):
             raise ConfigError(f"the split of {split.n_documents} documents has nothing to predict; use a longer one")
@@ -88,32 +142,15 @@ class Batches:
         self._plain = _plan(self._begins, self._lengths, np.zeros_like(self._lengths), context, None, 1)
         self._latest = (-1, self._plain)
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        full, rest = divmod(self._plain.n_rows, self._batch_size)
-        return max(full, 1) if self._shuffle else full + (rest > 0)
-
     @property
-    def longest(self) -> int:
-        """Inputs of the longest document."""
-        return int(self._lengths.max())
+    def n_rows(self) -> int:
+        """Rows of an epoch without random cuts."""
+        return self._plain.n_rows
 
-    @property
-    def n_cut(self) -> int:
-        """How many documents are longer than a row, and so cut into pieces that do not see one another."""
-        return int((self._lengths > self._context).sum())
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        """One batch; the same for the same seed, epoch and index, whatever was asked for before.
-
-        Raises:
-            IndexError: `index` is not in 0 <= index < len(self), or `epoch` is negative.
-        """
-        if not 0 <= index < len(self) or epoch < 0:
-            raise IndexError(f"batch {index} of epoch {epoch}: there are {len(self)} batches in an epoch")
+    def rows(self, epoch: int, first: int, end: int) -> Batch:
+        """See `Batches`."""
         plan = self._plan_of(epoch)
-        first = index * self._batch_size
-        return self._fill(plan, range(first, min(first + self._batch_size, plan.n_rows)))
+        return self._fill(plan, range(first, min(end, plan.n_rows)))
 
     def _plan_of(self, epoch: int) -> _Plan:
         if not self._shuffle:
@@ -138,12 +175,13 @@ class Batches:
             place = 0
             for begin, length in zip(plan.begins[pieces].tolist(), lengths[-1], strict=True):
                 inputs[i, place : place + length] = values[begin : begin + length]
-                following = slice(begin + 1, begin + 1 + length)
-                targets[i, place : place + length] = values[following]
+                wanted = slice(begin + self._shift, begin + self._shift + length)
+                targets[i, place : place + length] = values[wanted]
                 if counted is not None:
-                    targets[i, place : place + length][~counted[following]] = IGNORE
+                    targets[i, place : place + length][~counted[wanted]] = IGNORE
                 place += length
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tuple(lengths))
+        tokens = tokens_of(lengths, self._context)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens)
 
 
 def _plan(

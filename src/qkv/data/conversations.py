@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
 from qkv.config import config
 from qkv.data.chat import ChatTemplate
-from qkv.data.sources import SourceConfig, files_below, json_records
+from qkv.data.sources import Holds, SourceConfig, files_below, json_records
 from qkv.data.tokenizers import Tokenizer
 from qkv.errors import ConfigError, FileError
 
@@ -44,6 +44,8 @@ class ConversationsConfig(SourceConfig):
     Attributes:
         path: The file or folder.
     """
+
+    holds: ClassVar[Holds] = "conversations"
 
     path: str
 

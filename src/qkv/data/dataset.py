@@ -9,15 +9,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 
-from qkv.config import Config, config
 from qkv.data.chat import template_of
-from qkv.data.conversations import ConversationsConfig, Example, encode_example
-from qkv.data.sources import SourceConfig, VectorFilesConfig
-from qkv.data.tokenizers import Tokenizer, TokenizerConfig, TokenizerFileConfig
+from qkv.data.conversations import Example, encode_example
+from qkv.data.sources import SourceConfig
+from qkv.data.tokenizers import Tokenizer, TokenizerConfig
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import cache_dir, write_atomic
 
@@ -29,36 +28,16 @@ _CHARACTERS_AT_ONCE: Final = 1 << 22
 _SPLITS: Final = ("train", "validation")
 
 
-@final
-@config
-class DataConfig(Config):
-    """What to train on.
+@runtime_checkable
+class Corpus(Protocol):
+    """What `prepare` reads: a source, how its text becomes ids, and the share that is held out."""
 
-    Held out is `validation` of the corpus, always the same part. Of 100 documents or more, and of conversations: whole
-    documents, those whose number has the lowest hash. Of fewer: the end of every document, for text from the start of a
-    line if one is near.
-
-    Attributes:
-        source: The corpus.
-        tokenizer: How text becomes ids; None for vectors, and where a recipe's `start` brings its own.
-        validation: The share that is held out, above 0 and below 1.
-    """
-
-    source: SourceConfig
-    tokenizer: TokenizerConfig | None = None
-    validation: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
-        if isinstance(self.source, VectorFilesConfig) and self.tokenizer is not None:
-            tag = self.source.tag()
-            raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")
-        if isinstance(self.source, ConversationsConfig) and not isinstance(self.tokenizer, TokenizerFileConfig | None):
-            raise ConfigError(
-                f"the source {self.source.tag()} needs a tokenizer with a chat template, and {self.tokenizer.tag()} "
-                "makes one without; leave it out and start from a model made for chat"
-            )
+    @property
+    def source(self) -> SourceConfig: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> TokenizerConfig | None: ...  # noqa: D102
+    @property
+    def validation(self) -> float: ...  # noqa: D102
 
 
 @final
@@ -91,6 +70,15 @@ class Split:
     def n_tokens(self) -> int:
         """Number of tokens, end-of-text tokens included; for vectors the number of steps."""
         return len(self.values)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the tokens and where documents begin."""
+        digest = hashlib.sha256(self.offsets.tobytes())
+        digest.update(np.ascontiguousarray(self.values).data)
+        if self.counted is not None:
+            digest.update(np.ascontiguousarray(self.counted).data)
+        return digest.hexdigest()
 
     @classmethod
     def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str]) -> "Split":
@@ -142,7 +130,7 @@ class Dataset:
     n_features: int | None
 
 
-def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
+def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
     """Read the corpus, train the tokenizer and encode, or take all that from the cache if nothing has changed.
 
     The cache is `cache_dir()/tokens/<key>`, where the key is a hash of the documents, the tokenizer's config and
@@ -156,7 +144,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
         ConfigError: The tokenizer has no end-of-text token, or the source is text and there is no tokenizer.
         FileError: The corpus is missing, damaged or too short, or the cache cannot be written.
     """
-    if not isinstance(config.source, VectorFilesConfig) and config.tokenizer is None and tokenizer is None:
+    if config.source.holds != "vectors" and config.tokenizer is None and tokenizer is None:
         tag = config.source.tag()
         raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
     digest, n_documents = _survey(config, tokenizer)
@@ -173,7 +161,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     return made
 
 
-def _survey(config: DataConfig, tokenizer: Tokenizer | None) -> tuple[str, int]:
+def _survey(config: Corpus, tokenizer: Tokenizer | None) -> tuple[str, int]:
     """The key of the cache, and the number of documents."""
     identity = config.tokenizer.identity() if config.tokenizer else tokenizer and tokenizer.identity()
     digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
@@ -198,7 +186,7 @@ def _bytes(document: str | Example | np.ndarray) -> bytes:
 # --- what is held out -------------------------------------------------------------------------------------------------
 
 
-def _divide(config: DataConfig, n: int) -> Iterator[tuple[Any, Any]]:
+def _divide(config: Corpus, n: int) -> Iterator[tuple[Any, Any]]:
     """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
     out = held_out(n, config.validation)
     for i, document in enumerate(config.source.documents()):
@@ -227,7 +215,7 @@ def _cut(document: str | np.ndarray, share: float) -> int:
     return place
 
 
-def _train(config: DataConfig, n: int) -> Tokenizer | None:
+def _train(config: Corpus, n: int) -> Tokenizer | None:
     if config.tokenizer is None:
         return None
     both = config.tokenizer.reads_validation
@@ -288,12 +276,12 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
-def _encoded(config: DataConfig, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
+def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
     documents = (parts[part] for parts in _divide(config, n))
     if tokenizer is None:
         # One vector has nothing to predict.
         return (_Document(vectors, 0) for vectors in documents if len(vectors) > 1)
-    if isinstance(config.source, ConversationsConfig):
+    if config.source.holds == "conversations":
         return _encode_conversations(tokenizer, documents)
     return _encode(tokenizer, documents)
 
@@ -301,7 +289,7 @@ def _encoded(config: DataConfig, n: int, tokenizer: Tokenizer | None, part: int)
 # --- files: <split>.values, .offsets and .counted are raw arrays, dataset.json says of what ---------------------------
 
 
-def _publish(config: DataConfig, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
+def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write the dataset beside its place, then move it there, so that it is whole or not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
@@ -343,7 +331,7 @@ def _write(folder: Path, name: str, documents: Iterator[_Document]) -> dict[str,
     }
 
 
-def _check_lengths(config: DataConfig, n: int, facts: dict[str, dict[str, Any]]) -> None:
+def _check_lengths(config: Corpus, n: int, facts: dict[str, dict[str, Any]]) -> None:
     train, held_out = (
         f"{facts[name]['n_documents']} documents with {facts[name]['n_tokens']} tokens" for name in _SPLITS
     )

@@ -1,11 +1,10 @@
-"""Corpora of pairs: sources, the prepared dataset, and batches of pairs of about one length."""
+"""Corpora of pairs: sources, tokenizers, ids, and batches of pairs of about one length."""
 
 import csv
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import final
 
@@ -13,13 +12,16 @@ import numpy as np
 import torch
 
 from qkv.config import Config, config, expand_home
-from qkv.data.dataset import Split, held_out
+from qkv.data.batches import Batch, Batches, tokens_of
+from qkv.data.dataset import Split
 from qkv.data.sources import decode_text, read_bytes
-from qkv.data.tokenizers import Tokenizer, TokenizerConfig
+from qkv.data.tokenizers import Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
+from qkv.models.pairs import Pair
 from qkv.ops.loss import IGNORE
-from qkv.shapes import Int, Tensor
+from qkv.shapes import Tensor
+from qkv.tokens import Tokens
 
 TextPair = tuple[str, str]
 
@@ -38,10 +40,6 @@ class PairSourceConfig(Config, ABC):
         Raises:
             FileError: Something is missing, unreadable or not what it should be.
         """
-
-    def absolute(self) -> "PairSourceConfig":
-        """The same, whatever the working directory is."""
-        return self
 
 
 @final
@@ -70,10 +68,6 @@ class TSVConfig(PairSourceConfig):
         text = decode_text(read_bytes(path), str(path))
         rows = (line.split("\t") for line in text.split("\n"))
         yield from _columns(rows, self.columns, str(path), "a tab between its columns")
-
-    def absolute(self) -> "TSVConfig":
-        """See `PairSourceConfig.absolute`."""
-        return TSVConfig(path=str(expand_home(self.path).absolute()), columns=self.columns)
 
 
 @final
@@ -140,53 +134,6 @@ def _columns(rows: Iterable[list[str]], columns: tuple[int, int], where: str, fo
 
 
 @final
-@config
-class PairDataConfig(Config):
-    """Pairs to train on.
-
-    Held out is `validation` of the pairs, those whose number has the lowest hash; of pairs with equal sources all but
-    the first are left out, so that nothing that is held out is trained on.
-
-    Attributes:
-        source: The corpus.
-        tokenizer: How sources become ids; None where a recipe's `start` brings its own.
-        target_tokenizer: How targets do. None: one tokenizer for both, made from both.
-        validation: The share that is held out, above 0 and below 1.
-        longest: Pairs with more tokens on one side are left out. None: there must be none beyond the recipe's context.
-    """
-
-    source: PairSourceConfig
-    tokenizer: TokenizerConfig | None = None
-    target_tokenizer: TokenizerConfig | None = None
-    validation: float = 0.05
-    longest: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
-        if self.longest is not None and self.longest < 1:
-            raise ConfigError(f"longest={self.longest} must be at least 1")
-        if self.tokenizer is None and self.target_tokenizer is not None:
-            raise ConfigError("target_tokenizer is set and tokenizer is not; give both, or with start leave both out")
-
-    def divided(self) -> tuple[list[TextPair], list[TextPair]]:
-        """The pairs to train on and those that are held out.
-
-        Raises:
-            FileError: There are fewer than two.
-        """
-        first: dict[str, str] = {}
-        for source, target in self.source.pairs():
-            first.setdefault(source, target)
-        pairs = list(first.items())
-        if len(pairs) < 2:
-            where = self.source.path if isinstance(self.source, TSVConfig) else f"the corpus {self.source.tag()}"
-            raise FileError(f"{where}: has {len(pairs)} different sources; it takes at least 2 to hold one out")
-        out = held_out(len(pairs), self.validation)
-        return [p for i, p in enumerate(pairs) if i not in out], [p for i, p in enumerate(pairs) if i in out]
-
-
-@final
 @dataclass(frozen=True)
 class PairTokenizer:
     """The tokenizers of source and target; one object twice where they are shared."""
@@ -243,49 +190,14 @@ class PairSplit:
     target: Split
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of the targets, end-of-text tokens included."""
-        return self.target.n_tokens
+    def fingerprint(self) -> str:
+        """See `Split.fingerprint`; of both sides."""
+        return self.source.fingerprint + self.target.fingerprint
 
     @property
     def n_documents(self) -> int:
         """Number of pairs."""
         return self.target.n_documents
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class PairDataset:
-    """A prepared corpus of pairs.
-
-    Attributes:
-        train: What to train on.
-        validation: What was held out.
-        tokenizer: Of both sides.
-        held_out: The pairs of `validation` as text.
-    """
-
-    train: PairSplit
-    validation: PairSplit
-    tokenizer: PairTokenizer
-    held_out: list[TextPair]
-
-
-def prepare_pairs(config: PairDataConfig, tokenizer: PairTokenizer | None = None) -> PairDataset:
-    """Read the pairs, train the tokenizers and encode. Nothing is kept on disk: it takes seconds.
-
-    Args:
-        config: The corpus.
-        tokenizer: To use those that exist, instead of some that the config says how to get.
-
-    Raises:
-        ConfigError: There is no tokenizer, it has no end-of-text token, or does not know a character.
-        FileError: The corpus is missing, damaged or too short.
-    """
-    train, out = config.divided()
-    tokenizer = tokenizer or _tokenizers(config, train, out)
-    (split, _), (validation, held_out) = (encode_pairs(tokenizer, pairs, config.longest) for pairs in (train, out))
-    return PairDataset(split, validation, tokenizer, held_out)
 
 
 def encode_pairs(
@@ -312,70 +224,33 @@ def encode_pairs(
     return PairSplit(kept(source), kept(target)), [pairs[i] for i in np.flatnonzero(fits)]
 
 
-def _tokenizers(config: PairDataConfig, train: list[TextPair], out: list[TextPair]) -> PairTokenizer:
-    if config.tokenizer is None:
-        raise ConfigError("the data are pairs and there is no tokenizer; add data.tokenizer, for example BPETokenizer")
-
-    def made(how: TokenizerConfig, sides: tuple[int, ...]) -> Tokenizer:
-        pairs = chain(train, out) if how.reads_validation else iter(train)
-        return how.train([pair[side] for pair in pairs for side in sides])
-
-    if config.target_tokenizer is None:
-        both = made(config.tokenizer, (0, 1))
-        return PairTokenizer(both, both)
-    return PairTokenizer(made(config.tokenizer, (0,)), made(config.target_tokenizer, (1,)))
-
-
 # --- batches --------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class PairBatch:
-    """Pairs, one in a row, padded on the right with 0.
-
-    Attributes:
-        source: Ids to read.
-        source_lengths: Tokens of each source.
-        inputs: Ids of the target, the begin first.
-        targets: What follows each of them, the end last; -100 in the padding.
-        lengths: Tokens of each target's input, as for `Batch`.
-    """
-
-    source: Int[Tensor, "B S"]
-    source_lengths: tuple[int, ...]
-    inputs: Int[Tensor, "B T"]
-    targets: Int[Tensor, "B T"]
-    lengths: tuple[tuple[int, ...], ...]
 
 
 _POOL = 50  # batches' worth of pairs that are sorted by length together
 
 
 @final
-class PairBatches:
-    """The batches of a split of pairs, each a pure function of (seed, epoch, index).
+class PairBatches(Batches):
+    """The batches of a split of pairs, one in a row, padded on the right; pairs of about one length share a batch.
 
-    With `shuffle` every epoch has the pairs in another order; pairs of about one length share a batch. All batches are
-    full and the few pairs beyond the last full one are left out, unless there is none. Without it all epochs are the
-    same, sorted by length, and nothing is left out.
+    A target is read from its begin on, and what follows each of its tokens is to predict, the end last. What is held
+    out comes sorted by length.
 
     Args:
         split: The pairs.
         context: Tokens of a source, and of a target with its begin, at most.
-        batch_size: Pairs in a batch.
-        seed: Chooses the order; at least 0.
-        shuffle: True for training, False for validation.
+        batch_size: See `Batches`.
+        seed: See `Batches`.
+        shuffle: See `Batches`.
 
     Raises:
         ConfigError: A size below 1, a negative seed, or a pair that is longer than the context.
     """
 
     def __init__(self, split: PairSplit, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:
-        for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value < least:
-                raise ConfigError(f"{name}={value} must be at least {least}")
-        self._split, self._batch_size, self._seed, self._shuffle = split, batch_size, seed, shuffle
+        super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
+        self._split = split
         self._lengths = np.stack([np.diff(split.source.offsets) - 2, np.diff(split.target.offsets) - 1])
         if (longest := int(self._lengths.max())) > context:
             raise ConfigError(
@@ -384,23 +259,16 @@ class PairBatches:
             )
         self._latest = (-1, self._order(0))
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        full, rest = divmod(self._split.n_documents, self._batch_size)
-        return max(full, 1) if self._shuffle else full + (rest > 0)
+    @property
+    def n_rows(self) -> int:
+        """Number of pairs."""
+        return self._split.n_documents
 
-    def batch(self, epoch: int, index: int) -> PairBatch:
-        """One batch; the same for the same seed, epoch and index, whatever was asked for before.
-
-        Raises:
-            IndexError: `index` is not in 0 <= index < len(self), or `epoch` is negative.
-        """
-        if not 0 <= index < len(self) or epoch < 0:
-            raise IndexError(f"batch {index} of epoch {epoch}: there are {len(self)} batches in an epoch")
-        epoch = epoch if self._shuffle else 0
+    def rows(self, epoch: int, first: int, end: int) -> Batch:
+        """See `Batches`."""
         if self._latest[0] != epoch:
             self._latest = (epoch, self._order(epoch))
-        return self._fill(self._latest[1][index * self._batch_size : (index + 1) * self._batch_size])
+        return self._fill(self._latest[1][first:end])
 
     def _order(self, epoch: int) -> np.ndarray:
         """The pairs of an epoch in the order of its batches."""
@@ -419,17 +287,13 @@ class PairBatches:
         batches = order[: full * self._batch_size].reshape(full, -1)
         return batches[random.permutation(full)].ravel()
 
-    def _fill(self, numbers: np.ndarray) -> PairBatch:
+    def _fill(self, numbers: np.ndarray) -> Batch:
         sources = [self._ids(self._split.source, i)[1:-1] for i in numbers.tolist()]
         targets = [self._ids(self._split.target, i) for i in numbers.tolist()]
-        lengths = tuple(len(ids) - 1 for ids in targets)
-        return PairBatch(
-            _padded(sources, 0),
-            tuple(len(ids) for ids in sources),
-            _padded([ids[:-1] for ids in targets], 0),
-            _padded([ids[1:] for ids in targets], IGNORE),
-            tuple((n,) for n in lengths),
-        )
+        inputs, wanted = _padded([ids[:-1] for ids in targets], 0), _padded([ids[1:] for ids in targets], IGNORE)
+        there = Tokens.padded([len(ids) for ids in sources])
+        tokens = tokens_of([[len(ids) - 1] for ids in targets], inputs.shape[1])
+        return Batch(Pair(_padded(sources, 0), there, inputs), wanted, tokens)
 
     @staticmethod
     def _ids(split: Split, i: int) -> np.ndarray:

@@ -4,13 +4,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 
 from qkv.config import Config, config, expand_home
 from qkv.errors import FileError
 from qkv.fetch import check_package, fetch, read_archive
+
+Holds = Literal["text", "conversations", "vectors"]
 
 TEXT_SUFFIXES: Final = (".jsonl", ".md", ".txt")
 """What is read of a folder. A single file may have any other suffix."""
@@ -19,6 +21,9 @@ TEXT_SUFFIXES: Final = (".jsonl", ".md", ".txt")
 @config
 class SourceConfig(Config, ABC):
     """A corpus: documents in a fixed order, the same every time they are read."""
+
+    holds: ClassVar[Holds] = "text"
+    """What the documents are, and with it what a model learns of them."""
 
     @abstractmethod
     def documents(self) -> Iterator[Any]:
@@ -119,6 +124,8 @@ class VectorFilesConfig(SourceConfig):
     Attributes:
         path: The file or folder.
     """
+
+    holds: ClassVar[Holds] = "vectors"
 
     path: str
 

@@ -147,6 +147,15 @@ class EncoderDecoder(PairModel):
         """Those of both stacks."""
         return (*self.encoder.blocks, *self.decoder.blocks)
 
+    @property
+    def checkpoint_blocks(self) -> bool:
+        """Whether both stacks compute their blocks twice."""
+        return self.decoder.checkpoint_blocks
+
+    @checkpoint_blocks.setter
+    def checkpoint_blocks(self, value: bool) -> None:
+        self.encoder.checkpoint_blocks = self.decoder.checkpoint_blocks = value
+
     def forward(
         self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
     ) -> Float[Tensor, "B T V"]:

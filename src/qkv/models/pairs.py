@@ -1,14 +1,13 @@
 """Models of pairs: a source is read as a whole, and a target written token by token."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import config
 from qkv.errors import ConfigError
+from qkv.models.model import Model, ModelConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHead
 from qkv.nn.sublayer import Aux
@@ -32,6 +31,10 @@ class Pair:
     tokens: Tokens
     target: Int[Tensor, "B T"]
 
+    def to(self, device: torch.device) -> "Pair":
+        """The same on a device."""
+        return Pair(self.source.to(device), self.tokens.to(device), self.target.to(device))
+
 
 class Decoding(ABC):
     """Targets on their way: what a search needs of a model, whatever the model keeps of what it has read.
@@ -49,7 +52,7 @@ class Decoding(ABC):
 
 
 @config
-class PairModelConfig(Config, ABC):
+class PairModelConfig(ModelConfig):
     """Base of the configs of models of pairs."""
 
     @abstractmethod
@@ -69,20 +72,6 @@ class PairModelConfig(Config, ABC):
     @abstractmethod
     def vocabularies(self) -> tuple[int | None, int | None]:
         """Tokens of the source and of the target; None: open."""
-
-    @abstractmethod
-    def with_dropout(self, p: float) -> "PairModelConfig":
-        """The same with the probability of every dropout set."""
-
-    @property
-    @abstractmethod
-    def depth(self) -> int:
-        """Layers, or applications of blocks, counted without building one."""
-
-    @property
-    @abstractmethod
-    def longest(self) -> int | None:
-        """Tokens of the longest text it can take; None: any."""
 
     @abstractmethod
     def build(self) -> "PairModel":
@@ -146,7 +135,7 @@ def open_vocabulary(embed: TokenEmbedderConfig, n: int, what: str) -> TokenEmbed
     return replace(embed, vocab_size=embed.vocab_size or n)
 
 
-class PairModel(nn.Module, ABC):
+class PairModel(Model):
     """Base of the models of pairs.
 
     Attributes:
@@ -156,11 +145,8 @@ class PairModel(nn.Module, ABC):
 
     config: PairModelConfig
     head: LMHead
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The blocks, each of which may be compiled; none in a recurrent model."""
-        return ()
+    blocks = ()
+    checkpoint_blocks = False
 
     @abstractmethod
     def forward(

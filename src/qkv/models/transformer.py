@@ -15,10 +15,11 @@ from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask, sees_ahead
 from qkv.models.init import InitConfig
+from qkv.models.model import Model, ModelConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig
-from qkv.nn.heads import HeadConfig
+from qkv.nn.heads import Head, HeadConfig
 from qkv.nn.latent import LatentAttentionConfig
 from qkv.nn.mixer import Mixer, Seat
 from qkv.nn.norms import NormConfig
@@ -52,7 +53,7 @@ class Repeat(Config):
 
 @final
 @config
-class TransformerConfig(Config):
+class TransformerConfig(ModelConfig):
     """A whole model as data.
 
     Attributes:
@@ -96,6 +97,11 @@ class TransformerConfig(Config):
         )
 
     @property
+    def longest(self) -> int | None:
+        """That of the table of positions."""
+        return self.embed.max_length
+
+    @property
     def mask_ahead(self) -> Mask | None:
         """The first mask of self-attention that lets a token see one after it: such a model learns to look it up."""
         masks = (part.mask for part in self.sublayers() if isinstance(part, AttentionConfig | LatentAttentionConfig))
@@ -122,7 +128,7 @@ def _with_dropout(blocks: Any, p: float) -> Any:
 
 
 @final
-class Transformer(nn.Module):
+class Transformer(Model):
     """Tokens in, a stack of blocks, a head out. See `TransformerConfig`.
 
     Attributes:
@@ -130,6 +136,10 @@ class Transformer(nn.Module):
         checkpoint_blocks: In training, keep only the stream between blocks and compute the rest again in the backward
             pass (Chen et al. 2016): less memory, a third more time.
     """
+
+    config: TransformerConfig
+    head: Head | None
+    blocks: nn.ModuleList
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -2,18 +2,16 @@
 
 import torch
 
-from qkv.api import Loaded
 from qkv.checkpoints import Checkpoint, check_fit, digest
 from qkv.errors import FileError
-from qkv.models.pairs import PairModel
-from qkv.models.transformer import Transformer
+from qkv.models.model import Model
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
 from qkv.shapes import Tensor
+from qkv.tasks import Opened
 from qkv.training.recipe import RecipeConfig
-from qkv.translator import Translator
 
 
-def starting_model(recipe: RecipeConfig, base: Loaded | Translator) -> Transformer | PairModel:
+def starting_model(recipe: RecipeConfig, base: Opened) -> Model:
     """The recipe's model with a checkpoint's weights, in float32; with adapters, where the recipe has some.
 
     Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
@@ -26,12 +24,11 @@ def starting_model(recipe: RecipeConfig, base: Loaded | Translator) -> Transform
     model.load_state_dict(state, assign=True)
     model.requires_grad_()
     if recipe.adapter is not None:
-        assert isinstance(model, Transformer)  # adapters belong to language models
         add_adapters(model, recipe.adapter)
     return model
 
 
-def identity(recipe: RecipeConfig, base: Loaded | Translator | None) -> dict[str, str]:
+def identity(recipe: RecipeConfig, base: Opened | None) -> dict[str, str]:
     """What a checkpoint says about the weights that it does not hold: the hash of those under its adapters."""
     if recipe.adapter is None:
         return {}
@@ -39,17 +36,14 @@ def identity(recipe: RecipeConfig, base: Loaded | Translator | None) -> dict[str
     return {"base": digest(base.model.state_dict())}
 
 
-def trained_weights(recipe: RecipeConfig, model: Transformer | PairModel) -> dict[str, dict[str, Tensor]]:
+def trained_weights(recipe: RecipeConfig, model: Model) -> dict[str, dict[str, Tensor]]:
     """The files of a checkpoint that hold what was trained: the model, or the adapters alone."""
     if recipe.adapter is None:
         return {"model": model.state_dict()}
-    assert isinstance(model, Transformer)  # adapters belong to language models
     return {"adapter": adapter_state(model)}
 
 
-def restore_weights(
-    recipe: RecipeConfig, model: Transformer | PairModel, checkpoint: Checkpoint, expected: dict[str, str]
-) -> None:
+def restore_weights(recipe: RecipeConfig, model: Model, checkpoint: Checkpoint, expected: dict[str, str]) -> None:
     """Put a checkpoint's weights into the model.
 
     Args:
@@ -65,7 +59,6 @@ def restore_weights(
         model.load_state_dict(checkpoint.tensors("model"))
         return
     assert recipe.start is not None
-    assert isinstance(model, Transformer)
     if checkpoint.state.get("base") != expected["base"]:
         raise FileError(
             f"{checkpoint.path}: its adapters belong to the weights that {recipe.start.path} had when the run began, "

@@ -1,12 +1,42 @@
 """AdamW over a model's parameters, with a state that is saved by the names of the parameters."""
 
+import math
+from typing import final
+
 import torch
 from torch import nn
 
+from qkv.config import Config, config
+from qkv.errors import ConfigError
 from qkv.shapes import Tensor
-from qkv.training.recipe import AdamWConfig
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@final
+@config
+class AdamWConfig(Config):
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2), fused.
+
+    Attributes:
+        lr: The highest learning rate; the schedule multiplies it.
+        betas: Decay of the running means of the gradient and of its square.
+        eps: Added to the root of the second.
+        weight_decay: Per step and unit of learning rate, on weights with two axes (not on norms and biases).
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr={self.lr} must be above 0 and finite")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas={list(self.betas)} must be at least 0 and below 1")
+        if not (self.eps > 0 and 0 <= self.weight_decay < math.inf):
+            raise ConfigError(f"eps={self.eps} must be above 0 and weight_decay={self.weight_decay} at least 0")
 
 
 def make_optimizer(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:

@@ -8,9 +8,9 @@ from typing import Any, final
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml, read_yaml
-from qkv.data import PairTokenizer, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
+from qkv.tasks import Task
 from qkv.training.recipe import RecipeConfig
 
 RECIPE, METRICS, CHECKPOINTS, PLOT = "recipe.yaml", "metrics.jsonl", "checkpoints", "loss.png"
@@ -20,7 +20,7 @@ RECIPE, METRICS, CHECKPOINTS, PLOT = "recipe.yaml", "metrics.jsonl", "checkpoint
 class Run:
     """A run folder.
 
-    It holds `recipe.yaml` (resolved: it repeats the run), `tokenizer.json` (of pairs: in `source/` and `target/`),
+    It holds `recipe.yaml` (resolved: it repeats the run), what the task saves (a tokenizer, for example),
     `metrics.jsonl` (a line for each step and evaluation), `loss.png`, `samples.txt` and `checkpoints/`.
     """
 
@@ -29,7 +29,7 @@ class Run:
         self.store = Store(path / CHECKPOINTS, keep=keep)
 
     @staticmethod
-    def create(path: Path, recipe: RecipeConfig, tokenizer: Tokenizer | PairTokenizer | None) -> "Run":
+    def create(path: Path, recipe: RecipeConfig, task: Task) -> "Run":
         """A new run folder.
 
         Raises:
@@ -41,8 +41,7 @@ class Run:
             (path / CHECKPOINTS).mkdir(parents=True)
         except OSError as error:
             raise FileError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
-        if tokenizer is not None:
-            tokenizer.save(path)
+        task.save(path)
         run = Run(path, recipe.keep)
         run.save_recipe(recipe)  # last, and whole: it makes the folder a run
         return run

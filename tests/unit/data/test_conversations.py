@@ -8,15 +8,16 @@ import pytest
 
 from qkv.data import (
     IGNORE,
-    Batches,
     BPETokenizerConfig,
     ConversationsConfig,
-    DataConfig,
+    PackedBatches,
     Tokenizer,
     TokenizerFileConfig,
     prepare,
 )
 from qkv.errors import ConfigError, FileError
+from qkv.tasks import DataConfig
+from runs import lengths_of
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|endoftext|>' + m.role + ':' + m.content + '<|endoftext|>\\n' }}{% endfor %}"
@@ -77,12 +78,12 @@ def test_bytes_are_those_that_count(tmp_path, tokenizer):
 def test_targets_of_batches(tmp_path, tokenizer):
     """Packed side by side, and each target the token that follows, where it counts."""
     data = made(write(tmp_path, *[conversation("q" * i, "a" * i) for i in (1, 2, 3, 4)]), tokenizer)
-    batches = Batches(data.train, context=64, batch_size=2, seed=0, shuffle=True)
+    batches = PackedBatches(data.train, context=64, batch_size=2, seed=0, shuffle=True)
     batch = batches.batch(0, 0)
     targets = sorted(shown(tokenizer, row[row != IGNORE].numpy()) for row in batch.targets)
     held_out = shown(tokenizer, data.validation.values[np.asarray(data.validation.counted)])
     assert "".join(sorted("".join(targets) + held_out)) == "*" * 4 + "a" * 10
-    for row, lengths in enumerate(batch.lengths):
+    for row, lengths in enumerate(lengths_of(batch.tokens)):
         end = 0
         for length in lengths:
             inputs, following = batch.inputs[row, end : end + length], batch.targets[row, end : end + length]
@@ -130,10 +131,7 @@ def test_the_cache_knows_the_template(tmp_path, tokenizer):
 def test_long_conversations_are_cut_and_counted(tmp_path, tokenizer):
     """Every target stays: none is dropped."""
     data = made(write(tmp_path, *[conversation("q", "a" * n) for n in (3, 60, 90, 100)]), tokenizer)
-    batches = Batches(data.train, context=50, batch_size=1, seed=0, shuffle=False)
-    lengths = np.diff(data.train.offsets) - 1
-    assert batches.n_cut == (lengths > 50).sum() > 0
-    assert batches.longest == lengths.max()
+    batches = PackedBatches(data.train, context=50, batch_size=1, seed=0, shuffle=False)
     targets = sum(int((batches.batch(0, i).targets != IGNORE).sum()) for i in range(len(batches)))
     assert targets == int(np.asarray(data.train.counted).sum())
 

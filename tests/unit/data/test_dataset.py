@@ -9,7 +9,6 @@ import pytest
 from qkv.data import (
     BPETokenizerConfig,
     CharacterTokenizerConfig,
-    DataConfig,
     Dataset,
     FilesConfig,
     Split,
@@ -20,6 +19,7 @@ from qkv.data import (
 )
 from qkv.data import dataset as module
 from qkv.errors import ConfigError, FileError
+from qkv.tasks import DataConfig
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ from qkv.data import (
     CharacterTokenizerConfig,
     DatesConfig,
     PairBatches,
-    PairDataConfig,
     TSVConfig,
     WordTokenizerConfig,
-    prepare_pairs,
 )
 from qkv.errors import ConfigError, FileError
+from qkv.tasks import PairDataConfig
+from runs import lengths_of
 
 CHARACTERS, WORDS = CharacterTokenizerConfig(), WordTokenizerConfig()
 
@@ -32,6 +32,10 @@ def data(folder, **changes):
     return PairDataConfig(
         source=TSVConfig(path=str(write(folder))), tokenizer=CHARACTERS, target_tokenizer=WORDS, **changes
     )
+
+
+def source_lengths(batch):
+    return [n for (n,) in lengths_of(batch.inputs.tokens)]
 
 
 def test_pairs_of_a_file(tmp_path):
@@ -68,43 +72,44 @@ def test_a_source_is_never_in_both_parts(tmp_path):
 
 
 def test_a_batch_is_what_the_pairs_say(tmp_path):
-    dataset = prepare_pairs(data(tmp_path, validation=0.2))
+    dataset = data(tmp_path, validation=0.2).prepare()
     source, target = dataset.tokenizer.source, dataset.tokenizer.target
     pairs = set(data(tmp_path).source.pairs())
     seen = []
     batches = PairBatches(dataset.train, context=20, batch_size=5, seed=3, shuffle=True)
     for i in range(len(batches)):
         batch = batches.batch(2, i)
-        for row, (n, (m,)) in enumerate(zip(batch.source_lengths, batch.lengths, strict=True)):
-            text = source.decode(batch.source[row, :n].tolist())
+        read, written = batch.inputs.source, batch.inputs.target
+        for row, (n, (m,)) in enumerate(zip(source_lengths(batch), lengths_of(batch.tokens), strict=True)):
+            text = source.decode(read[row, :n].tolist())
             answer = target.decode(batch.targets[row, : m - 1].tolist())
             assert (text, answer) in pairs
             seen.append(text)
-            assert batch.inputs[row, 0] == batch.targets[row, m - 1] == target.end_of_text
-            assert torch.equal(batch.inputs[row, 1:m], batch.targets[row, : m - 1])
-            assert (batch.source[row, n:] == 0).all()
-            assert source.end_of_text not in batch.source[row, :n]
+            assert written[row, 0] == batch.targets[row, m - 1] == target.end_of_text
+            assert torch.equal(written[row, 1:m], batch.targets[row, : m - 1])
+            assert (read[row, n:] == 0).all()
+            assert source.end_of_text not in read[row, :n]
             assert (batch.targets[row, m:] == -100).all()
     assert len(set(seen)) == len(seen) == 30  # 32 pairs in batches of 5
 
 
 def test_order_depends_on_seed_and_epoch_alone(tmp_path):
-    train = prepare_pairs(data(tmp_path)).train
+    train = data(tmp_path).prepare().train
 
     def rows(seed, epoch, index):
-        return PairBatches(train, context=20, batch_size=4, seed=seed, shuffle=True).batch(epoch, index).source
+        return PairBatches(train, context=20, batch_size=4, seed=seed, shuffle=True).batch(epoch, index).inputs.source
 
     batches = PairBatches(train, context=20, batch_size=4, seed=0, shuffle=True)
-    assert torch.equal(batches.batch(5, 1).source, rows(0, 5, 1))
-    assert torch.equal(batches.batch(0, 1).source, rows(0, 0, 1))
+    assert torch.equal(batches.batch(5, 1).inputs.source, rows(0, 5, 1))
+    assert torch.equal(batches.batch(0, 1).inputs.source, rows(0, 0, 1))
     others = [rows(0, 1, 1), rows(1, 0, 1)]
     assert not any(x.shape == rows(0, 0, 1).shape and torch.equal(x, rows(0, 0, 1)) for x in others)
 
 
 def test_held_out_batches_leave_nothing_out_and_are_sorted(tmp_path):
-    split = prepare_pairs(data(tmp_path, validation=0.5)).validation
+    split = data(tmp_path, validation=0.5).prepare().validation
     batches = PairBatches(split, context=20, batch_size=6, seed=0, shuffle=False)
-    lengths = [n for i in range(len(batches)) for n in batches.batch(9, i).source_lengths]
+    lengths = [n for i in range(len(batches)) for n in source_lengths(batches.batch(9, i))]
     assert len(lengths) == 20
     assert lengths == sorted(lengths)
     with pytest.raises(IndexError):
@@ -112,24 +117,24 @@ def test_held_out_batches_leave_nothing_out_and_are_sorted(tmp_path):
 
 
 def test_what_is_too_long(tmp_path):
-    train = prepare_pairs(data(tmp_path)).train
+    train = data(tmp_path).prepare().train
     with pytest.raises(
         ConfigError, match="context=9 and the longest pair has 14 tokens on one side; raise context to 14"
     ):
         PairBatches(train, context=9, batch_size=4, seed=0, shuffle=True)
-    short = prepare_pairs(data(tmp_path, longest=9)).train
+    short = data(tmp_path, longest=9).prepare().train
     assert short.n_documents < train.n_documents
     assert np.diff(short.source.offsets).max() - 2 <= 9
     PairBatches(short, context=9, batch_size=4, seed=0, shuffle=True)
     with pytest.raises(FileError, match="has at most longest=1 tokens"):
-        prepare_pairs(data(tmp_path, longest=1))
+        data(tmp_path, longest=1).prepare()
 
 
 def test_one_tokenizer_or_two(tmp_path):
-    two = prepare_pairs(data(tmp_path)).tokenizer
+    two = data(tmp_path).prepare().tokenizer
     assert not two.shared
     one = PairDataConfig(source=TSVConfig(path=str(write(tmp_path))), tokenizer=BPETokenizerConfig(vocab_size=260))
-    one = prepare_pairs(one).tokenizer
+    one = one.prepare().tokenizer
     assert one.shared
     assert one.source.vocab_size == 260
     one.save(tmp_path)

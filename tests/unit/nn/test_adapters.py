@@ -15,8 +15,8 @@ from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.latent import LatentAttentionConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.tokens import Tokens
+from qkv.training import AdamWConfig
 from qkv.training.optimizer import make_optimizer
-from qkv.training.recipe import AdamWConfig
 from tiny import tiny_model, token_ids
 from tolerances import FLOAT64
 

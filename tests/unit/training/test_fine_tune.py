@@ -17,6 +17,7 @@ from qkv.config import dump_yaml, read_yaml
 from qkv.convert import convert
 from qkv.errors import ConfigError, FileError
 from qkv.nn.adapters import LoRAConfig, add_adapters, load_adapters
+from qkv.tasks import Start
 from qkv.training import read_recipe, train, trainer
 from runs import (
     assert_same_run,
@@ -398,9 +399,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
 
 
 def test_packed_weights_are_refused(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(
-        "qkv.training.start.load_language_model", lambda path: qkv.api.load_language_model(path, quantize="int8")
-    )
+    monkeypatch.setattr("qkv.training.start.load", lambda path: qkv.api.load_language_model(path, quantize="int8"))
     with pytest.raises(
         ConfigError, match=r"its weights are packed, .*; `qkv convert .* --to hf`, and start from FOLDER"
     ):
@@ -411,8 +410,8 @@ def test_frozen_weights_are_not_copied(base):
     """They stay where the file is mapped."""
     recipe = read_recipe(write_fine_tune(base, adapter=LORA))
     loaded = qkv.load(base)
-    dataset = qkv.data.prepare(recipe.data, loaded.tokenizer)
-    made = trainer.Trainer(recipe.resolved(dataset, loaded.config), dataset, loaded)
+    task = recipe.data.prepare(Start(str(base), loaded))
+    made = trainer.Trainer(recipe.resolved(task, loaded.config), task, loaded)
     assert made.model.embed.weight.data_ptr() == loaded.model.embed.weight.data_ptr()
 
 

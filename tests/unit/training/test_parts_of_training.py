@@ -10,11 +10,11 @@ from torch import nn
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml
-from qkv.data import Batches, FilesConfig, Split
+from qkv.data import PackedBatches, Split
 from qkv.errors import ConfigError, FileError
-from qkv.training import AdamWConfig, evaluate_run, train
+from qkv.tasks import Asked, Evaluation, evaluate
+from qkv.training import AdamWConfig, evaluate_model, train
 from qkv.training import precision as precisions
-from qkv.training.evaluate import Evaluation, evaluate
 from qkv.training.finite import first_non_finite
 from qkv.training.memory import keep_pages
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
@@ -134,22 +134,22 @@ def test_evaluation_is_the_mean_over_all_targets():
         ids = torch.from_numpy(split.values[begin:end].astype(np.int64))[None]
         losses = nn.functional.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:], reduction="sum")
         total, count = total + losses.item(), count + ids.shape[1] - 1
-    batches = Batches(split, context=8, batch_size=2, seed=0, shuffle=False)
+    batches = PackedBatches(split, context=8, batch_size=2, seed=0, shuffle=False)
     model.train()
-    found = evaluate(model, batches, precision="float32")
+    found = evaluate(model, batches)
     assert found.tokens == count == 32
     assert found.total == pytest.approx(total, abs=FLOAT64)
     assert found.loss == pytest.approx(total / 32, abs=FLOAT64)
     assert model.training
-    first = evaluate(model, batches, precision="float32", limit=1)
+    first = evaluate(model, batches, limit=1)
     assert first.tokens < count
-    assert evaluate(model, batches, precision="float32", limit=99) == found
+    assert evaluate(model, batches, limit=99) == found
 
 
 def test_evaluation_is_without_dropout():
     model = tiny_model(config=tiny_config(weight_dropout=0.5, dropout=0.5)).train()
-    batches = Batches(split_of(9, 9), context=8, batch_size=2, seed=0, shuffle=False)
-    assert evaluate(model, batches, precision="float32") == evaluate(model, batches, precision="float32")
+    batches = PackedBatches(split_of(9, 9), context=8, batch_size=2, seed=0, shuffle=False)
+    assert evaluate(model, batches) == evaluate(model, batches)
 
 
 def test_nothing_measured_is_no_division_by_zero():
@@ -163,14 +163,14 @@ def test_bits_per_byte_by_hand(tmp_path):
     assert train(write_recipe(tmp_path, steps=1), out=run) == 0
     zero_the_weights(run)
     text.write_text("the cat sat\n")
-    found = evaluate_run(run, FilesConfig(path=str(text)))
+    found = evaluate_model(Asked(path=run, data=text)).to_dict()
     vocabulary = len(set("the cat sat on a mat and saw two birds fly over old grey hills.\n")) + 1
     assert (found["bytes"], found["tokens"]) == (12, 13)  # 12 characters and the end of the text
     assert found["loss"] == pytest.approx(math.log(vocabulary))
     assert found["perplexity"] == pytest.approx(vocabulary)
     assert found["bits_per_byte"] == pytest.approx(13 * math.log2(vocabulary) / 12)
     with pytest.raises(FileError, match=r"nothing\.txt: no such file"):
-        evaluate_run(run, FilesConfig(path=str(tmp_path / "nothing.txt")))
+        evaluate_model(Asked(path=run, data=tmp_path / "nothing.txt"))
 
 
 def zero_the_weights(run):
@@ -195,7 +195,7 @@ def test_the_users_own_vectors(tmp_path):
     assert "bits_per_byte" not in found[-1]
     assert not (tmp_path / "run" / "tokenizer.json").exists()
     with pytest.raises(ConfigError, match=r"has no tokenizer, so it cannot read text"):
-        evaluate_run(tmp_path / "run", FilesConfig(path=str(tmp_path / "corpus.txt")))
+        evaluate_model(Asked(path=tmp_path / "run", data=tmp_path / "corpus.txt"))
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------

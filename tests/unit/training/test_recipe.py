@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qkv.config import dump_yaml
-from qkv.data import prepare
 from qkv.errors import ConfigError, FileError
-from qkv.training import AdamWConfig, CosineConfig, RecipeConfig, SampleConfig, WSDConfig, read_recipe
+from qkv.tasks import SampleConfig
+from qkv.training import AdamWConfig, CosineConfig, RecipeConfig, WSDConfig, read_recipe
 from runs import fast, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
 from tiny import tiny_config
 
@@ -100,12 +100,12 @@ def test_sizes_and_paths_come_from_the_data(tmp_path, monkeypatch):
     write_corpus(tmp_path)
     monkeypatch.chdir(tmp_path)
     recipe = RecipeConfig.from_dict(recipe_data("corpus.txt"))
-    dataset = prepare(recipe.data)
-    resolved = recipe.resolved(dataset)
-    assert resolved.model.embed.vocab_size == dataset.tokenizer.vocab_size
+    task = recipe.data.prepare()
+    resolved = recipe.resolved(task)
+    assert resolved.model.embed.vocab_size == task.tokenizer.vocab_size
     assert resolved.model.context == 16
     assert resolved.data.source.path == str(tmp_path / "corpus.txt")
-    assert resolved.resolved(dataset) == resolved
+    assert resolved.resolved(task) == resolved
 
 
 def text_recipe(tmp_path, change):
@@ -179,7 +179,7 @@ VECTORS, TEXT = tiny_config(vectors=True).to_dict(), tiny_config().to_dict()
 def test_a_model_that_does_not_fit_the_data(tmp_path, make, change, message):
     recipe = make(tmp_path, change)
     with pytest.raises(ConfigError, match=message):
-        recipe.resolved(prepare(recipe.data))
+        recipe.resolved(recipe.data.prepare())
 
 
 def test_samples_need_text(tmp_path):
@@ -228,4 +228,4 @@ def test_vectors_of_another_type_are_read(tmp_path):
             "context": 16,
         }
     )
-    assert recipe.resolved(prepare(recipe.data)).model.embed.n_features == 5
+    assert recipe.resolved(recipe.data.prepare()).model.embed.n_features == 5

@@ -9,11 +9,12 @@ import torch
 
 import qkv
 from qkv.config import dump_yaml
-from qkv.data import CharacterTokenizerConfig, PairDataConfig, TSVConfig
+from qkv.data import CharacterTokenizerConfig, TSVConfig
 from qkv.errors import ConfigError, FileError
 from qkv.models.pairs import Pair
 from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.presets.translators import PAIR_PRESETS
+from qkv.tasks import PairDataConfig
 from qkv.tokens import Tokens
 from qkv.training import train
 from runs import assert_same_run, fast, kill_at, metrics, recipe_data, write_corpus  # noqa: F401 - fast is a fixture
@@ -131,7 +132,7 @@ def test_resume_needs_the_start_until_there_is_a_checkpoint(tmp_path):
     kill_at(9, recipe, tmp_path / "cut")
     kill_at(2, recipe, tmp_path / "early")
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(FileError, match="base: no such folder"):
+    with pytest.raises(FileError, match="base: there is no such"):
         train(recipe, out=tmp_path / "early", resume=True)
     assert train(recipe, out=tmp_path / "cut", resume=True) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -152,7 +153,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path):
     refused(r"with start the tokenizer is the checkpoint's; leave data\.tokenizer out", tokenizers=TWO)
     refused("adapter is for language models", adapter={"rank": 2})
     refused("the character 'x' is not in", rows=[("xa", "A"), ("b", "B"), ("c", "C")])
-    refused("is no translator", FileError, start={"path": str(tmp_path)})
+    refused("has neither recipe", FileError, start={"path": str(tmp_path)})
     with pytest.raises(ConfigError, match="target_tokenizer is set and tokenizer is not"):
         PairDataConfig(source=TSVConfig(path="x"), target_tokenizer=CharacterTokenizerConfig())
 
@@ -162,7 +163,7 @@ def test_a_language_model_is_no_start_of_pairs_and_the_reverse(tmp_path):
     data = recipe_data(write_corpus(tmp_path))
     del data["model"], data["data"]["tokenizer"]
     (tmp_path / "text.yaml").write_text(dump_yaml(data | {"start": {"path": str(base)}}))
-    with pytest.raises(ConfigError, match="is a model of pairs, which this is not for"):
+    with pytest.raises(ConfigError, match="is no language model; start from one, or give pairs"):
         train(tmp_path / "text.yaml", out=tmp_path / "never")
 
 

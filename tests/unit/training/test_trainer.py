@@ -7,7 +7,6 @@ import signal
 import pytest
 import torch
 
-from qkv.data import prepare
 from qkv.errors import ConfigError, TrainingError
 from qkv.training import RecipeConfig, start, train, trainer
 from qkv.training.start import difference
@@ -16,6 +15,7 @@ from runs import (
     at_step,
     fast,  # noqa: F401 - a fixture
     last_manifest,
+    lengths_of,
     metrics,
     recipe_data,
     terminate_at,
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("fast")
 
 def make_trainer(tmp_path, **changes):
     recipe = RecipeConfig.from_dict(recipe_data(write_corpus(tmp_path), **changes))
-    dataset = prepare(recipe.data)
-    return Trainer(recipe.resolved(dataset), dataset)
+    task = recipe.data.prepare()
+    return Trainer(recipe.resolved(task), task)
 
 
 # --- law 15: accumulation -------------------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ def test_micro_batches_equal_one_batch(tmp_path, dtype, tolerance):
     """Loss and gradients of three unequal micro-batches are those of the mean over all their tokens."""
     data = recipe_data(lines_of_many_lengths(tmp_path), dropout=0.0, accumulation=3, batch_size=2)
     recipe = RecipeConfig.from_dict(data)
-    dataset = prepare(recipe.data)
-    run = Trainer(recipe.resolved(dataset), dataset)
+    task = recipe.data.prepare()
+    run = Trainer(recipe.resolved(task), task)
     run.model.to(dtype)
     batches = run._micro_batches(0)
     counts = [int((batch.targets >= 0).sum()) for batch in batches]
@@ -65,7 +65,7 @@ def test_micro_batches_equal_one_batch(tmp_path, dtype, tolerance):
     run.model.zero_grad()
     total = 0.0
     for batch in batches:  # each row by itself, summed, and divided at the end
-        for row, lengths in enumerate(batch.lengths):
+        for row, lengths in enumerate(lengths_of(batch.tokens)):
             begin = 0
             for n in lengths:
                 piece = slice(begin, begin + n)
@@ -110,7 +110,7 @@ def test_an_epoch_has_every_row_once(tmp_path):
     run = make_trainer(tmp_path, accumulation=1)
     epoch = [run._micro_batches(step)[0] for step in range(len(run.batches))]
     seen = sum(int((batch.targets >= 0).sum()) for batch in epoch)
-    left_out = run.dataset.train.n_tokens - run.dataset.train.n_documents - seen
+    left_out = run.task.dataset.train.n_tokens - run.task.dataset.train.n_documents - seen
     assert 0 <= left_out < 2 * run.recipe.batch_size * run.recipe.context
 
 
@@ -241,7 +241,7 @@ def test_a_folder_that_is_taken(tmp_path, monkeypatch):
     recipe, run = write_recipe(tmp_path), tmp_path / "run"
     run.mkdir()
     (run / "mine.txt").write_text("mine")
-    monkeypatch.setattr(start, "prepare", None)
+    monkeypatch.setattr(start, "_open", None)
     with pytest.raises(
         ConfigError, match=r"run exists and is not empty; add --resume to go on with it, or choose another"
     ):

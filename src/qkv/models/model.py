@@ -1,0 +1,68 @@
+"""What every model has, whatever it reads and writes: a config, blocks, a head and a loss."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+from qkv.config import Config, config
+from qkv.nn.sublayer import Aux
+from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
+
+
+@config
+class ModelConfig(Config, ABC):
+    """Base of the configs of models."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Layers, or applications of blocks, counted without building one."""
+
+    @property
+    @abstractmethod
+    def longest(self) -> int | None:
+        """Tokens of the longest text it can take; None: any."""
+
+    @abstractmethod
+    def with_dropout(self, p: float) -> "ModelConfig":
+        """The same with the probability of every dropout set."""
+
+    @abstractmethod
+    def build(self) -> "Model":
+        """The model, with fresh weights (none on the meta device)."""
+
+
+class Model(nn.Module, ABC):
+    """Base of the models.
+
+    Attributes:
+        config: What it was built from.
+        head: What it puts out, and the loss that trains it; None: it has no loss.
+        blocks: Each of which may be compiled, or computed twice; none in a recurrent model.
+        checkpoint_blocks: In training, keep only the stream between blocks and compute the rest again in the backward
+            pass (Chen et al. 2016): less memory, a third more time.
+    """
+
+    # Each model narrows these, which a type checker forbids for what is not Any.
+    config: Any
+    head: Any
+    blocks: Any
+    checkpoint_blocks: bool
+
+    @abstractmethod
+    def loss(
+        self, inputs: Any, targets: Tensor, tokens: Tokens | None = None, *, scale: float | None = None
+    ) -> tuple[Float[Tensor, ""], Aux | None]:
+        """`scale` times the loss summed over the tokens that have a target, and the sublayers' report.
+
+        Args:
+            inputs: What the model reads.
+            targets: The right output for each token; a token id of -100 counts nothing.
+            tokens: Where the tokens that have targets stand; None: one full sequence per row.
+            scale: None: one over the number of tokens with a target, that is, the mean.
+
+        Raises:
+            ConfigError: The model has no head.
+        """

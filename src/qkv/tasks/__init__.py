@@ -1,0 +1,23 @@
+"""What runs learn, one file each."""
+
+from qkv.tasks.documents import DataConfig
+from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
+from qkv.tasks.pairs import PairDataConfig
+from qkv.tasks.task import Asked, Opened, Recipe, SampleConfig, Start, Task, TaskConfig, task_of
+
+__all__ = [
+    "Asked",
+    "DataConfig",
+    "Evaluation",
+    "Measure",
+    "Opened",
+    "PairDataConfig",
+    "Recipe",
+    "Report",
+    "SampleConfig",
+    "Start",
+    "Task",
+    "TaskConfig",
+    "evaluate",
+    "task_of",
+]

@@ -1,0 +1,88 @@
+"""`DataConfig`: documents to go on from, whose source says whether they are texts, conversations or vectors."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Final, final
+
+from qkv.config import config
+from qkv.data import SourceConfig, Tokenizer, TokenizerConfig, TokenizerFileConfig, prepare
+from qkv.errors import ConfigError
+from qkv.loaded import Loaded
+from qkv.models.model import Model
+from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.tasks.chat import Chat, read_conversations
+from qkv.tasks.evaluation import Report
+from qkv.tasks.next_token import NextToken, loaded
+from qkv.tasks.task import Asked, Recipe, Start, TaskConfig
+from qkv.tasks.text import Text, evaluate_text, read_texts
+from qkv.tasks.vectors import Vectors
+
+_TASKS: Final = {"text": Text, "conversations": Chat, "vectors": Vectors}
+
+
+@final
+@config
+class DataConfig(TaskConfig):
+    """What to train on.
+
+    Held out is `validation` of the corpus, always the same part. Of 100 documents or more, and of conversations: whole
+    documents, those whose number has the lowest hash. Of fewer: the end of every document, for text from the start of a
+    line if one is near.
+
+    Attributes:
+        source: The corpus.
+        tokenizer: How text becomes ids; None for vectors, and where a recipe's `start` brings its own.
+        validation: The share that is held out, above 0 and below 1.
+    """
+
+    opens: ClassVar[type] = Loaded
+
+    source: SourceConfig
+    tokenizer: TokenizerConfig | None = None
+    validation: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
+        tag = self.source.tag()
+        if self.source.holds == "vectors" and self.tokenizer is not None:
+            raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")
+        if self.source.holds == "conversations" and not isinstance(self.tokenizer, TokenizerFileConfig | None):
+            raise ConfigError(
+                f"the source {tag} needs a tokenizer with a chat template, and {self.tokenizer.tag()} "
+                "makes one without; leave it out and start from a model made for chat"
+            )
+
+    def check(self, recipe: Recipe) -> None:
+        """See `TaskConfig`."""
+        if recipe.sample is not None and self.source.holds == "vectors":
+            raise ConfigError("sample writes text and the data are vectors; set sample to null")
+        if recipe.model is not None and not isinstance(recipe.model, TransformerConfig):
+            raise ConfigError(
+                f"the data are {self.tag()} and model is {recipe.model.tag()}; give a Transformer, or other data"
+            )
+        if recipe.start is not None and self.tokenizer is not None:
+            raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
+
+    def prepare(self, start: Start | None = None) -> NextToken:
+        """See `TaskConfig`."""
+        if start is not None and not isinstance(start.opened, Loaded):
+            raise ConfigError(f"start.path={start.path} is no language model; start from one, or give pairs as data")
+        base = None if start is None else start.opened
+        return _TASKS[self.source.holds](prepare(self, base and base.tokenizer), base)
+
+    def open(self, folder: Path, model: Model) -> Loaded:
+        """See `TaskConfig`."""
+        assert isinstance(model, Transformer)
+        return loaded(model, Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None)
+
+    @classmethod
+    def evaluate(cls, opened: Any, asked: Asked) -> Report:
+        """See `TaskConfig`: the loss on texts, or on what the assistant says in conversations."""
+        asked.refuse("beams", "length_penalty", of="models of pairs")
+        if asked.data is None:
+            raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
+        if opened.tokenizer is None:
+            raise ConfigError(
+                f"{asked.path} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss"
+            )
+        return evaluate_text(opened, (read_conversations if asked.conversations else read_texts)(opened, asked))

@@ -1,0 +1,78 @@
+"""Documents each of whose tokens predicts the next: what texts, conversations and vectors have in common."""
+
+import dataclasses
+from abc import abstractmethod
+from pathlib import Path
+
+from qkv.data import Batches, Dataset, PackedBatches, Tokenizer, template_of
+from qkv.errors import ConfigError
+from qkv.loaded import Loaded
+from qkv.models.model import Model, ModelConfig
+from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.tasks.task import Recipe, Task
+
+
+class NextToken(Task):
+    """Base of the tasks that predict what comes next in a document.
+
+    Args:
+        dataset: The documents.
+        start: The model that the run begins with; None: fresh weights.
+    """
+
+    def __init__(self, dataset: Dataset, start: Loaded | None) -> None:
+        self.dataset, self.start = dataset, start
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Task`."""
+        return self.dataset.train.fingerprint
+
+    def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
+        """See `Task`. The mask of attention must not let a token see what it is to predict."""
+        assert isinstance(model, TransformerConfig)
+        n = self.dataset.train.n_tokens
+        if n <= recipe.context:
+            raise ConfigError(
+                f"context={recipe.context} and the corpus has only {n} tokens to train on; lower context, or give more "
+                "data"
+            )
+        model = self.sized(model)
+        if (mask := model.mask_ahead) is not None:
+            raise ConfigError(
+                f"a recipe trains a model to predict what comes next, and the mask {mask.tag()} of an attention "
+                "lets a token see it; use Causal, alone or as one side of And"
+            )
+        return dataclasses.replace(model, context=model.context or recipe.context)
+
+    @abstractmethod
+    def sized(self, model: TransformerConfig) -> TransformerConfig:
+        """The model for tokens like these.
+
+        Raises:
+            ConfigError: It takes others.
+        """
+
+    def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
+        """See `Task`."""
+        sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
+        train, held_out = self.dataset.train, self.dataset.validation
+        return PackedBatches(train, shuffle=True, **sizes), PackedBatches(held_out, shuffle=False, **sizes)
+
+    def save(self, folder: Path) -> None:
+        """See `Task`."""
+        if self.dataset.tokenizer is not None:
+            self.dataset.tokenizer.save(folder)
+
+    def opened(self, model: Model) -> Loaded:
+        """The model with its tokenizer, as it is in the middle of training."""
+        assert isinstance(model, Transformer)
+        if self.start is not None:
+            return dataclasses.replace(self.start, model=model)
+        return loaded(model, self.dataset.tokenizer)
+
+
+def loaded(model: Transformer, tokenizer: Tokenizer | None) -> Loaded:
+    """A model of ours with the tokenizer of its run."""
+    stop = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
+    return Loaded(model, tokenizer, model.config, stop, template=template_of(tokenizer))

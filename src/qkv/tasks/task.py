@@ -1,0 +1,244 @@
+"""What a run learns. A new task is one new file: a config for the `data` of a recipe, and the task that it prepares."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, final
+
+from qkv.config import Config, config, expand_home
+from qkv.data import Batches
+from qkv.errors import ConfigError, FileError
+from qkv.generation import SamplingConfig
+from qkv.models.model import Model, ModelConfig
+from qkv.nn.adapters import LoRAConfig
+from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
+
+
+@final
+@config
+class SampleConfig(Config):
+    """The text that a run writes after each evaluation.
+
+    Attributes:
+        prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
+            user says, to which the text is the answer. Of pairs, the source; empty: the first that were held out.
+        tokens: How many tokens at most.
+        temperature: As in generation. Not of pairs.
+    """
+
+    prompt: str = ""
+    tokens: int = 120
+    temperature: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ConfigError(f"sample.tokens={self.tokens} must be at least 1; to write no sample, set sample to null")
+        self.sampling(seed=0)
+
+    def sampling(self, seed: int) -> SamplingConfig:
+        """How its tokens are drawn."""
+        return SamplingConfig(temperature=self.temperature, seed=seed)
+
+
+class Opened(Protocol):
+    """What `qkv.load` hands out: a model, with what reads and writes its texts."""
+
+    @property
+    def model(self) -> Model:
+        """In evaluation mode."""
+        ...
+
+
+class Start(NamedTuple):
+    """Trained weights that a run begins with: where they are, and what `qkv.load` makes of them."""
+
+    path: str
+    opened: Any
+
+
+class Recipe(Protocol):
+    """What a task sees of a run's recipe; see `RecipeConfig`."""
+
+    @property
+    def data(self) -> "TaskConfig": ...  # noqa: D102
+    @property
+    def model(self) -> ModelConfig | None: ...  # noqa: D102
+    @property
+    def start(self) -> object | None: ...  # noqa: D102
+    @property
+    def adapter(self) -> LoRAConfig | None: ...  # noqa: D102
+    @property
+    def context(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def sample(self) -> SampleConfig | None: ...  # noqa: D102
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What `qkv eval` was asked for.
+
+    Attributes:
+        path: The model: a run, or anything else that `qkv.load` takes.
+        data: What to measure it on; None: what its run held out.
+        recipe: That of the run; None: the model is no run of ours.
+        fingerprint: Of the data that the run was trained on.
+        beams: Of a search.
+        length_penalty: Of a search.
+        conversations: Whether the data are conversations.
+        field: The key of the text in JSON Lines.
+    """
+
+    path: Path
+    data: Path | None = None
+    recipe: Recipe | None = None
+    fingerprint: str | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    conversations: bool = False
+    field: str | None = None
+
+    def refuse(self, *names: str, of: str) -> None:
+        """Raise `ConfigError` where an option is set that belongs to other models, such as `of="language models"`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        if any(getattr(self, name) != defaults[name] for name in names):
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+            raise ConfigError(f"{options} are for {of}; leave them out")
+
+
+class Task(ABC):
+    """Data that are ready, and what a run makes of them."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the data: their order means nothing for others."""
+
+    @abstractmethod
+    def complete(self, model: ModelConfig, recipe: Recipe) -> ModelConfig:
+        """The model with the sizes that only the data know.
+
+        Raises:
+            ConfigError: The model, or something else in the recipe, does not fit the data.
+        """
+
+    @abstractmethod
+    def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
+        """What to train on, and what is held out."""
+
+    @abstractmethod
+    def sample(self, model: Model, recipe: Recipe, settings: SampleConfig) -> str:
+        """Something that the model makes, for people to see how far it is."""
+
+    def save(self, folder: Path) -> None:  # noqa: B027 - nothing to save is a good default
+        """Write what `TaskConfig.open` needs besides the model into a new run folder; here nothing.
+
+        Raises:
+            FileError: It cannot be written.
+        """
+
+    def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
+        """What is logged beside the loss when all that is held out has been evaluated; here nothing."""
+        return ()
+
+    def notes(self, recipe: Recipe) -> Iterable[str]:
+        """What to say about the data when a run begins; here nothing."""
+        return ()
+
+    def next_steps(self, folder: str) -> str | None:
+        """The verbs that a person may want after training; None: none."""
+        return None
+
+
+@config
+class TaskConfig(Config, ABC):
+    """Base of what the `data` of a recipe may be."""
+
+    opens: ClassVar[type]
+    """What `qkv.load` hands out for its runs."""
+    keeps_start: ClassVar[bool] = False
+    """Whether a run holds all that its `start` brought, and does not ask for that again once it has a checkpoint."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Look at what can be said without the data; here nothing.
+
+        Raises:
+            ConfigError: Something in the recipe does not go with the task.
+        """
+
+    def absolute(self) -> Self:
+        """The same, whatever the working directory is: every `path` in it is made absolute."""
+        return absolute(self)
+
+    @abstractmethod
+    def prepare(self, start: Start | None = None) -> Task:
+        """Read the data.
+
+        Args:
+            start: What the run begins with, whose tokenizer is then the run's.
+
+        Raises:
+            ConfigError: Something is missing, or does not go with `start`.
+            FileError: The data are missing or damaged.
+        """
+
+    @abstractmethod
+    def open(self, folder: Path, model: Model) -> Any:
+        """What `qkv.load` hands out for a run, whose model this is, in evaluation mode.
+
+        Raises:
+            FileError: The folder does not fit the model.
+        """
+
+    @classmethod
+    def evaluate(cls, opened: Any, asked: Asked) -> Report:
+        """What `qkv eval` reports; here the loss on what the run held out, and `Task.measures`.
+
+        Args:
+            opened: What `qkv.load` hands out.
+            asked: Options, and where the model comes from.
+
+        Raises:
+            ConfigError: Options that the task does not have, or there are no data.
+            FileError: The data cannot be read.
+        """
+        asked.refuse("beams", "length_penalty", of="models of pairs")
+        asked.refuse("conversations", "field", of="language models")
+        if asked.recipe is None or asked.data is not None:
+            raise ConfigError(f"a model of {cls.tag()} is measured on what its run held out; give a run, and no DATA")
+        task = asked.recipe.data.prepare(Start(str(asked.path), opened))
+        check_same(task, asked)
+        found = evaluate(opened.model, task.batches(asked.recipe)[1])
+        loss = Measure("loss", found.loss, lower_is_better=True)
+        return Report((loss, *task.measures(opened.model, found), Measure("tokens", found.tokens, form=",")))
+
+
+def absolute(config: Any) -> Any:
+    """The same config with every field `path` made absolute, also in the configs inside."""
+    changes: dict[str, Any] = {}
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            changes[name] = absolute(value)
+        elif name == "path":
+            changes[name] = str(expand_home(value).absolute())
+    return replace(config, **changes)
+
+
+def check_same(task: Task, asked: Asked) -> None:
+    """Raise `FileError` where the data are not those that the run was trained on, so that nothing is held out."""
+    if asked.fingerprint != task.fingerprint:
+        raise FileError(
+            f"{asked.path}: its corpus is another one than it was trained on, so that nothing is known to be held out; "
+            "put it back as it was, or give DATA"
+        )
+
+
+def task_of(opened: object) -> type[TaskConfig] | None:
+    """The task whose runs are opened as such an object, for models that are no runs of ours; None: there is none."""
+    return next((cls for cls in TaskConfig.__subclasses__() if isinstance(opened, cls.opens)), None)

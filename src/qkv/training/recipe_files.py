@@ -1,0 +1,78 @@
+"""Recipes in files: those that come with qkv, changes on the command line, and presets of models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qkv.config import assign, read_yaml
+from qkv.errors import ConfigError, FileError, suggest
+from qkv.presets import PAIR_PRESETS, preset
+from qkv.training.recipe import RecipeConfig
+
+_BUILT_IN = Path(__file__).parent.parent / "recipes"
+
+
+def built_in_recipe(name: str) -> Path | None:
+    """The file of a recipe that comes with qkv, such as `shakespeare`; None: there is none of that name."""
+    return {file.stem: file for file in _BUILT_IN.glob("*.yaml")}.get(name)
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or that of a recipe that comes with qkv."""
+    if not path.exists() and (found := built_in_recipe(str(path))):
+        return found
+    if not path.exists():
+        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
+        raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
+    return path
+
+
+def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
+    """A recipe from a YAML file, with changes such as `"optimizer.lr=3e-4"`.
+
+    The name of a recipe that comes with qkv, such as `shakespeare`, stands for its file.
+
+    Raises:
+        FileError: The file cannot be read.
+        ConfigError: It is not a recipe; the message names the key.
+    """
+    data = read_yaml(_find(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    for change in sets:
+        key = change.partition("=")[0]
+        if key == "model.preset":
+            _allow_preset(data, change)
+        elif key.startswith("model."):  # inside what the preset says
+            expand_preset(data)
+        assign(data, change)
+    expand_preset(data)
+    try:
+        return RecipeConfig.from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def expand_preset(data: dict[str, Any]) -> None:
+    """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` replace those in it."""
+    model = data.get("model")
+    if isinstance(model, str):
+        data["model"] = _preset(model)
+    elif isinstance(model, dict) and "preset" in model:
+        changes = {key: value for key, value in model.items() if key != "preset"}
+        data["model"] = _preset(str(model["preset"])) | changes
+
+
+def _allow_preset(data: dict[str, Any], change: str) -> None:
+    """Refuse a preset where the model is written out: all of its keys would stand above the preset's."""
+    model = data.get("model")
+    if model is None or isinstance(model, str):
+        data["model"] = {"preset": model}
+    elif isinstance(model, dict) and "preset" not in model and model:
+        name = change.partition("=")[2]
+        raise ConfigError(f"--set {change}: the recipe writes the model out; --set model={name} replaces it as a whole")
+
+
+def _preset(name: str) -> dict[str, Any]:
+    """The config of a preset, of a language model or of a model of pairs."""
+    return PAIR_PRESETS[name]().to_dict() if name in PAIR_PRESETS else preset(name).to_dict()

@@ -1,0 +1,116 @@
+"""A session: from where a trainer stands to the last step, with all that is shown and written on the way."""
+
+import shlex
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from typing import final
+
+from qkv.cost import training_flops_per_token
+from qkv.errors import FileError, QkvError
+from qkv.training.display import Progress, clock, make_display
+from qkv.training.precision import matmul_peak
+from qkv.training.run import PLOT, RECIPE, Run
+from qkv.training.signals import Interrupts
+from qkv.training.trainer import Trainer
+
+
+@final
+class Session:
+    """A trainer with the run folder that it writes to, and the display that shows how far it is."""
+
+    def __init__(self, trainer: Trainer, run: Run) -> None:
+        self.trainer, self.run = trainer, run
+        self.display = make_display(str(run.path))
+        self.saved_step = trainer.step
+        self.skipped = 0
+        self.failures: list[str] = []
+
+    def run_to_end(self) -> int:
+        """All steps that are left; returns the exit code (see `train`)."""
+        began = time.monotonic()
+        for note in self.trainer.task.notes(self.trainer.recipe):
+            self.display.say(note)
+        with Interrupts() as interrupts:
+            try:
+                self._loop(interrupts)
+            except (QkvError, OSError):  # OSError: nobody reads what is shown, or its disk is full
+                self._save()
+                raise
+            finally:
+                self.display.close()
+        self._farewell(interrupts, time.monotonic() - began)
+        return interrupts.exit_code or (1 if self.failures else 0)
+
+    def _loop(self, interrupts: Interrupts) -> None:
+        trainer, recipe = self.trainer, self.trainer.recipe
+        peak = matmul_peak(recipe.precision, trainer.device)
+        flops = training_flops_per_token(trainer.model.config, recipe.context, frozen=recipe.adapter is not None)
+        started, history, speeds = (time.monotonic(), trainer.step), [], []
+        while trainer.step < recipe.steps and interrupts.received is None:
+            before = time.perf_counter()
+            entry = trainer.update()
+            seconds = time.perf_counter() - before
+            self.skipped += "skipped" in entry
+            self._write(lambda entry=entry: self.run.log(entry))
+            history.append(entry["loss"])
+            speeds = [*speeds[-19:], entry["tokens"] / seconds]
+            speed = statistics.median(speeds)
+            last = trainer.step == recipe.steps
+            if last or trainer.step % recipe.evaluate_every == 0:
+                self._evaluate(None if last else recipe.evaluate_batches)
+            if trainer.step % recipe.save_every == 0:
+                self._save()
+            share = speed * flops / peak
+            self.display.update(
+                Progress(trainer.step, recipe.steps, entry["loss"], trainer.validation, speed, share, history, started)
+            )
+        if self.saved_step != trainer.step:  # the last step, or a signal
+            self._save()
+
+    def _evaluate(self, limit: int | None) -> None:
+        entry = self.trainer.evaluate(limit)
+        self._write(lambda: self.run.log(entry))
+        if (text := self.trainer.sample()) is not None:
+            self._write(lambda: self.run.add_sample(self.trainer.step, text))
+        self._write(self.run.plot)
+
+    def _save(self) -> None:
+        if self._write(lambda: self.run.store.save(self.trainer.step, *self.trainer.state())):
+            self.saved_step = self.trainer.step
+
+    def _write(self, write: Callable[[], object]) -> bool:
+        """Write to the run folder; returns whether that worked. A full disk is a warning, and training goes on."""
+        try:
+            write()
+            return True
+        except OSError as error:
+            failure = f"{self.run.path}: not everything is written ({error.strerror}); free some space"
+        except FileError as error:
+            failure = str(error)
+        if failure not in self.failures:
+            self.failures.append(failure)
+            self.display.say(f"warning: {failure}")
+        return False
+
+    def _farewell(self, interrupts: Interrupts, seconds: float) -> None:
+        trainer, say, path = self.trainer, self.display.say, self.run.path
+        if interrupts.received is not None:
+            name = signal.Signals(interrupts.received).name
+            say(f"stopped by {name} after step {trainer.step}; saved up to step {self.saved_step} in {path}")
+            say(f"go on with: qkv train {shlex.quote(str(path / RECIPE))} --resume")
+            return
+        if self.failures:
+            say(f"warning: not all was written; the first reason: {self.failures[0]}")
+        if self.skipped:
+            say(f"warning: skipped {self.skipped} of the steps, where the loss or the gradient was not finite")
+        held_out = "" if trainer.validation is None else f", held-out loss {trainer.validation:.4f}"
+        say(f"trained {trainer.step} steps in {clock(seconds)}{held_out}")
+        if (text := trainer.sample()) is not None:
+            say(f"\n{text}\n")
+        say(f"{path} holds {', '.join(sorted(file.name for file in path.iterdir()))}")
+        if not (self.failures or (path / PLOT).exists()):
+            say('no loss.png: matplotlib is not installed; pip install "qkv[plot]"')
+        if verbs := trainer.task.next_steps(shlex.quote(str(path))):
+            say(f"next: {verbs}")
