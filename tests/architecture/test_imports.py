@@ -28,7 +28,15 @@ def importers(library):
     ("library", "modules"),
     [
         ("jinja2", {"data/sandbox.py"}),
-        ("tokenizers", {"data/tokenizers.py", "data/gguf_vocabulary.py"}),
+        (
+            "tokenizers",
+            {
+                "data/gguf_vocabulary.py",
+                "data/tokenizer.py",
+                "data/tokenizer_configs.py",
+                "data/tokenizer_files.py",
+            },
+        ),
         ("pickle", set()),
         ("transformers", {"certificate.py"}),
         ("huggingface_hub", {"api.py"}),

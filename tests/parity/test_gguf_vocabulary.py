@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 
 from qkv.checkpoints.gguf import read_gguf, write_gguf
+from qkv.data import BPETokenizerConfig, CharacterTokenizerConfig, Tokenizer
 from qkv.data.gguf_vocabulary import RULES, read_vocabulary, write_vocabulary
-from qkv.data.tokenizers import BPETokenizerConfig, CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import fetch, read_archive
 

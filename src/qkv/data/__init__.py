@@ -23,13 +23,11 @@ from qkv.data.sources import (
     TextSourceConfig,
     VectorFilesConfig,
 )
-from qkv.data.tokenizers import (
-    END_OF_TEXT,
+from qkv.data.text_stream import TextStream
+from qkv.data.tokenizer import END_OF_TEXT, Encoded, Tokenizer
+from qkv.data.tokenizer_configs import (
     BPETokenizerConfig,
     CharacterTokenizerConfig,
-    Encoded,
-    TextStream,
-    Tokenizer,
     TokenizerConfig,
     TokenizerFileConfig,
     WordTokenizerConfig,

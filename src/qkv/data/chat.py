@@ -11,7 +11,7 @@ from typing import Any, Final, final
 from qkv.data.guarded import CHARACTER, STEP, RefusedError, TooMuchError
 from qkv.data.rendered import Rendered, mark
 from qkv.data.sandbox import RaisedError, compile_template
-from qkv.data.tokenizers import Tokenizer
+from qkv.data.tokenizer import Tokenizer
 from qkv.errors import ConfigError, FileError
 
 Message = Mapping[str, Any]

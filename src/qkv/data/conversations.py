@@ -10,7 +10,7 @@ import numpy as np
 from qkv.config import config
 from qkv.data.chat import ChatTemplate
 from qkv.data.sources import Holds, SourceConfig, files_below, json_records
-from qkv.data.tokenizers import Tokenizer
+from qkv.data.tokenizer import Tokenizer
 from qkv.errors import ConfigError, FileError
 
 ROLES = ("system", "user", "assistant")

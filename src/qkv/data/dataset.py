@@ -16,7 +16,8 @@ import numpy as np
 from qkv.data.chat import template_of
 from qkv.data.conversations import Example, encode_example
 from qkv.data.sources import SourceConfig
-from qkv.data.tokenizers import Tokenizer, TokenizerConfig
+from qkv.data.tokenizer import Tokenizer
+from qkv.data.tokenizer_configs import TokenizerConfig
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import cache_dir, write_atomic
 

@@ -13,7 +13,9 @@ from typing import Any, Final, final
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from qkv.data.tokenizers import MAX_VOCAB_SIZE, Tokenizer, no_panic, quiet
+from qkv.data.tokenizer import Tokenizer
+from qkv.data.tokenizer_configs import MAX_VOCAB_SIZE
+from qkv.data.tokenizer_files import no_panic, quiet
 from qkv.errors import ConfigError, FileError
 
 MAX_MERGES: Final = 1 << 20

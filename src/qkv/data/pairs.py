@@ -15,7 +15,7 @@ from qkv.config import Config, config, expand_home
 from qkv.data.batches import Batch, Batches, tokens_of
 from qkv.data.dataset import Split
 from qkv.data.sources import decode_text, read_bytes
-from qkv.data.tokenizers import Tokenizer
+from qkv.data.tokenizer import Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
 from qkv.models.pairs import Pair

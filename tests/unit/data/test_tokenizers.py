@@ -18,8 +18,8 @@ from qkv.data import (
     ChatTemplate,
     Tokenizer,
     TokenizerFileConfig,
+    tokenizer_files,
 )
-from qkv.data import tokenizers as module
 from qkv.errors import ConfigError, FileError
 
 CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
@@ -65,7 +65,7 @@ def test_the_name_of_a_special_token_is_only_text(tokenizer: Tokenizer) -> None:
 def test_long_text_is_cut_where_no_token_is(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(CORPUS) * 20 + "t\r\nh\n\ne\n\n\n  n\n" * 20
     whole = tokenizer.encode(text)
-    monkeypatch.setattr(module, "_PIECE", re.compile(module._PIECE.pattern.replace("65536", "5"), re.DOTALL))
+    monkeypatch.setattr(tokenizer, "_PIECE", re.compile(tokenizer._PIECE.pattern.replace("65536", "5"), re.DOTALL))
     assert len(list(tokenizer._pieces(text))) > 20
     assert tokenizer.encode(text) == whole
     assert tokenizer.encode_batch([text, "", "a"]) == [whole, [], tokenizer.encode("a")]
@@ -193,7 +193,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(FileError, match=r"tokenizer_config\.json: not a JSON object"):
         Tokenizer.load(tmp_path)
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(tokenizer_files, "_MAX_FILE_BYTES", 100)
     with pytest.raises(FileError, match=r"more than 100 bytes, so not a tokenizer\.json"):
         Tokenizer.load(tmp_path)
 

@@ -1,0 +1,145 @@
+"""Ways to get a tokenizer: train one on the corpus, or read a file."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Final, final
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from qkv.config import Config, config, expand_home
+from qkv.data.tokenizer import BYTES, CHARACTERS, END_OF_TEXT, WORDS, Tokenizer, pieces
+from qkv.errors import ConfigError
+
+MAX_VOCAB_SIZE: Final = 1 << 20
+
+
+@config
+class TokenizerConfig(Config, ABC):
+    """How to get a tokenizer.
+
+    Attributes:
+        reads_validation: Whether `train` is given the held-out text as well.
+    """
+
+    reads_validation: ClassVar[bool] = False
+
+    @abstractmethod
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """The tokenizer for these documents; the same one for the same documents."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """What, besides the documents, decides which tokenizer `train` returns."""
+
+
+@final
+@config
+class CharacterTokenizerConfig(TokenizerConfig):
+    """Every character of the corpus is a token.
+
+    The characters of held-out text count as well: they are few, and without them that text could not be encoded.
+    """
+
+    reads_validation: ClassVar[bool] = True
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`."""
+        characters = sorted(set[str]().union(*documents))
+        return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *characters])}, words=False)
+
+    def identity(self) -> str:
+        """See `TokenizerConfig.identity`."""
+        return json.dumps(self.to_dict())
+
+
+@final
+@config
+class WordTokenizerConfig(TokenizerConfig):
+    """Every word of the corpus is a token; words are separated by white space. `decode` puts one space between them.
+
+    For small closed vocabularies, such as phonemes. The words of held-out text count as well.
+    """
+
+    reads_validation: ClassVar[bool] = True
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`."""
+        words = sorted({word for text in documents for word in text.split()})
+        return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *words])}, words=True)
+
+    def identity(self) -> str:
+        """See `TokenizerConfig.identity`."""
+        return json.dumps(self.to_dict())
+
+
+def unit_tokenizer(vocabulary: Mapping[str, int], *, words: bool, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+    """A tokenizer whose tokens are characters, or words; the first special token ends a text."""
+    inner = tokenizers.Tokenizer(models.WordLevel(dict(vocabulary)))
+    inner.pre_tokenizer = WORDS if words else CHARACTERS
+    if not words:
+        inner.decoder = decoders.Fuse()
+    inner.add_special_tokens(list(special))
+    return Tokenizer(inner, end_of_text=vocabulary[special[0]])
+
+
+@final
+@config
+class BPETokenizerConfig(TokenizerConfig):
+    """Byte-level byte-pair encoding, trained on the training split, words split as in GPT-2. It encodes any text.
+
+    Attributes:
+        vocab_size: Number of tokens, of which 256 are the bytes and one separates documents. A small corpus gives less.
+
+    Paper: Sennrich et al. 2016 (1508.07909); over bytes: Radford et al. 2019, section 2.2.
+    """
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        if not 257 <= self.vocab_size <= MAX_VOCAB_SIZE:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size} must be at least 257 (256 bytes and {END_OF_TEXT}) "
+                f"and at most {MAX_VOCAB_SIZE}"
+            )
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`."""
+        inner = tokenizers.Tokenizer(models.BPE())
+        inner.pre_tokenizer = BYTES
+        inner.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator((piece for text in documents for piece in pieces(text)), trainer)
+        return Tokenizer(inner)
+
+    def identity(self) -> str:
+        """See `TokenizerConfig.identity`."""
+        return json.dumps([self.to_dict(), tokenizers.__version__])
+
+
+@final
+@config
+class TokenizerFileConfig(TokenizerConfig):
+    """A tokenizer that exists already.
+
+    Attributes:
+        path: A tokenizer.json, or a folder that has one.
+        end_of_text: The id that separates documents, where it is not the one of `<|endoftext|>`.
+    """
+
+    path: str
+    end_of_text: int | None = None
+
+    def train(self, documents: Iterable[str]) -> Tokenizer:
+        """See `TokenizerConfig.train`; reads the file and no document."""
+        return Tokenizer.load(expand_home(self.path), end_of_text=self.end_of_text)
+
+    def identity(self) -> str:
+        """See `TokenizerConfig.identity`."""
+        return self.train(()).identity()

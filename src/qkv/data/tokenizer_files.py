@@ -1,0 +1,171 @@
+"""Reading a tokenizer's files, which may come from a stranger: bounded, and with the library's panics caught."""
+
+import contextlib
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import tokenizers
+
+from qkv.errors import FileError, QkvError
+
+_MAX_FILE_BYTES: Final = 1 << 28
+_MAX_SETTINGS_BYTES: Final = 1 << 22
+_MAX_GROWTH: Final = 1000
+_MAX_ADDED: Final = 1000
+_TRIAL: Final = "a A1 é\n\u4e00\U0001f600 ."
+
+
+def read_inner(path: Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer from a `tokenizer.json`, once it has been found harmless.
+
+    Raises:
+        FileError: The file is missing or damaged, or would take any memory or time.
+    """
+    data = _read(path, _MAX_FILE_BYTES)
+    with no_panic(f"{path}: not a tokenizer.json that can be read"), quiet():
+        inner = tokenizers.Tokenizer.from_buffer(data)
+        inner.no_truncation()
+        inner.no_padding()
+        largest = max(inner.get_vocab().values(), default=-1)
+        _check_bounds(inner)
+        _try_out(inner)
+    if not 0 <= largest < len(data):
+        raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
+    return inner
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size  # Python allocates all that it is asked for, so ask for no more
+            data = file.read(size) if size <= most else b""
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); give a {path.name}") from None
+    if size > most:
+        raise FileError(f"{path}: more than {most} bytes, so not a {path.name}; give one")
+    return data
+
+
+class Settings(NamedTuple):
+    """A tokenizer_config.json."""
+
+    path: Path
+    data: dict[str, Any]
+
+    def id_of(self, key: str, inner: tokenizers.Tokenizer) -> int | None:
+        """The id of the token that it names; None: it names none."""
+        token = self.data.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        return inner.token_to_id(text) if isinstance(text, str) else None
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a file; empty ones if there is no file.
+
+    Raises:
+        FileError: It is not a JSON object.
+    """
+    if not path.is_file():
+        return Settings(path, {})
+    try:
+        data = json.loads(_read(path, _MAX_SETTINGS_BYTES))
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise FileError(f"{path}: not a JSON object; get the tokenizer again")
+    return Settings(path, data)
+
+
+def chat_template(path: Path, settings: Settings) -> str | None:
+    """The chat template in its own file, or in the settings; None: there is none.
+
+    Raises:
+        FileError: It is not text.
+    """
+    if path.is_file():
+        try:
+            return _read(path, _MAX_SETTINGS_BYTES).decode("utf-8")
+        except UnicodeDecodeError:
+            raise FileError(f"{path}: not UTF-8 text; get the file again") from None
+    match settings.data.get("chat_template"):
+        case None:
+            return None
+        case str(source):
+            return source
+        case list(several):
+            for one in several:
+                match one:
+                    case {"name": "default", "template": str(source)}:
+                        return source
+    raise FileError(
+        f"{settings.path}: 'chat_template' is neither a text nor a list with one named 'default'; fix the file"
+    )
+
+
+def _check_bounds(inner: tokenizers.Tokenizer) -> None:
+    """Refuse what would take any memory or time: replacements that multiply a text, endless special tokens.
+
+    Raises:
+        ValueError: It has some.
+    """
+    for name, part in (("normalizer", inner.normalizer), ("decoder", inner.decoder)):
+        if part is not None and (times := _growth(json.loads(part.__getstate__()))) > _MAX_GROWTH:
+            raise ValueError(f"its {name} could make a text {times:.1g} times as long, at most {_MAX_GROWTH}")
+    longest = max((len(token.content) for token in inner.get_added_tokens_decoder().values()), default=0)
+    if longest > _MAX_ADDED:
+        raise ValueError(f"an added token has {longest} characters, at most {_MAX_ADDED}")
+
+
+def _growth(part: Any) -> float:
+    """How many times as long a text may become; what exchanges single characters counts as 1."""
+    match part:
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+            return max(1.0, len(new) / max(1, len(old)))
+        case {"type": "Replace", "content": str(new)}:
+            return 1.0 + len(new)  # an expression may match between any two characters
+        case {"normalizers": list(parts)} | {"decoders": list(parts)}:
+            return math.prod(map(_growth, parts))
+    return 1.0
+
+
+def _try_out(inner: tokenizers.Tokenizer) -> None:
+    """Let a broken one panic now. That it does not know these characters says nothing."""
+    with contextlib.suppress(Exception):
+        inner.decode(inner.encode(_TRIAL, add_special_tokens=False).ids)
+
+
+_stderr_in_use = threading.Lock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the library writes to standard error, past Python, when it panics."""
+    with _stderr_in_use, contextlib.ExitStack() as stack:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        stack.callback(os.close, kept)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 2)
+        stack.callback(os.dup2, kept, 2)
+        yield
+
+
+@contextlib.contextmanager
+def no_panic(what: str) -> Iterator[None]:
+    """Turn what the library raises, also its `PanicException` that is no `Exception`, into a `FileError`."""
+    try:
+        yield
+    except BaseException as error:
+        ours = isinstance(error, QkvError)  # says already what is wrong
+        if ours or (not isinstance(error, Exception) and type(error).__name__ != "PanicException"):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise FileError(f"{what} ({reason}); get the tokenizer again") from None
