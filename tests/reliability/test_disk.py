@@ -26,17 +26,14 @@ def test_a_checkpoint_that_cannot_be_saved(tmp_path, monkeypatch, capsys, point)
     """The disk is full at step 10 only; at 15 all is well again."""
     recipe, run = write_recipe(tmp_path, steps=15), tmp_path / "run"
     assert train(recipe, out=tmp_path / "straight") == 0
-    kept = []
+    kept, save = [], Store.save
 
-    def fill(trainer):
-        trainer.run.store._at = lambda now: full() if now == point else None
+    def filled(self, step, *arguments):
+        self._at = lambda now: full() if step == 10 and now == point else None
+        return save(self, step, *arguments)
 
-    def empty(trainer):
-        kept.append(Store(run / "checkpoints").latest().step)
-        trainer.run.store._at = lambda _: None
-
-    at_step(monkeypatch, 10, fill)
-    at_step(monkeypatch, 11, empty)
+    monkeypatch.setattr(Store, "save", filled)
+    at_step(monkeypatch, 11, lambda _: kept.append(Store(run / "checkpoints").latest().step))
     capsys.readouterr()
     assert train(recipe, out=run) == 1
     shown = capsys.readouterr()

@@ -8,7 +8,7 @@ import pytest
 
 from qkv.config import read_yaml
 from qkv.errors import ConfigError, FileError
-from qkv.training import read_recipe, train, trainer
+from qkv.training import read_recipe, session, train, trainer
 from runs import (
     assert_same_run,
     fast,  # noqa: F401 - a fixture
@@ -290,7 +290,7 @@ def test_interrupted_before_the_first_step(tmp_path, monkeypatch):
     recipe, run = write_recipe(tmp_path, steps=5), tmp_path / "run"
     assert train(recipe, out=tmp_path / "straight") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "matmul_peak", lambda *_: signal.raise_signal(signal.SIGINT) or 1.0)
+        patch.setattr(session, "matmul_peak", lambda *_: signal.raise_signal(signal.SIGINT) or 1.0)
         assert train(recipe, out=run) == 130
     assert train(recipe, out=run, resume=True) == 0
     assert_same_run(run, tmp_path / "straight")

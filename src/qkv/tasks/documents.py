@@ -70,7 +70,8 @@ class DataConfig(TaskConfig):
         base = None if start is None else start.opened
         return _TASKS[self.source.holds](prepare(self, base and base.tokenizer), base)
 
-    def open(self, folder: Path, model: Model) -> Loaded:
+    @classmethod
+    def open(cls, folder: Path, model: Model) -> Loaded:
         """See `TaskConfig`."""
         assert isinstance(model, Transformer)
         return loaded(model, Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None)

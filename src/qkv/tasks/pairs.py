@@ -121,7 +121,8 @@ class PairDataConfig(TaskConfig):
             return PairTokenizer(both, both)
         return PairTokenizer(made(self.tokenizer, (0,)), made(self.target_tokenizer, (1,)))
 
-    def open(self, folder: Path, model: Model) -> Translator:
+    @classmethod
+    def open(cls, folder: Path, model: Model) -> Translator:
         """See `TaskConfig`."""
         assert isinstance(model, PairModel)
         tokenizer = PairTokenizer.load(folder)

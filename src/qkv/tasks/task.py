@@ -187,8 +187,9 @@ class TaskConfig(Config, ABC):
             FileError: The data are missing or damaged.
         """
 
+    @classmethod
     @abstractmethod
-    def open(self, folder: Path, model: Model) -> Any:
+    def open(cls, folder: Path, model: Model) -> Any:
         """What `qkv.load` hands out for a run, whose model this is, in evaluation mode.
 
         Raises:
