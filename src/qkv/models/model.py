@@ -1,12 +1,13 @@
 """What every model has, whatever it reads and writes: a config, blocks, a head and a loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from qkv.config import Config, config
-from qkv.nn.sublayer import Aux
+from qkv.nn.sublayer import Aux, Sublayer
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
@@ -50,6 +51,16 @@ class Model(nn.Module, ABC):
     head: Any
     blocks: Any
     checkpoint_blocks: bool
+
+    def after_step(self, loads: Mapping[str, Tensor]) -> None:
+        """Hand each sublayer the loads that it reported, once the optimiser has moved the weights.
+
+        Args:
+            loads: From `Aux`, summed over the batches of the update.
+        """
+        for name, part in self.named_modules() if loads else ():
+            if isinstance(part, Sublayer) and (load := loads.get(name.replace(".sublayers.", "."))) is not None:
+                part.after_step(load)
 
     @abstractmethod
     def loss(

@@ -1,7 +1,7 @@
 """What stands on the residual stream: a sublayer maps the stream to an update, whatever it does inside."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
@@ -19,20 +19,27 @@ class Aux:
     """What sublayers report besides their update. Returned, and summed by the blocks and the stack.
 
     Attributes:
-        losses: Terms to add to the loss, by name; terms of one name are summed over the layers.
-        loads: One tensor per routed layer: how many tokens each expert received.
+        losses: Terms to add to the loss, by name, summed over the tokens; terms of one name are summed over the layers.
+        loads: How many tokens each expert received, by the name of the routed layer, such as `blocks.3.moe`.
     """
 
     losses: dict[str, Tensor]
-    loads: tuple[Tensor, ...] = ()
+    loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def detach(self) -> "Aux":
+        """The numbers alone, without what their gradients need."""
+        return Aux(*({name: x.detach() for name, x in each.items()} for each in (self.losses, self.loads)))
 
 
 def merge(a: Aux | None, b: Aux | None) -> Aux | None:
     """The sum of two reports."""
     if a is None or b is None:
         return b if a is None else a
-    losses = a.losses | {name: a.losses[name] + loss if name in a.losses else loss for name, loss in b.losses.items()}
-    return Aux(losses, a.loads + b.loads)
+    return Aux(_sum(a.losses, b.losses), _sum(a.loads, b.loads))
+
+
+def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    return a | {name: a[name] + x if name in a else x for name, x in b.items()}
 
 
 class Sublayer(nn.Module, ABC):
@@ -64,6 +71,9 @@ class Sublayer(nn.Module, ABC):
     @abstractmethod
     def flops(self, n_keys: int) -> int:
         """Floating-point operations for one token's forward pass, its queries reading `n_keys` keys."""
+
+    def after_step(self, load: Tensor) -> None:
+        """Called in training after the optimiser's step, with what the sublayer reported as its load; does nothing."""
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """What adapters may sit on: for each projection, the rows of its named slices (`q`, `up`, …)."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, final
 
 import torch
 
 from qkv.data import Batches
 from qkv.models.model import Model
+from qkv.nn.sublayer import merge
 
 
 @final
@@ -58,10 +60,17 @@ class Report:
 
 
 class Evaluation(NamedTuple):
-    """The sum of the losses (nats, or squared errors), and over how many tokens."""
+    """What a pass over data found.
+
+    Attributes:
+        total: The sum of the losses (nats, or squared errors).
+        tokens: Over how many tokens.
+        extra: The sums of what sublayers add to the loss in training, by name.
+    """
 
     total: float
     tokens: int
+    extra: Mapping[str, float] = MappingProxyType({})
 
     @property
     def loss(self) -> float:
@@ -74,13 +83,13 @@ def evaluate(model: Model, batches: Batches, *, limit: int | None = None) -> Eva
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count, report = 0.0, 0, None
     with torch.no_grad():
         for i in range(len(batches) if limit is None else min(limit, len(batches))):
             batch = batches.batch(0, i)
             count += model.head.count(batch.targets, batch.tokens.valid)
             batch = batch.to(device)
-            loss, _ = model.loss(batch.inputs, batch.targets, batch.tokens, scale=1.0)
-            total += loss.item()
+            loss, aux = model.loss(batch.inputs, batch.targets, batch.tokens, scale=1.0)
+            total, report = total + loss.item(), merge(report, aux)
     model.train(training)
-    return Evaluation(total, count)
+    return Evaluation(total, count, {} if report is None else {k: x.item() for k, x in report.losses.items()})

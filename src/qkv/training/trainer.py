@@ -10,7 +10,7 @@ from qkv.checkpoints import Checkpoint
 from qkv.data import Batch
 from qkv.errors import ConfigError, FileError, TrainingError
 from qkv.models.model import Model
-from qkv.nn.sublayer import Aux
+from qkv.nn.sublayer import Aux, merge
 from qkv.shapes import Tensor
 from qkv.tasks import Opened, Task, evaluate
 from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
@@ -119,23 +119,30 @@ class Trainer:
         with products_in(precision, self.device):
             return self.model.loss(batch.inputs, batch.targets, batch.tokens, scale=scale)
 
-    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int]:
-        """Add the gradients of the mean loss over all tokens of `batches`; returns the loss and how many tokens."""
+    def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int, Aux | None]:
+        """Add the gradients of the mean loss over all tokens of `batches`.
+
+        What sublayers add to the loss is scaled like it: one over the number of tokens.
+
+        Returns:
+            The loss, how many tokens, and what the sublayers reported, summed.
+        """
         count = sum(self.model.head.count(batch.targets, batch.tokens.valid) for batch in batches)
-        total = torch.zeros((), dtype=torch.float64)
+        scale, total, report = 1 / max(1, count), torch.zeros((), dtype=torch.float64), None
         for batch in batches:
-            loss, aux = self._loss(batch, precision, 1 / max(1, count))
-            extra = sum(aux.losses.values()) / len(batches) if aux is not None and aux.losses else 0.0
-            (loss + extra).backward()
+            loss, aux = self._loss(batch, precision, scale)
+            extra = [] if aux is None else list(aux.losses.values())
+            (loss + scale * sum(extra) if extra else loss).backward()
             total += loss.detach().cpu()
-        return total.item(), count
+            report = merge(report, None if aux is None else aux.detach())
+        return total.item(), count, report
 
     def update(self) -> dict[str, Any]:
         """One step; returns its line of the metrics. Raises before the weights change."""
         recipe = self.recipe
         random = random_state(self.device)
         batches = self._micro_batches(self.step)
-        loss, count = self._gradients(batches, recipe.precision)
+        loss, count, report = self._gradients(batches, recipe.precision)
         limit = math.inf if recipe.clip is None else recipe.clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         lr = recipe.optimizer.lr * recipe.schedule.factor(self.step, recipe.steps)
@@ -144,6 +151,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
+            if report is not None:
+                self.model.after_step(report.loads)
         elif recipe.non_finite == "stop":
             set_random_state(self.device, random)  # the same dropout again; and the step leaves no trace
             where = first_non_finite(self.model, lambda: [self._loss(b, recipe.precision, None) for b in batches])
@@ -154,6 +163,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         entry = {"step": self.step, "loss": loss, "lr": lr, "gradient_norm": norm, "tokens": count}
+        if report is not None:
+            entry |= {f"aux.{name}": loss.item() / max(1, count) for name, loss in report.losses.items()}
+            entry |= {f"load.{name}": load.tolist() for name, load in report.loads.items()}
         return entry if finite else entry | {"skipped": True}
 
     # --- how good it is ----------------------------------------------------------------------------------------------
@@ -167,7 +179,8 @@ class Trainer:
             found = evaluate(self.model, self.held_out, limit=limit)
             measures = () if limit is not None else self.task.measures(self.model, found)
         self.validation = found.loss
-        return {"step": self.step, "validation_loss": found.loss} | {each.name: each.value for each in measures}
+        extra = {f"validation_aux.{name}": loss / max(1, found.tokens) for name, loss in found.extra.items()}
+        return {"step": self.step, "validation_loss": found.loss} | extra | {each.name: each.value for each in measures}
 
     def sample(self) -> str | None:
         """Something from the model as it is now; None: the recipe wants nothing."""
