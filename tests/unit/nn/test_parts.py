@@ -159,10 +159,14 @@ def test_equal_sublayers_get_names_of_their_own():
 
 
 def test_reports_are_summed():
-    one, two = Aux({"a": torch.tensor(1.0)}, (torch.ones(2),)), Aux({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
+    one = Aux({"a": torch.tensor(1.0)}, {"blocks.0.moe": torch.ones(2), "blocks.1.moe": torch.ones(3)})
+    two = Aux({"a": torch.tensor(2.0), "b": torch.tensor(5.0)}, {"blocks.1.moe": torch.ones(3)})
     both = merge(merge(None, one), two)
     assert {name: loss.item() for name, loss in both.losses.items()} == {"a": 3.0, "b": 5.0}
-    assert len(both.loads) == 1
+    assert {name: load.tolist() for name, load in both.loads.items()} == {
+        "blocks.0.moe": [1, 1],
+        "blocks.1.moe": [2, 2, 2],
+    }
     assert merge(None, None) is None
 
 
