@@ -695,7 +695,7 @@ def template(source):
 LOOP = "{% for i in range(100000) %}"
 INSIDES = "{{ ().__class__.__base__.__subclasses__() }}"
 TEMPLATES = {
-    "a loop": LOOP + "x{% endfor %}",
+    "a loop": LOOP + "x" * 100 + "{% endfor %}",
     "loops in loops": LOOP * 4 + "x" + "{% endfor %}" * 4,
     "silent loops": LOOP * 3 + "{% endfor %}" * 3,
     "a range of 10^12": "{% for i in range(1000000000000) %}{% endfor %}",
@@ -720,7 +720,7 @@ TEMPLATES = {
     "insides by a map": "{{ [''] | map(attribute='__class__') | list | tojson }}" + INSIDES,
     "insides of a function": "{{ raise_exception.__globals__['os'].system('touch canary') }}",
     "insides of a namespace": "{{ cycler.__init__.__globals__.os.system('touch canary') }}",
-    "insides of self": "{{ self._TemplateReference__context }}",
+    "insides of self": "{{ self._TemplateReference__context.environment }}",
     "insides of a loop": "{% for i in [1] %}{{ loop.__init__.__globals__.os.system('touch canary') }}{% endfor %}",
     "an item of a string": "{{ ''['__class__']['__mro__'].a }}",
     "an include": "{% include '/etc/passwd' %}",
@@ -736,7 +736,6 @@ TEMPLATES = {
     "ifs": "{% if 1 %}" * 2000 + "{% endif %}" * 2000,
     "a long sum": "{{ " + "+".join("1" * 4000) + " }}",
     "a long source": "x" * 3_000_000,
-    "many words": "{{ 1 }}" * 9000,
     "an end missing": "{% for i in [1] %}",
     "an unknown tag": "{% exec 'touch canary' %}",
     "an unknown filter": "{{ 'touch canary' | system }}",

@@ -1,14 +1,13 @@
 """Text that knows which of its characters came out of a message.
 
-A chat template writes one string in which its own words, special tokens among them, stand between those of people. What
-a person wrote must never be read as a special token, so the two have to be told apart afterwards. Looking for the
-message in the text is guesswork (templates trim and cut). Here the characters carry their source from the start, and
-every operation of a template keeps it (`qkv.data.guarded`).
+A chat template writes one string, in which its own words, special tokens among them, stand between those of people.
+What a person wrote must never be read as a special token. Searching the text for the message would be guesswork, since
+templates trim and cut. So the characters carry their source from the start, and every operation of a template keeps it.
 """
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, SupportsIndex, final
 
 SEVERAL: Final = -1  # the source of text in which those of several messages can no longer be told apart
@@ -53,15 +52,9 @@ class Rendered(str):
         """The characters from `start` to before `stop`, with their sources."""
         if start >= stop:
             return Rendered("")
-        first = max(0, bisect_right(self.runs, (start,)) - 1)
-        runs = []
-        for a, b, source in self.runs[first:]:
-            if a >= stop:
-                break
-            if b > start:
-                runs.append((max(a, start) - start, min(b, stop) - start, source))
-        inside = ((max(a, start) - start, min(b, stop) - start) for a, b in self.generated if a < stop and b > start)
-        return Rendered(str.__getitem__(self, slice(start, stop)), runs, inside)
+        runs = [(a, b, self.runs[i][2]) for i, a, b in _overlaps(self.runs, start, stop)]
+        generated = [(a, b) for _, a, b in _overlaps(self.generated, start, stop)]
+        return Rendered(str.__getitem__(self, slice(start, stop)), runs, generated)
 
     def own(self) -> str:
         """The text with NUL in place of each character that is not the template's own; white space stays."""
@@ -71,6 +64,16 @@ class Rendered(str):
             parts += [str.__getitem__(self, slice(at, start)), re.sub(r"\S", "\0", theirs)]
             at = end
         return "".join([*parts, str.__getitem__(self, slice(at, None))])
+
+
+def _overlaps(spans: Sequence[tuple[int, ...]], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """(place in the list, start, end) of the spans' parts between `start` and `stop`, counted from `start`."""
+    for i in range(max(0, bisect_right(spans, (start,)) - 1), len(spans)):
+        a, b = spans[i][:2]
+        if a >= stop:
+            return
+        if b > start:
+            yield i, max(a, start) - start, min(b, stop) - start
 
 
 def join(parts: Iterable[str]) -> str:
@@ -130,3 +133,47 @@ def mark(value: Any, source: int) -> Any:
         case dict():
             return {key: mark(item, source) for key, item in value.items()}
     return value
+
+
+METHODS: Final = frozenset({
+    "capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower", "isnumeric",
+    "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper",
+})  # fmt: skip
+
+
+def apply_method(text: str, name: str, *arguments: Any) -> Any:
+    """`text.name(*arguments)` with the sources kept, for a name in `METHODS`.
+
+    Where it is not clear which character of the result came from where, all of them count as text of the message.
+    """
+    result = getattr(str, name)(text, *arguments)
+    match name:
+        case "join":
+            return join([piece for part in arguments[0] for piece in (text, part)][1:])
+        case "replace" if arguments[0]:
+            old, new, *count = arguments
+            return join([piece for part in _split(text, text.split(old, *count), old) for piece in (new, part)][1:])
+        case _ if not isinstance(text, Rendered):
+            return taint(result, *arguments)
+        case "split" | "rsplit" if arguments and arguments[0]:
+            return _split(text, result, arguments[0])
+        case "strip" | "lstrip":
+            start = len(text) - len(str.lstrip(text, *arguments))
+            return text.cut(start, start + len(result))
+        case "removeprefix":
+            return text.cut(len(text) - len(result), len(text))
+        case "rstrip" | "removesuffix":
+            return text.cut(0, len(result))
+        case "upper" | "lower" | "title" | "capitalize" if len(result) == len(text):
+            return Rendered(result, text.runs, text.generated)
+    return taint(result, text, *arguments)
+
+
+def _split(text: str, parts: list[str], separator: str) -> list[str]:
+    """The parts with their sources."""
+    at, found = 0, list[str]()
+    for part in parts:
+        found.append(text[at : at + len(part)])
+        at += len(part) + len(separator)
+    return found

@@ -1,14 +1,18 @@
-"""Jinja for strangers: the one module that imports jinja2.
+"""Runs chat templates, which come with models from anywhere: the one module that imports jinja2.
 
-Jinja's own `ImmutableSandboxedEnvironment` closes the way to Python's insides, but not to a long wait or a full memory:
-`{{ 'a' * 10**9 }}`. Here every attribute, method, filter, test, call and operator goes through a short list
-(`qkv.data.guarded`) and a budget. What Jinja gives no hook for is changed in the syntax tree before it is compiled:
-loops count what they go through, and lists, comparisons and `~` weigh what they take.
+Jinja's own `ImmutableSandboxedEnvironment` keeps a template from Python's insides. Three things are added here.
+
+* Text keeps its sources (`qkv.data.rendered`): text has its own methods and operators, and filters mark their results.
+* Size: what operators, calls, filters and literals make is counted, before it is made where it could be huge.
+* Time: the same places, and each turn of a loop, look at the thread's clock.
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Mapping
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, cast, final
 
@@ -16,33 +20,60 @@ import jinja2
 from jinja2 import filters, nodes, tests
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext, Macro
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from qkv.data import guarded
-from qkv.data.guarded import ITEM, STEP, Budget, Method, Missing, RefusedError, TooMuchError, budget, charge, weigh
-from qkv.data.rendered import Rendered, join, taint
+from qkv.data.rendered import METHODS, Rendered, apply_method, join, taint
 
 MAX_SOURCE: Final = 1 << 16  # characters
-MAX_WORDS: Final = 1 << 13  # names, signs and stretches of text; what compiling takes grows with them
-_MAX_CALLS: Final = 40  # macros inside one another
+_ITEM: Final = 16  # of a list counts as much as so many characters
+_ROOM: Final = 1 << 22  # characters that a rendering may make, and for each that it is given:
+_ROOM_OF_CHARACTER: Final = 100
+_SECONDS: Final = 1.0  # that it may compute, and for each character that it is given:
+_SECONDS_OF_CHARACTER: Final = 1e-5
 _MAX_RANGE: Final = 100_000
-_LOOP: Final = {
-    "index", "index0", "first", "last", "length", "revindex", "revindex0", "previtem", "nextitem", "depth", "depth0"
-}  # fmt: skip
-_DIRECTIVE: Final = "aAbBcdHIjmMpSUwWxXyYZz%-"
+_MAX_BITS: Final = 4096  # of an integer
+_MAX_INDENT: Final = 16  # spaces
+_MAX_NEEDLE: Final = 256  # characters, where Python's search takes the product of both lengths
 
 # Names with a space in front cannot be written in a template.
-_COUNTED, _WEIGHED, _CHARGED, _CONCATENATED, _GENERATED = " counted", " weighed", " charged", " ~", " generation"
+_TURNS, _COUNTED, _CONCATENATED, _GENERATED = " turns", " counted", " ~", " generation"
 
 
 class RaisedError(Exception):
     """What a template says with `raise_exception`: it is not made for such messages."""
 
 
-def compile_template(source: str) -> Callable[..., Rendered]:
-    """What renders a template: `render(values, work) -> Rendered`, `work` in nanoseconds (estimated).
+class RefusedError(Exception):
+    """The template does what a template may not."""
+
+
+class TooMuchError(Exception):
+    """The template takes more time or memory than a template may."""
+
+
+@final
+class _Limits:
+    """What a rendering may still use: `room` in characters, and `until` on the thread's clock."""
+
+    def __init__(self, given: int) -> None:
+        self.room = _ROOM + _ROOM_OF_CHARACTER * given
+        self.until = time.thread_time() + _SECONDS + _SECONDS_OF_CHARACTER * given
+
+
+_limits: ContextVar[_Limits] = ContextVar("limits")
+
+
+def _spend(size: int) -> None:
+    limits = _limits.get()
+    limits.room -= size
+    if limits.room < 0 or time.thread_time() > limits.until:
+        raise TooMuchError
+
+
+def compile_template(source: str) -> Callable[[Mapping[str, Any]], Rendered]:
+    """What renders a template, from the values of its variables.
 
     Raises:
         RefusedError: The template is too long, does not compile, or has a statement that is not allowed.
@@ -51,30 +82,25 @@ def compile_template(source: str) -> Callable[..., Rendered]:
         raise RefusedError(f"it has {len(source)} characters and may have {MAX_SOURCE}")
     environment = _Environment()
     try:
-        words = (kind for _, kind, _ in environment.lex(source) if kind != "whitespace")
-        if sum(1 for _ in itertools.islice(words, MAX_WORDS + 1)) > MAX_WORDS:
-            raise RefusedError(f"it has more than {MAX_WORDS} words and signs")
         tree = environment.parse(source)
-        _guard(tree)
-        template = environment.from_string(tree)
+        _prepare(tree)
+        return functools.partial(_render, environment.from_string(tree))
     except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
         raise RefusedError(_line(error)) from None
-    return functools.partial(_render, template)
 
 
-def _render(template: jinja2.Template, values: Mapping[str, Any], work: int) -> Rendered:
-    token = budget.set(Budget(work))
+def _render(template: jinja2.Template, values: Mapping[str, Any]) -> Rendered:
+    token = _limits.set(_Limits(_size(values)))
     try:
-        context = template.new_context(dict(values))
-        text = join(list(template.root_render_func(context)))
+        text = _concat(_turns(template.root_render_func(template.new_context(dict(values)))))
     except (RefusedError, TooMuchError, RaisedError):
         raise
     except RecursionError:
         raise TooMuchError from None
-    except Exception as error:  # whatever the code of a stranger runs into
+    except Exception as error:  # whatever a stranger's program runs into
         raise RefusedError(_line(error)) from None
     finally:
-        budget.reset(token)
+        _limits.reset(token)
     return text if isinstance(text, Rendered) else Rendered(text)
 
 
@@ -82,7 +108,7 @@ def _line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-# --- the tree ---------------------------------------------------------------------------------------------------------
+# --- the syntax tree: what Jinja has no hook for ----------------------------------------------------------------------
 
 _STATEMENTS: Final = (
     nodes.Template, nodes.Output, nodes.For, nodes.If, nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.Assign,
@@ -90,54 +116,29 @@ _STATEMENTS: Final = (
 )  # fmt: skip
 
 
-def _guard(tree: nodes.Template) -> None:
-    """Refuse what is not on the list, and put the counting in."""
-    body = list(tree.find_all(nodes.Node))
-    for node in body:
+def _prepare(tree: nodes.Template) -> None:
+    """Refuse what is not on the list; count the turns of loops and what literals hold; let `~` keep sources."""
+    for node in [*reversed(list(tree.find_all(nodes.Node))), tree]:  # the leaves first
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
             raise RefusedError(f"it has {{% {type(node).__name__.lower()} %}}, which a chat template may not")
-        if isinstance(node, nodes.For) and node.recursive:
-            raise RefusedError("it has a recursive loop, which a chat template may not")
-        if isinstance(node, nodes.Name) and node.name == "self":
-            raise RefusedError("it uses 'self', which a chat template may not")
-    # From the leaves up, so that a node is still in its place when what is above it is changed.
-    for node in [*reversed(body), tree]:
+        if isinstance(node, nodes.Name) and node.name in ("varargs", "kwargs"):  # lists that nothing here counts
+            raise RefusedError(f"it uses {node.name!r}, which a chat template may not")
         for field, value in node.iter_fields():
-            setattr(node, field, _weighed(value))
-    _count(tree)
+            setattr(node, field, [*map(_hooked, value)] if isinstance(value, list) else _hooked(value))
+        if isinstance(node, nodes.For):
+            node.iter = _filter(cast(nodes.Expr, node.iter), _TURNS)
 
 
-def _count(node: nodes.Node) -> int:
-    """Let loops and macros pay for what is in them; returns what going through the node once costs at most."""
-    cost = STEP + sum(map(_count, node.iter_child_nodes()))
-    match node:
-        case nodes.TemplateData():
-            cost += guarded.CHARACTER * len(node.data)
-        case nodes.For(iter=nodes.Expr() as values):
-            node.iter = _call(_COUNTED, values, nodes.Const(cost))
-        case nodes.Macro() | nodes.CallBlock() | nodes.Template():
-            node.body.insert(0, nodes.ExprStmt(_call(_CHARGED, nodes.Const(cost))))
-    return cost
+def _hooked(node: Any) -> Any:
+    if isinstance(node, nodes.Concat):
+        return _filter(nodes.List(node.nodes), _CONCATENATED)
+    if isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+        return _filter(node, _COUNTED)
+    return node
 
 
-def _weighed(value: Any) -> Any:
-    match value:
-        case list():
-            return [_weighed(item) for item in value]
-        case nodes.Concat():
-            return _call(_CONCATENATED, nodes.List(value.nodes))
-        case nodes.List() | nodes.Dict():
-            return _call(_WEIGHED, value)
-        case nodes.Tuple() if value.ctx == "load":
-            return _call(_WEIGHED, value)
-        case nodes.Compare():
-            operands = [nodes.Operand(operand.op, _call(_WEIGHED, operand.expr)) for operand in value.ops]
-            return nodes.Compare(_call(_WEIGHED, value.expr), operands)
-    return value
-
-
-def _call(name: str, value: nodes.Expr, *arguments: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(value, name, list(arguments), [], None, None)
+def _filter(value: nodes.Expr | None, name: str) -> nodes.Filter:
+    return nodes.Filter(value, name, [], [], None, None)
 
 
 @final
@@ -150,31 +151,30 @@ class _Generation(Extension):
         """A block whose text goes through a filter that marks it."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.FilterBlock(body, nodes.Filter(None, _GENERATED, [], [], None, None)).set_lineno(line)
+        return nodes.FilterBlock(body, _filter(None, _GENERATED)).set_lineno(line)
 
 
 # --- the environment --------------------------------------------------------------------------------------------------
 
 
-class _Undefined(jinja2.Undefined, Missing):
-    """A name, key or attribute that is not there: empty as text, an error in most uses."""
-
-    __slots__ = ()
+def _concat(parts: Any) -> str:
+    parts = list(parts)
+    _spend(sum(map(len, parts)))
+    return join(parts)
 
 
 @final
 class _Environment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
-    concat = staticmethod(join)  # pyright: ignore[reportAssignmentType]
+    concat = staticmethod(_concat)  # pyright: ignore[reportAssignmentType]
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[_Generation, loopcontrols],
-            undefined=_Undefined,
             finalize=_finalize,
-            optimized=False,
+            optimized=False,  # nothing is computed while it compiles: there are no limits then
             cache_size=0,
         )
         self.filters = cast(Any, _FILTERS)
@@ -182,212 +182,194 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals = dict(_GLOBALS)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`obj.attribute`: a method on the list, else an item."""
-        if (found := guarded.method(obj, attribute)) is not None:
-            return found
-        return self.getitem(obj, attribute)
+        """`obj.attribute`; text has the methods that keep its sources, and no others."""
+        if isinstance(obj, str) and attribute in METHODS:
+            return lambda *arguments: _call_method(obj, attribute, *arguments)
+        if isinstance(obj, str | int | float):
+            return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`; never an attribute of Python's."""
-        match obj:
-            case dict() | str() | list() | tuple() | range():
-                return self._item(obj, argument)
-            case Namespace() if isinstance(argument, str) and not argument.startswith("_"):
-                return getattr(obj, argument, self.undefined(obj=obj, name=argument[:100]))
-            case LoopContext() if argument in _LOOP:
-                return getattr(obj, argument)
-            case LoopContext() if argument == "cycle":
-                return Method([], lambda _, *values: obj.cycle(*values))
-            case jinja2.Undefined():
-                return obj[argument]  # raises, and names the variable
-        return self.undefined(obj=obj, name=str(argument)[:100])
-
-    def _item(self, obj: Any, argument: Any) -> Any:
-        if isinstance(argument, slice):
-            charge(ITEM * (1 + len(obj)))
-        elif isinstance(argument, str):
-            charge(guarded.CHARACTER * len(argument))
-        try:
-            return obj[argument]
-        except (TypeError, LookupError):
-            return self.undefined(obj=obj, name=str(argument)[:100])
+        """`obj[argument]`."""
+        _spend(_ITEM)
+        if isinstance(obj, str | int | float) and isinstance(argument, str):
+            return self.getattr(obj, argument)
+        return super().getitem(obj, argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """`obj(...)`: methods, macros and the functions of the list."""
-        charge(STEP)
-        if not isinstance(__obj, Macro):  # what the compiler tells functions that ask for the context
-            kwargs.pop("_loop_vars", None)
-            kwargs.pop("_block_vars", None)
-        match __obj:
-            case jinja2.Undefined():
-                return __obj(*args)  # raises, and names the variable
-            case Macro():
-                return __self._within(lambda: __context.call(__obj, *args, **kwargs))
-            case Method() if not kwargs:
-                return __obj(*args)
-        if any(__obj is allowed for allowed in _GLOBALS.values()):
-            return __obj(*args, **kwargs)
-        raise RefusedError("it calls what is no method or function of a chat template")
-
-    def _within(self, call: Callable[[], Any]) -> Any:
-        purse = budget.get()
-        purse.depth += 1
-        if purse.depth > _MAX_CALLS:
-            raise TooMuchError
-        try:
-            return call()
-        finally:
-            purse.depth -= 1
+        """`obj(...)`."""
+        _spend(_ITEM)
+        return _counted(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`left operator right`."""
-        for value in (left, right):
-            if isinstance(value, jinja2.Undefined):
-                return self.binop_table[operator](left, right)  # raises, and names the variable
-        return guarded.operate(operator, left, right)
+        _spend(_ITEM)
+        match operator, left, right:
+            case "+", str(), str():
+                return _concat([left, right])
+            case "*", (str() | list() | tuple()), int():
+                _spend(_size(left) * max(right, 0))
+                return join([left] * right) if isinstance(left, str) else left * right
+            case "*", int(), (str() | list() | tuple()):
+                return self.call_binop(context, operator, right, left)
+            case "%", str(), _:
+                if not re.fullmatch(r"(?:[^%]|%[sd%])*", left):
+                    raise RefusedError("it formats with more than %s and %d")
+                _spend(_size(left) + _size(right))
+                return taint(left % right, left, right)
+            case "**", int(), int() if left.bit_length() * right > _MAX_BITS:
+                raise TooMuchError
+        return _counted(super().call_binop(context, operator, left, right))
 
 
-def _hidden(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As a filter or test that Jinja never evaluates while it compiles: there is no budget then."""
+def _call_method(text: str, name: str, *arguments: Any) -> Any:
+    """A method of text; one that could write or search without end is paid for first."""
+    _spend(_ITEM + len(text))
+    match name, arguments:
+        case "join", (parts,):
+            arguments = (list(parts),)
+            _spend((_ITEM + len(text)) * len(arguments[0]))
+        case "replace", (str(old), str(new), *_):
+            _spend(text.count(old) * (_ITEM + len(new)))
+        case "strip" | "lstrip" | "rstrip" | "rfind" | "rsplit" | "rpartition", (str(needle), *_) if (
+            len(needle) > _MAX_NEEDLE
+        ):
+            raise TooMuchError
+    return _counted(apply_method(text, name, *arguments))
 
-    def call(_: Context, *arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **options)
 
-    return jinja2.pass_context(call)
+def _size(value: Any) -> int:
+    """Characters in a value, what it holds included; what is not data is refused."""
+    match value:
+        case str():
+            return _ITEM + len(value)
+        case list() | tuple():
+            return _ITEM + sum(map(_size, value))
+        case dict():
+            return _ITEM + sum(map(_size, value)) + sum(map(_size, value.values()))
+        case int() if value.bit_length() > _MAX_BITS:
+            raise TooMuchError
+        case None | int() | float() | range() | jinja2.Undefined():
+            return _ITEM
+    raise RefusedError(f"it uses a {type(value).__name__} as if it were data")
+
+
+def _counted(value: Any) -> Any:
+    """The value, once there is room for it."""
+    if isinstance(value, str | int | list | tuple | dict):
+        _spend(_size(value))
+    return value
+
+
+def _turns(values: Any) -> Iterator[Any]:
+    """What a loop goes through."""
+    for value in values:
+        _spend(_ITEM)
+        yield value
+
+
+def _written(value: Any) -> str:
+    """The value as text."""
+    if isinstance(value, str):
+        return value
+    _spend(_size(value))
+    return taint(str(value), value)
 
 
 @jinja2.pass_context
 def _finalize(_: Context, value: Any) -> str:
-    return guarded.written(value)
-
-
-def _weigh(value: Any) -> Any:
-    """Pay for a value that is compared, or put into a list; what a template cannot look into costs nothing."""
-    if not isinstance(value, Namespace | Macro | LoopContext):
-        weigh(value)
-    return value
-
-
-def _counted(values: Any, cost: int) -> list[Any]:
-    """What a loop goes through, paid for."""
-    try:
-        n = len(values)
-    except TypeError:
-        values = list(values)
-        n = len(values)
-    charge((cost + ITEM) * n)
-    return list(values)
+    return _written(value)
 
 
 def _generated(text: str) -> Rendered:
-    weigh(text)
     return Rendered(text, text.runs if isinstance(text, Rendered) else (), [(0, len(text))])
 
 
 # --- filters, tests and functions -------------------------------------------------------------------------------------
 
 
-def _plainly(name: str, *, times: int = 1) -> Callable[..., Any]:
-    """Jinja's own filter, where its result is no larger than what it reads and its work a few times that."""
+def _jinjas(name: str) -> Callable[..., Any]:
+    """Jinja's own filter, where its result is not much larger than what it reads."""
     theirs: Any = filters.FILTERS[name]
+    at = int(hasattr(theirs, "jinja_pass_arg"))  # then the first argument is Jinja's context
 
-    @jinja2.pass_context
-    def apply(context: Context, value: Any, *arguments: Any, **options: Any) -> Any:
-        for _ in range(times):
-            weigh(value)
-        weigh(*arguments, *options.values())
-        needs = getattr(theirs, "jinja_pass_arg", None)
-        first = {None: (), "context": (context,), "eval_context": (context.eval_ctx,)}
-        given = first.get(needs and needs.name, (context.environment,))
-        result = theirs(*given, value, *arguments, **options)
-        if hasattr(result, "__next__"):
-            charge(STEP * len(value))
-            result = list(result)
-        return taint(result, value, *arguments)
+    @functools.wraps(theirs)
+    def apply(*arguments: Any, **options: Any) -> Any:
+        value = arguments[at]
+        _spend(_ITEM + _ITEM * (len(value) if isinstance(value, str) else 0))  # a list of its characters
+        result = theirs(*arguments, **options)
+        return _counted(taint(list(_turns(result)) if hasattr(result, "__next__") else result, *arguments[at:]))
 
     return apply
 
 
-def _default(value: Any, other: Any = "", boolean: bool = False) -> Any:
-    return other if isinstance(value, jinja2.Undefined) or (boolean and not value) else value
+def _method(name: str) -> Callable[..., Any]:
+    return lambda value, *arguments: _call_method(_written(value), name, *arguments)
 
 
-def _length(value: Any) -> int:
-    return 0 if isinstance(value, jinja2.Undefined) else len(value)
+def _joined(values: Any, separator: str = "") -> str:
+    return _call_method(separator, "join", [_written(value) for value in _turns(values)])
 
 
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, jinja2.Undefined):
-        return []
-    if (items := guarded.method(value, "items")) is None:
-        raise TypeError(f"there are no items in a {type(value).__name__}")
-    return items()
+def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
+    if type(width) is not int or not 0 <= width <= _MAX_INDENT:
+        raise RefusedError(f"it indents by other than 0 to {_MAX_INDENT} spaces")
+    return _jinjas("indent")(_written(value), width, first, blank)
 
 
-_NAMES: Final = (
-    "abs", "first", "float", "int", "last", "list", "max", "min", "map", "reject", "rejectattr", "reverse", "select",
-    "selectattr",
-)  # fmt: skip
+def _as_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """As transformers has it: characters as they are, and nothing made safe for HTML."""
+    if indent is not None and (type(indent) is not int or not 0 <= indent <= _MAX_INDENT):
+        raise RefusedError(f"it indents JSON by other than 0 to {_MAX_INDENT} spaces")
+    _spend((_size(value) + _size(separators)) * (1 + (indent or 0)))
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _counted(taint(text, value))
+
+
 _FILTERS: Final[dict[str, Callable[..., Any]]] = {
-    **{name: _plainly(name) for name in _NAMES},
-    **{name: _plainly(name, times=20) for name in ("dictsort", "sort", "unique")},
-    **{name: _hidden(guarded.text_filter(name)) for name in ("capitalize", "lower", "replace", "title", "upper")},
-    **{name: _hidden(_default) for name in ("d", "default")},
-    **{name: _hidden(_length) for name in ("count", "length")},
-    "indent": _hidden(guarded.indented),
-    "items": _hidden(_items),
-    "join": _hidden(guarded.joined),
-    "safe": _hidden(guarded.written),  # nothing is escaped here
-    "string": _hidden(guarded.written),
-    "tojson": _hidden(guarded.as_json),
-    "trim": _hidden(guarded.text_filter("strip")),
-    _CHARGED: _hidden(charge),
-    _CONCATENATED: _hidden(guarded.concatenated),
-    _COUNTED: _hidden(_counted),
-    _GENERATED: _hidden(_generated),
-    _WEIGHED: _hidden(_weigh),
-}
+    **{name: filters.FILTERS[name] for name in ("count", "d", "default", "length")},
+    **{name: _jinjas(name) for name in (
+        "abs", "dictsort", "first", "float", "int", "items", "last", "list", "map", "max", "min", "reject",
+        "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
+    )},
+    **{name: _method(name) for name in ("capitalize", "lower", "replace", "title", "upper")},
+    "indent": _indented,
+    "join": _joined,
+    "safe": _written,  # nothing is escaped here
+    "string": _written,
+    "tojson": _as_json,
+    "trim": _method("strip"),
+    _CONCATENATED: lambda parts: _concat([_written(part) for part in parts]),
+    _COUNTED: _counted,
+    _GENERATED: _generated,
+    _TURNS: _turns,
+}  # fmt: skip
 
 
-def _weighing(test: Callable[..., bool]) -> Callable[..., Any]:
-    def ask(value: Any, *arguments: Any) -> bool:
-        for one in (value, *arguments):
-            _weigh(one)
-        return test(value, *arguments)
-
-    return _hidden(ask)
+def _only(kind: type, name: str) -> Callable[..., bool]:
+    return lambda *values: all(isinstance(value, kind) for value in values) and tests.TESTS[name](*values)
 
 
-def _of_integers(test: Callable[..., bool]) -> Callable[..., Any]:
-    def ask(*numbers: Any) -> bool:
-        return all(type(number) is int for number in numbers) and test(*numbers)
-
-    return _hidden(ask)
-
-
-_KINDS: Final = (
-    "boolean", "defined", "false", "float", "integer", "iterable", "mapping", "none", "number", "sequence", "string",
-    "true", "undefined",
-)  # fmt: skip
-_COMPARING: Final = (
-    "!=", "<", "<=", "==", ">", ">=", "eq", "equalto", "ge", "greaterthan", "gt", "in", "le", "lessthan", "lower", "lt",
-    "ne", "sameas", "upper",
-)  # fmt: skip
 _TESTS: Final[dict[str, Callable[..., Any]]] = {
-    **{name: _hidden(tests.TESTS[name]) for name in _KINDS},
-    **{name: _of_integers(tests.TESTS[name]) for name in ("divisibleby", "even", "odd")},
-    **{name: _weighing(tests.TESTS[name]) for name in _COMPARING},
-}
+    **{name: tests.TESTS[name] for name in (
+        "!=", "<", "<=", "==", ">", ">=", "boolean", "defined", "eq", "equalto", "false", "float", "ge", "greaterthan",
+        "gt", "in", "integer", "iterable", "le", "lessthan", "lt", "mapping", "ne", "none", "number", "sameas",
+        "sequence", "string", "true", "undefined",
+    )},
+    **{name: _only(int, name) for name in ("divisibleby", "even", "odd")},
+    **{name: _only(str, name) for name in ("lower", "upper")},
+}  # fmt: skip
 
 
 def _raise(message: Any) -> None:
-    raise RaisedError(str(message)[:300])
+    raise RaisedError(_written(message)[:300])
 
 
 def _now(form: str) -> str:
     """The date; a width in a directive (`%999d`) would make it as long as that."""
-    directives = [piece[:1] for piece in form.replace("%%", "").split("%")[1:]]
-    if len(form) > 100 or not all(directive and directive in _DIRECTIVE for directive in directives):
+    if len(form) > 100 or not re.fullmatch(r"(?:[^%]|%-?[a-zA-Z%])*", form):
         raise RefusedError("it asks for the date in a form that a chat template may not")
     return datetime.now().strftime(form)
 
@@ -399,19 +381,6 @@ def _range(*limits: int) -> range:
     return found
 
 
-def _dict(*pairs: Any, **items: Any) -> dict[Any, Any]:
-    weigh(*pairs, *items.values())
-    return dict(*pairs, **items)
-
-
-def _namespace(*pairs: Any, **items: Any) -> Namespace:
-    return Namespace(_dict(*pairs) if pairs else {}, **items)
-
-
 _GLOBALS: Final[dict[str, Any]] = {
-    "dict": _dict,
-    "namespace": _namespace,
-    "raise_exception": _raise,
-    "range": _range,
-    "strftime_now": _now,
-}
+    "dict": dict, "namespace": Namespace, "raise_exception": _raise, "range": _range, "strftime_now": _now
+}  # fmt: skip

@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import chat_templates as templates
 from qkv.data import ChatTemplate, Rendered
 from qkv.data.rendered import SEVERAL, join, mark
-from qkv.data.sandbox import MAX_SOURCE, MAX_WORDS
+from qkv.data.sandbox import MAX_SOURCE
 from qkv.errors import ConfigError, FileError
 
 TALK = [
@@ -267,13 +267,26 @@ HOSTILE = {
     "sum": "{{ 1" + " + 1" * 2000 + " }}",
     "blocks": "{% for a in 'ab' %}" * 25 + "{% endfor %}" * 25,
     "digits": "{{ " + "9" * 60000 + " }}",
+    "to_bytes": "{{ (1).to_bytes(10 ** 9, 'big') }}",
+    "center as an item": "{{ 'x'['center'](10 ** 9) }}",
+    "varargs": "{% macro m() %}{{ varargs == varargs or m(varargs, varargs) }}{% endmacro %}{{ m(1) }}",
+    "namespaces": NS + "{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "namespaces is": NS + "{% set ns.x = namespace(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x is upper or f() }}",
+    "backwards": "{% set x = 'a' * 500000 %}{{ x.rfind('b' ~ x) }}",
+    "strip": "{% set x = 'a' * 500000 %}{{ x.strip('b' * 500000 ~ 'a') }}",
+    "branches": "{% for i in range(99999) %}{% for j in range(99999) %}"
+    + "{% if a %}{% endif %}" * 2000
+    + "{% endfor %}{% endfor %}",
     "unfinished": "{% if",
     "unknown": "{{ x | no_such_filter }}",
-    "words": "{{ a }}" * (MAX_WORDS // 2),
+    "words": "{{ a }}" * (4096),
     "length": "a" * (MAX_SOURCE + 1),
-    "bodies": "{% for i in range(99999) %}" + "{{ a }}" * (MAX_WORDS // 4) + "{% endfor %}",
+    "bodies": "{% for i in range(99999) %}" + "{{ a }}" * (2048) + "{% endfor %}",
 }
 
+
+HARMLESS = {"self", "compare", "words"}
+"""These do nothing and end soon enough."""
 
 JUDGE = """
 import json, resource, sys, time
@@ -298,18 +311,20 @@ def verdicts():
     """What became of each, in a process without the checks of types that take longest in these tests."""
     command = [sys.executable, "-c", JUDGE]
     given = json.dumps([HOSTILE, TALK])
-    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True, timeout=200)
     assert done.stderr == ""
     return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused_at_once(name, verdicts):
+def test_a_hostile_template_soon_comes_to_an_end(name, verdicts):
     error, seconds, megabytes = verdicts[name]
-    assert error is not None
-    assert error.startswith(("the chat template cannot be used: ", "the chat template takes more work or writes more"))
-    assert "\n" not in error
-    assert seconds < 1
+    assert (error is None) == (name in HARMLESS)
+    assert error is None or error.startswith(
+        ("the chat template cannot be used: ", "the chat template takes more time or memory")
+    )
+    assert "\n" not in (error or "")
+    assert seconds < 3
     assert megabytes < 200
 
 
@@ -328,7 +343,7 @@ def test_nothing_of_python_is_reachable(expression):
 
 def test_a_template_cannot_change_the_messages():
     messages = [{"role": "user", "content": ["a"]}]
-    with pytest.raises(FileError, match="has no attribute 'append'"):
+    with pytest.raises(FileError, match="access to attribute 'append'"):
         template("{{ messages[0].content.append('b') }}").render(messages, add_generation_prompt=True)
     assert messages == [{"role": "user", "content": ["a"]}]
 
@@ -341,7 +356,7 @@ def test_long_conversations_are_no_attack():
     assert len(template(templates.LLAMA).render(long, add_generation_prompt=True)) > 3_000_000
 
 
-def test_a_budget_is_of_one_rendering_and_one_thread():
+def test_limits_are_of_one_rendering_and_one_thread():
     from concurrent.futures import ThreadPoolExecutor
 
     one = template(templates.LLAMA)
