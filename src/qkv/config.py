@@ -1,5 +1,5 @@
 # pyright: reportUnknownMemberType=false
-"""Configs: frozen plain data that builds its owner.
+"""Configs: frozen plain data, and the link to the class that each of them builds.
 
 A config is keyword-only and strict, and it makes the round trip through JSON and YAML. In those it is a mapping whose
 `type` is the class name without the ending `Config`. It may be left out where the field admits a single class, or
@@ -7,9 +7,11 @@ names a concrete one first.
 """
 
 import dataclasses
+import inspect
 import re
 import types
 import typing
+from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -24,12 +26,13 @@ T = TypeVar("T", bound="Config")
 
 
 class Config:
-    """Base of every config. Subclasses are decorated with `@config`.
+    """Base of every config. Subclasses are decorated with `@config`; those that list `ABC` are abstract.
 
     Two configs with the same content are equal and hash alike. `dataclasses.replace` makes a changed copy.
     """
 
     _registry: ClassVar[dict[str, type["Config"]]] = {}
+    _owner: ClassVar[Callable[..., Any] | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -44,6 +47,18 @@ class Config:
     def tag(cls) -> str:
         """The name of this class in files: `AttentionConfig` is `Attention`."""
         return cls.__name__.removesuffix("Config")
+
+    @classmethod
+    def is_abstract(cls) -> bool:
+        """Whether it is the base of a kind, which nobody makes."""
+        return ABC in cls.__bases__ or inspect.isabstract(cls)
+
+    def _build(self, *args: Any) -> Any:
+        """What the class declared as `class Owner(Base, config=ThisConfig)` makes of this config."""
+        owner, name = type(self)._owner, type(self).__name__
+        if owner is None:
+            raise TypeError(f"{name} has nothing to build; declare a class with config={name}, or write {name}.build")
+        return owner(self, *args)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON or YAML. The inverse of `from_dict`."""
@@ -65,6 +80,19 @@ class Config:
         return typing.cast(T, _decode(dict(typing.cast(Mapping[str, Any], data)), cls, path))
 
 
+class Configured:
+    """Base of what a config builds. The class names its config: `class GLU(Sublayer, config=GLUConfig)`."""
+
+    def __init_subclass__(cls, *, config: type[Config] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if config is None:
+            return
+        known = config._owner  # pyright: ignore[reportPrivateUsage]
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"{cls.__qualname__}: {config.__name__} already builds {known.__qualname__}")
+        config._owner = cls  # pyright: ignore[reportPrivateUsage]
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def config(cls: type[T]) -> type[T]:
     """Turn a `Config` class into a frozen, keyword-only dataclass whose values are checked when it is made.
@@ -77,6 +105,8 @@ def config(cls: type[T]) -> type[T]:
     validated_init: Callable[..., None] = made.__init__
 
     def __init__(self: Any, **values: Any) -> None:  # noqa: N807
+        if cls.is_abstract():
+            raise TypeError(f"{made.__name__} is abstract; make one of its subclasses")
         names = _names(made)
         for name in values.keys() - set(names):
             raise ConfigError(f"{made.__name__} has no {name!r}; {suggest(name, names)}")
@@ -154,7 +184,7 @@ def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]
     admitted = {
         name: cls
         for name, cls in Config._registry.items()  # pyright: ignore[reportPrivateUsage]
-        if issubclass(cls, tuple(bases)) and not getattr(cls, "__abstractmethods__", None)
+        if issubclass(cls, tuple(bases)) and not cls.is_abstract()
     }
     if tag is None and len(admitted) == 1:
         return next(iter(admitted.values()))

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib
-import inspect
 import pkgutil
 import subprocess
 import sys
@@ -28,7 +27,7 @@ def subclasses(cls):
 
 
 CONFIGS = {cls for cls in subclasses(Config) if cls.__module__.startswith("qkv.")}  # tests may define some of their own
-CONCRETE = sorted((cls for cls in CONFIGS if not inspect.isabstract(cls)), key=lambda cls: cls.__name__)
+CONCRETE = sorted((cls for cls in CONFIGS if not cls.is_abstract()), key=lambda cls: cls.__name__)
 
 
 def test_every_name_is_there():

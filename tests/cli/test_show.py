@@ -1,6 +1,5 @@
 """`qkv show`: what is drawn, and where a model comes from."""
 
-import inspect
 
 import pytest
 
@@ -147,7 +146,7 @@ def test_an_open_vocabulary_is_said(capsys):
 def concrete(base):
     for cls in base.__subclasses__():
         yield from concrete(cls)
-        if cls.__module__.startswith("qkv.") and not inspect.isabstract(cls):
+        if cls.__module__.startswith("qkv.") and not cls.is_abstract():
             yield cls
 
 

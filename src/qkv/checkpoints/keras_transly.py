@@ -74,7 +74,7 @@ def load_transly(folder: Path) -> TranslyModel:
         config = _config(layers, path)
         names = _keys(layers)
         with torch.device("meta"):
-            model = config.build()
+            model = Seq2Seq(config)
     except (ConfigError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise FileError(f"{path}: its layers are none of a transly model ({reason}); get it again") from None

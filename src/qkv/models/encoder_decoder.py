@@ -112,13 +112,9 @@ class EncoderDecoderConfig(PairModelConfig):
         lengths = [each.max_length for each in (self.source, self.target) if each is not None]
         return min((n for n in lengths if n is not None), default=None)
 
-    def build(self) -> "EncoderDecoder":
-        """See `PairModelConfig`."""
-        return EncoderDecoder(self)
-
 
 @final
-class EncoderDecoder(PairModel):
+class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
     """See `EncoderDecoderConfig`. Where the vectors are shared they are the decoder's, one parameter with one name."""
 
     def __init__(self, config: EncoderDecoderConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.nn.sublayer import Aux, Sublayer
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -30,12 +30,12 @@ class ModelConfig(Config, ABC):
     def with_dropout(self, p: float) -> "ModelConfig":
         """The same with the probability of every dropout set."""
 
-    @abstractmethod
     def build(self) -> "Model":
         """The model, with fresh weights (none on the meta device)."""
+        return self._build()
 
 
-class Model(nn.Module, ABC):
+class Model(Configured, nn.Module, ABC):
     """Base of the models.
 
     Attributes:

@@ -52,7 +52,7 @@ class Decoding(ABC):
 
 
 @config
-class PairModelConfig(ModelConfig):
+class PairModelConfig(ModelConfig, ABC):
     """Base of the configs of models of pairs."""
 
     @abstractmethod
@@ -73,9 +73,9 @@ class PairModelConfig(ModelConfig):
     def vocabularies(self) -> tuple[int | None, int | None]:
         """Tokens of the source and of the target; None: open."""
 
-    @abstractmethod
     def build(self) -> "PairModel":
         """The model, with fresh weights (none on the meta device)."""
+        return self._build()
 
 
 def check_pair(inputs: Pair, tokens: Tokens | None) -> Tokens:
@@ -135,7 +135,7 @@ def open_vocabulary(embed: TokenEmbedderConfig, n: int, what: str) -> TokenEmbed
     return replace(embed, vocab_size=embed.vocab_size or n)
 
 
-class PairModel(Model):
+class PairModel(Model, ABC):
     """Base of the models of pairs.
 
     Attributes:

@@ -68,7 +68,7 @@ class RecurrentEncoderConfig(Config):
 
 @final
 class RecurrentEncoder(nn.Module):
-    """See `RecurrentEncoderConfig`."""
+    """The memory is the output of a recurrent network, and the final state starts the decoder."""
 
     def __init__(self, config: RecurrentEncoderConfig, d_model: int) -> None:
         super().__init__()

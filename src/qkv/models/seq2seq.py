@@ -83,14 +83,10 @@ class Seq2SeqConfig(PairModelConfig):
         """See `PairModelConfig`."""
         return self.source.vocab_size, self.target.vocab_size
 
-    def build(self) -> "Seq2Seq":
-        """See `PairModelConfig`."""
-        return Seq2Seq(self)
-
 
 @final
-class Seq2Seq(PairModel):
-    """See `Seq2SeqConfig`. Everything outside the decoder's own loop is computed for all tokens at once."""
+class Seq2Seq(PairModel, config=Seq2SeqConfig):
+    """A recurrent encoder and decoder. Everything outside the decoder's own loop is computed for all tokens at once."""
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()

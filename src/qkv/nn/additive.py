@@ -6,13 +6,13 @@ from typing import final
 import torch
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.ops.scores import additive_scores, dot_scores, general_scores
 from qkv.shapes import Float, Tensor
 
 
-class Score(nn.Module, ABC):
+class Score(Configured, nn.Module, ABC):
     """Base of the scores. What depends on the memory alone is computed once per sentence, by `keys`."""
 
     @abstractmethod
@@ -28,9 +28,9 @@ class Score(nn.Module, ABC):
 class ScoreConfig(Config, ABC):
     """Base of the configs of scores."""
 
-    @abstractmethod
     def build(self, d_state: int, d_memory: int) -> Score:
         """The score of states of width `d_state` and a memory of width `d_memory`."""
+        return self._build(d_state, d_memory)
 
 
 @final
@@ -51,17 +51,14 @@ class AdditiveScoreConfig(ScoreConfig):
         if self.width is not None and self.width < 1:
             raise ConfigError(f"width={self.width} must be at least 1")
 
-    def build(self, d_state: int, d_memory: int) -> "AdditiveScore":
-        """See `ScoreConfig`."""
-        return AdditiveScore(self.width or d_state, d_state, d_memory)
-
 
 @final
-class AdditiveScore(Score):
-    """See `AdditiveScoreConfig`."""
+class AdditiveScore(Score, config=AdditiveScoreConfig):
+    """v · tanh(q + k), with q = W s and k = U h."""
 
-    def __init__(self, width: int, d_state: int, d_memory: int) -> None:
+    def __init__(self, config: AdditiveScoreConfig, d_state: int, d_memory: int) -> None:
         super().__init__()
+        width = config.width or d_state
         self.q_proj = nn.Linear(d_state, width, bias=False)
         self.k_proj = nn.Linear(d_memory, width, bias=False)
         self.v = nn.Parameter(torch.empty(width).uniform_(-(width**-0.5), width**-0.5))
@@ -71,7 +68,7 @@ class AdditiveScore(Score):
         return self.k_proj(memory)
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """See `Score`."""
+        """v · tanh(q + k)."""
         queries = self.q_proj(states)
         return additive_scores(queries, keys.to(queries.dtype), self.v.to(queries.dtype))
 
@@ -82,7 +79,7 @@ class DotScoreConfig(ScoreConfig):
     """s · h, not scaled (Luong et al. 2015, section 3.1)."""
 
     def build(self, d_state: int, d_memory: int) -> "DotScore":
-        """See `ScoreConfig`.
+        """The dot product, which has no weights.
 
         Raises:
             ConfigError: The widths differ.
@@ -97,14 +94,14 @@ class DotScoreConfig(ScoreConfig):
 
 @final
 class DotScore(Score):
-    """See `DotScoreConfig`."""
+    """s · h; the keys are the memory."""
 
     def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
         """The memory itself."""
         return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """See `Score`."""
+        """s · h."""
         return dot_scores(states, keys)
 
 
@@ -114,13 +111,13 @@ class GeneralScoreConfig(ScoreConfig):
     """s · W h (Luong et al. 2015, section 3.1)."""
 
     def build(self, d_state: int, d_memory: int) -> "GeneralScore":
-        """See `ScoreConfig`."""
+        """A matrix W of (d_state, d_memory)."""
         return GeneralScore(d_state, d_memory)
 
 
 @final
 class GeneralScore(Score):
-    """See `GeneralScoreConfig`."""
+    """s · W h; the keys are the memory."""
 
     def __init__(self, d_state: int, d_memory: int) -> None:
         super().__init__()
@@ -131,5 +128,5 @@ class GeneralScore(Score):
         return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """See `Score`."""
+        """(s W) · h."""
         return general_scores(states, keys, self.weight)

@@ -47,14 +47,10 @@ class AttentionConfig(HeadsConfig):
         if self.softcap is not None and self.softcap <= 0:
             raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
-    def build(self, d_model: int) -> "Attention":
-        """The sublayer for a stream of width `d_model`."""
-        return Attention(self, d_model)
-
 
 @final
-class Attention(Mixer):
-    """See `AttentionConfig`.
+class Attention(Mixer, config=AttentionConfig):
+    """Self-attention with one fused projection to queries, keys and values.
 
     `qkv_proj.weight` holds, for each kv head: the rows of its group's query heads, its key rows, its value rows. So a
     share of the kv heads is a run of rows, which can be put on another device.

@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.nn.norms import Norm, NormConfig
@@ -30,12 +30,12 @@ class BlockConfig(Config, ABC):
         if not self.sublayers:
             raise ConfigError(f"{type(self).__name__} has no sublayers; give it at least one")
 
-    @abstractmethod
     def build(self, d_model: int) -> "Block":
         """The block for a stream of width `d_model`."""
+        return self._build(d_model)
 
 
-class Block(nn.Module, ABC):
+class Block(Configured, nn.Module, ABC):
     """Base of the blocks: holds the sublayers by name."""
 
     def __init__(self, config: BlockConfig, d_model: int) -> None:
@@ -70,14 +70,10 @@ def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
 class PreNormConfig(BlockConfig):
     """x = x + f(norm(x)), for each sublayer f (GPT-2, Llama; analysed in Xiong et al. 2020)."""
 
-    def build(self, d_model: int) -> "PreNorm":
-        """The block for a stream of width `d_model`."""
-        return PreNorm(self, d_model)
-
 
 @final
-class PreNorm(Block):
-    """See `PreNormConfig`."""
+class PreNorm(Block, config=PreNormConfig):
+    """A norm before each sublayer."""
 
     def __init__(self, config: PreNormConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -97,14 +93,10 @@ class PreNorm(Block):
 class PostNormConfig(BlockConfig):
     """x = norm(x + f(x)), for each sublayer f (Vaswani et al. 2017, section 3.1; BERT)."""
 
-    def build(self, d_model: int) -> "PostNorm":
-        """The block for a stream of width `d_model`."""
-        return PostNorm(self, d_model)
-
 
 @final
-class PostNorm(Block):
-    """See `PostNormConfig`."""
+class PostNorm(Block, config=PostNormConfig):
+    """A norm of each sum."""
 
     def __init__(self, config: PostNormConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -124,14 +116,10 @@ class PostNorm(Block):
 class OutputNormConfig(BlockConfig):
     """x = x + norm(f(x)), for each sublayer f (OLMo 2, section 3.2; Swin v2)."""
 
-    def build(self, d_model: int) -> "OutputNorm":
-        """The block for a stream of width `d_model`."""
-        return OutputNorm(self, d_model)
-
 
 @final
-class OutputNorm(Block):
-    """See `OutputNormConfig`."""
+class OutputNorm(Block, config=OutputNormConfig):
+    """A norm of each update."""
 
     def __init__(self, config: OutputNormConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -151,14 +139,10 @@ class OutputNorm(Block):
 class SandwichConfig(BlockConfig):
     """x = x + norm₂(f(norm₁(x))), for each sublayer f (Ding et al. 2021, CogView, section 2.4; Gemma 2)."""
 
-    def build(self, d_model: int) -> "Sandwich":
-        """The block for a stream of width `d_model`."""
-        return Sandwich(self, d_model)
-
 
 @final
-class Sandwich(Block):
-    """See `SandwichConfig`."""
+class Sandwich(Block, config=SandwichConfig):
+    """A norm before each sublayer, and one of its update."""
 
     def __init__(self, config: SandwichConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -179,14 +163,10 @@ class Sandwich(Block):
 class ParallelConfig(BlockConfig):
     """x = x + Σ f(norm(x)) over all sublayers f, which share one norm (GPT-J; Chowdhery et al. 2022, section 2)."""
 
-    def build(self, d_model: int) -> "Parallel":
-        """The block for a stream of width `d_model`."""
-        return Parallel(self, d_model)
-
 
 @final
-class Parallel(Block):
-    """See `ParallelConfig`."""
+class Parallel(Block, config=ParallelConfig):
+    """All sublayers read the stream through one norm."""
 
     def __init__(self, config: ParallelConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -206,14 +186,10 @@ class Parallel(Block):
 class ParallelPreNormConfig(BlockConfig):
     """x = x + Σ f(norm_f(x)) over all sublayers f, each with a norm of its own (Black et al. 2022, GPT-NeoX)."""
 
-    def build(self, d_model: int) -> "ParallelPreNorm":
-        """The block for a stream of width `d_model`."""
-        return ParallelPreNorm(self, d_model)
-
 
 @final
-class ParallelPreNorm(Block):
-    """See `ParallelPreNormConfig`."""
+class ParallelPreNorm(Block, config=ParallelPreNormConfig):
+    """All sublayers read the stream, each through its own norm."""
 
     def __init__(self, config: ParallelPreNormConfig, d_model: int) -> None:
         super().__init__(config, d_model)

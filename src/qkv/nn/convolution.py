@@ -34,14 +34,10 @@ class ConvolutionConfig(SublayerConfig):
         if self.width < 1:
             raise ConfigError(f"Convolution.width={self.width} must be at least 1 (1: a token reads only itself)")
 
-    def build(self, d_model: int) -> "Convolution":
-        """The sublayer for a stream of width `d_model`."""
-        return Convolution(self, d_model)
-
 
 @final
-class Convolution(Stateful):
-    """See `ConvolutionConfig`."""
+class Convolution(Stateful, config=ConvolutionConfig):
+    """A gated convolution and a projection of its output to the stream."""
 
     def __init__(self, config: ConvolutionConfig, d_model: int) -> None:
         super().__init__(config)

@@ -31,14 +31,10 @@ class CrossAttentionConfig(HeadsConfig):
 
     memory_dim: int | None = None
 
-    def build(self, d_model: int) -> "CrossAttention":
-        """The sublayer for a stream of width `d_model`."""
-        return CrossAttention(self, d_model)
-
 
 @final
-class CrossAttention(Mixer):
-    """See `CrossAttentionConfig`. `kv_proj.weight` holds, for each kv head: its key rows, its value rows."""
+class CrossAttention(Mixer, config=CrossAttentionConfig):
+    """`kv_proj.weight` holds, for each kv head, its key rows and then its value rows."""
 
     reads_memory: ClassVar[bool] = True
 

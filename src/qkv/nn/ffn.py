@@ -33,14 +33,10 @@ class FFNConfig(SublayerConfig):
         super().__post_init__()
         _check_width(self.d_ff)
 
-    def build(self, d_model: int) -> "FFN":
-        """The sublayer for a stream of width `d_model`."""
-        return FFN(self, d_model)
-
 
 @final
-class FFN(Sublayer):
-    """See `FFNConfig`."""
+class FFN(Sublayer, config=FFNConfig):
+    """Two projections with a nonlinearity between them."""
 
     def __init__(self, config: FFNConfig, d_model: int) -> None:
         super().__init__(config)
@@ -105,14 +101,10 @@ class GLUConfig(SublayerConfig):
         unit = 3 * self.multiple_of
         return max(1, (2 * 8 * d_model + unit) // (2 * unit)) * self.multiple_of
 
-    def build(self, d_model: int) -> "GLU":
-        """The sublayer for a stream of width `d_model`."""
-        return GLU(self, d_model)
-
 
 @final
-class GLU(Sublayer):
-    """See `GLUConfig`. `gate_up_proj.weight` holds the rows of the gate, then those of the values: one product."""
+class GLU(Sublayer, config=GLUConfig):
+    """`gate_up_proj.weight` holds the rows of the gate, then those of the values: one product."""
 
     def __init__(self, config: GLUConfig, d_model: int) -> None:
         super().__init__(config)

@@ -89,7 +89,7 @@ class LMHeadConfig(HeadConfig):
 
 @final
 class LMHead(Head):
-    """See `LMHeadConfig`."""
+    """Logits are products with the vectors of the vocabulary, so the head may share them."""
 
     def __init__(self, config: LMHeadConfig, d_model: int, vocab_size: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class VectorHeadConfig(HeadConfig):
 
 @final
 class VectorHead(Head):
-    """See `VectorHeadConfig`."""
+    """One linear map."""
 
     def __init__(self, d_model: int, n_out: int) -> None:
         super().__init__()

@@ -62,14 +62,10 @@ class LatentAttentionConfig(SublayerConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
-    def build(self, d_model: int) -> "LatentAttention":
-        """The sublayer for a stream of width `d_model`."""
-        return LatentAttention(self, d_model)
-
 
 @final
-class LatentAttention(Mixer):
-    """See `LatentAttentionConfig`. It computes one thing in two ways.
+class LatentAttention(Mixer, config=LatentAttentionConfig):
+    """Latent attention, computed in one of two ways with the same result.
 
     `expanded`: every head's keys and values are made from the latents, and attended to as usual: fewer operations a
     pair of tokens, best for many queries. `absorbed`: the expansions are multiplied into the queries and the outputs,

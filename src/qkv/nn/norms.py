@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.shapes import Float, Tensor
 
 
-class Norm(nn.Module, ABC):
+class Norm(Configured, nn.Module, ABC):
     """Base of the norms: one vector in, one of the same width out."""
 
     @abstractmethod
@@ -30,9 +30,9 @@ class NormConfig(Config, ABC):
         if self.eps < 0:
             raise ConfigError(f"eps={self.eps} must not be negative")
 
-    @abstractmethod
     def build(self, width: int) -> Norm:
         """The norm of vectors of `width` numbers."""
+        return self._build(width)
 
 
 @final
@@ -45,14 +45,10 @@ class LayerNormConfig(NormConfig):
 
     bias: bool = True
 
-    def build(self, width: int) -> "LayerNorm":
-        """The norm of vectors of `width` numbers."""
-        return LayerNorm(self, width)
-
 
 @final
-class LayerNorm(Norm):
-    """See `LayerNormConfig`."""
+class LayerNorm(Norm, config=LayerNormConfig):
+    """Normalises mean and variance; trains a weight and, if configured, a bias."""
 
     def __init__(self, config: LayerNormConfig, width: int) -> None:
         super().__init__()
@@ -80,14 +76,10 @@ class RMSNormConfig(NormConfig):
 
     offset: float = 0.0
 
-    def build(self, width: int) -> "RMSNorm":
-        """The norm of vectors of `width` numbers."""
-        return RMSNorm(self, width)
-
 
 @final
-class RMSNorm(Norm):
-    """See `RMSNormConfig`."""
+class RMSNorm(Norm, config=RMSNormConfig):
+    """Normalises the mean square; trains a weight."""
 
     def __init__(self, config: RMSNormConfig, width: int) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.ops.rotary import RotaryLayout, Rotation, rotation
 from qkv.shapes import Float, Int, Tensor
@@ -17,7 +17,7 @@ from qkv.tokens import Layout, Tokens
 # --- added to the embeddings ----------------------------------------------------------------------------------------
 
 
-class PositionTable(nn.Module, ABC):
+class PositionTable(Configured, nn.Module, ABC):
     """Base of what is added to the embeddings: a vector for each index."""
 
     @abstractmethod
@@ -29,9 +29,9 @@ class PositionTable(nn.Module, ABC):
 class PositionTableConfig(Config, ABC):
     """Base of the configs of position tables."""
 
-    @abstractmethod
     def build(self, d_model: int) -> PositionTable:
         """The table for embeddings of width `d_model`."""
+        return self._build(d_model)
 
 
 @final
@@ -41,14 +41,10 @@ class LearnedPositionsConfig(PositionTableConfig):
 
     length: int
 
-    def build(self, d_model: int) -> "LearnedPositions":
-        """The table for embeddings of width `d_model`."""
-        return LearnedPositions(self, d_model)
-
 
 @final
-class LearnedPositions(PositionTable):
-    """See `LearnedPositionsConfig`."""
+class LearnedPositions(PositionTable, config=LearnedPositionsConfig):
+    """A trained table."""
 
     def __init__(self, config: LearnedPositionsConfig, d_model: int) -> None:
         super().__init__()
@@ -79,14 +75,10 @@ class SinusoidalPositionsConfig(PositionTableConfig):
 
     base: float = 10_000.0
 
-    def build(self, d_model: int) -> "SinusoidalPositions":
-        """The table for embeddings of width `d_model`."""
-        return SinusoidalPositions(self, d_model)
-
 
 @final
-class SinusoidalPositions(PositionTable):
-    """See `SinusoidalPositionsConfig`."""
+class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
+    """A table that is computed and has no weights."""
 
     def __init__(self, config: SinusoidalPositionsConfig, d_model: int) -> None:
         super().__init__()
@@ -121,12 +113,12 @@ class ScoreBiasConfig(AttentionPositionConfig, ABC):
         """Its name."""
         return f"{self.tag()} on the scores"
 
-    @abstractmethod
     def build(self, n_heads: int) -> "ScoreBias":
         """The bias for so many query heads."""
+        return self._build(n_heads)
 
 
-class ScoreBias(nn.Module, ABC):
+class ScoreBias(Configured, nn.Module, ABC):
     """Base of the biases."""
 
     @abstractmethod
@@ -155,7 +147,7 @@ class ALiBiConfig(ScoreBiasConfig):
 
 @final
 class ALiBi(ScoreBias):
-    """See `ALiBiConfig`."""
+    """One slope for each head; no weights."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
@@ -193,14 +185,10 @@ class T5BiasConfig(ScoreBiasConfig):
                 f"buckets={self.buckets} must be at least 4 and max_distance={self.max_distance} above half of it"
             )
 
-    def build(self, n_heads: int) -> "T5Bias":
-        """The bias for so many query heads."""
-        return T5Bias(self, n_heads)
-
 
 @final
-class T5Bias(ScoreBias):
-    """See `T5BiasConfig`."""
+class T5Bias(ScoreBias, config=T5BiasConfig):
+    """A trained table of (heads, buckets)."""
 
     def __init__(self, config: T5BiasConfig, n_heads: int) -> None:
         super().__init__()

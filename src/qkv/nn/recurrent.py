@@ -234,14 +234,10 @@ class RecurrentConfig(SublayerConfig):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise ConfigError(f"Recurrent.{key}={value} must be at least 1")
 
-    def build(self, d_model: int) -> "RecurrentSublayer":
-        """The sublayer for a stream of width `d_model`."""
-        return RecurrentSublayer(self, d_model)
-
 
 @final
-class RecurrentSublayer(Stateful):
-    """See `RecurrentConfig`."""
+class RecurrentSublayer(Stateful, config=RecurrentConfig):
+    """A recurrent network and a projection of its output to the stream."""
 
     def __init__(self, config: RecurrentConfig, d_model: int) -> None:
         super().__init__(config)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.shapes import Float, Int, Tensor
@@ -42,7 +42,7 @@ def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return a | {name: a[name] + x if name in a else x for name, x in b.items()}
 
 
-class Sublayer(nn.Module, ABC):
+class Sublayer(Configured, nn.Module, ABC):
     """Base of attention, FFN and whatever else updates the stream.
 
     It works alone, without a stack around it: `update, aux = sublayer(x)` takes each row of x as one full sequence.
@@ -103,6 +103,6 @@ class SublayerConfig(Config, ABC):
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
 
-    @abstractmethod
     def build(self, d_model: int) -> Sublayer:
         """The sublayer for a stream of width `d_model`."""
+        return self._build(d_model)

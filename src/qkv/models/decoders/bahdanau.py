@@ -31,14 +31,10 @@ class BahdanauConfig(DecoderConfig):
 
     score: ScoreConfig = AdditiveScoreConfig()
 
-    def build(self, d_model: int, encoder: RecurrentEncoder) -> "Bahdanau":
-        """See `DecoderConfig`."""
-        return Bahdanau(self, d_model, encoder)
-
 
 @final
-class Bahdanau(Decoder):
-    """See `BahdanauConfig`."""
+class Bahdanau(Decoder, config=BahdanauConfig):
+    """Attends with its last state."""
 
     def __init__(self, config: BahdanauConfig, d_model: int, encoder: RecurrentEncoder) -> None:
         d_memory = encoder.net.d_out

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder, check_network
 from qkv.nn.recurrent import CellConfig, GRUConfig, Recurrent, State
@@ -70,12 +70,12 @@ class DecoderConfig(Config, ABC):
         sizes = {"d_embed": self.d_embed, "d_hidden": self.d_hidden, "d_readout": self.d_readout}
         check_network(self.layers, self.dropout, **sizes)
 
-    @abstractmethod
     def build(self, d_model: int, encoder: RecurrentEncoder) -> "Decoder":
         """The decoder of a model of width `d_model` behind that encoder."""
+        return self._build(d_model, encoder)
 
 
-class Decoder(nn.Module, ABC):
+class Decoder(Configured, nn.Module, ABC):
     """Base of the decoders. One call reads any number of tokens of the target: all in training, one in a search."""
 
     def __init__(self, config: DecoderConfig, d_model: int, encoder: RecurrentEncoder, d_extra: int) -> None:

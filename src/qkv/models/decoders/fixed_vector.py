@@ -21,14 +21,10 @@ class FixedVectorConfig(DecoderConfig):
     Source: Cho et al. 2014, section 2.1; the readout is tanh(W [s'; c; y]), as in `BahdanauConfig`.
     """
 
-    def build(self, d_model: int, encoder: RecurrentEncoder) -> "FixedVector":
-        """See `DecoderConfig`."""
-        return FixedVector(self, d_model, encoder)
-
 
 @final
-class FixedVector(Decoder):
-    """See `FixedVectorConfig`."""
+class FixedVector(Decoder, config=FixedVectorConfig):
+    """Reads the same vector with every token, so training needs no loop."""
 
     def __init__(self, config: FixedVectorConfig, d_model: int, encoder: RecurrentEncoder) -> None:
         d_memory = encoder.net.d_out

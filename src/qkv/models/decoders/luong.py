@@ -31,14 +31,10 @@ class LuongConfig(DecoderConfig):
     score: ScoreConfig = AdditiveScoreConfig()
     input_feeding: bool = True
 
-    def build(self, d_model: int, encoder: RecurrentEncoder) -> "Luong":
-        """See `DecoderConfig`."""
-        return Luong(self, d_model, encoder)
-
 
 @final
-class Luong(Decoder):
-    """See `LuongConfig`."""
+class Luong(Decoder, config=LuongConfig):
+    """Attends with its new state."""
 
     def __init__(self, config: LuongConfig, d_model: int, encoder: RecurrentEncoder) -> None:
         d_memory = encoder.net.d_out

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.nn.positions import LearnedPositionsConfig, PositionTableConfig
 from qkv.nn.quantised import Table
@@ -34,12 +34,12 @@ class EmbedderConfig(Config, ABC):
         """Tokens of the longest document that the table of positions admits; None: any."""
         return self.position.length if isinstance(self.position, LearnedPositionsConfig) else None
 
-    @abstractmethod
     def build(self, d_model: int) -> "Embedder":
         """The embedder for a stream of width `d_model`."""
+        return self._build(d_model)
 
 
-class Embedder(nn.Module, ABC):
+class Embedder(Configured, nn.Module, ABC):
     """Base of the embedders: the input's own vectors, plus positions, after dropout."""
 
     def __init__(self, config: EmbedderConfig, d_model: int) -> None:

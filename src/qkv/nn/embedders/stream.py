@@ -12,14 +12,10 @@ from qkv.shapes import Float, Tensor
 class StreamEmbedderConfig(EmbedderConfig):
     """Nothing but the position and the dropout that every embedder may add."""
 
-    def build(self, d_model: int) -> "StreamEmbedder":
-        """The embedder for a stream of width `d_model`."""
-        return StreamEmbedder(self, d_model)
-
 
 @final
-class StreamEmbedder(Embedder):
-    """See `StreamEmbedderConfig`."""
+class StreamEmbedder(Embedder, config=StreamEmbedderConfig):
+    """Passes its input on."""
 
     def embed(self, inputs: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """The input."""

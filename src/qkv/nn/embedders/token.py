@@ -27,14 +27,10 @@ class TokenEmbedderConfig(EmbedderConfig):
     vocab_size: int | None = None
     scale: float | None = 1.0
 
-    def build(self, d_model: int) -> "TokenEmbedder":
-        """The embedder for a stream of width `d_model`."""
-        return TokenEmbedder(self, d_model)
-
 
 @final
-class TokenEmbedder(Embedder):
-    """See `TokenEmbedderConfig`."""
+class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
+    """One table, which a tied head uses as well."""
 
     def __init__(self, config: TokenEmbedderConfig, d_model: int) -> None:
         super().__init__(config, d_model)

@@ -23,14 +23,10 @@ class VectorEmbedderConfig(EmbedderConfig):
     n_features: int | None = None
     bias: bool = True
 
-    def build(self, d_model: int) -> "VectorEmbedder":
-        """The embedder for a stream of width `d_model`."""
-        return VectorEmbedder(self, d_model)
-
 
 @final
-class VectorEmbedder(Embedder):
-    """See `VectorEmbedderConfig`."""
+class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
+    """One linear map."""
 
     def __init__(self, config: VectorEmbedderConfig, d_model: int) -> None:
         super().__init__(config, d_model)
