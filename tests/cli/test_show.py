@@ -1,6 +1,5 @@
 """`qkv show`: what is drawn, and where a model comes from."""
 
-
 import pytest
 
 from qkv.cli import main
