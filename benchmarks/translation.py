@@ -35,13 +35,14 @@ from qkv.config import assign
 from qkv.data import BPETokenizerConfig, TSVConfig
 from qkv.data.dates import fields_looked_at
 from qkv.generation import BeamConfig
+from qkv.loading.facts import Facts
+from qkv.loading.translator import Translator
 from qkv.models.pairs import PairModelConfig
 from qkv.presets.translators import attention_is_all_you_need, bahdanau, fixed_vector
 from qkv.tasks import PairDataConfig
 from qkv.training import AdamWConfig, RecipeConfig, WSDConfig, read_recipe
 from qkv.training.memory import keep_pages
 from qkv.training.trainer import Trainer
-from qkv.translator import Translator
 
 SPANS = ((1, 4), (5, 10), (10, 20), (20, 40), (40, 60))
 
@@ -57,8 +58,9 @@ def trained(recipe: RecipeConfig, seconds: float) -> tuple[Translator, dict[str,
         trainer.update()
         spent = time.monotonic() - began
     tokens = dataset.tokenizer
-    end = tokens.target.end_of_text
-    translator = Translator(trainer.model.eval(), tokens.source, tokens.target, end, end, recipe.context)
+    translator = Translator(
+        trainer.model.eval(), tokens.source, tokens.target, Facts.of_pairs(tokens.target, recipe.context)
+    )
     parameters = sum(p.numel() for p in trainer.model.parameters())
     return translator, {"parameters": parameters, "steps": trainer.step, "seconds": spent}, dataset.held_out
 

@@ -1,10 +1,8 @@
 """The public names. `qkv/__init__.py` reads them here, and so do editors and type checkers."""
 
 from qkv import laws as laws
-from qkv.api import export_adapter as export_adapter
 from qkv.config import Config as Config
 from qkv.context import Memory as Memory
-from qkv.conversation import Conversation as Conversation
 from qkv.cost import Cost as Cost
 from qkv.cost import summary as summary
 from qkv.data import BPETokenizerConfig as BPETokenizerConfig
@@ -28,9 +26,15 @@ from qkv.generation import BeamConfig as BeamConfig
 from qkv.generation import SamplingConfig as SamplingConfig
 from qkv.generation import beam_search as beam_search
 from qkv.generation import generate as generate
-from qkv.loaded import Completion as Completion
-from qkv.loaded import Loaded as Loaded
-from qkv.loading import load as load
+from qkv.loading.conversation import Conversation as Conversation
+from qkv.loading.facts import Facts as Facts
+from qkv.loading.layouts import load as load
+from qkv.loading.loaded import Completion as Completion
+from qkv.loading.loaded import Loaded as Loaded
+from qkv.loading.ready import Bare as Bare
+from qkv.loading.run import export_adapter as export_adapter
+from qkv.loading.saved import save as save
+from qkv.loading.translator import Translator as Translator
 from qkv.masks import And as And
 from qkv.masks import Causal as Causal
 from qkv.masks import Chunked as Chunked
@@ -106,6 +110,5 @@ from qkv.training import RecipeConfig as RecipeConfig
 from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
 from qkv.training import train as train
-from qkv.translator import Translator as Translator
 
 __version__: str

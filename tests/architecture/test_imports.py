@@ -38,8 +38,8 @@ def importers(library):
             },
         ),
         ("pickle", set()),
-        ("transformers", {"certificate.py"}),
-        ("huggingface_hub", {"api.py"}),
+        ("transformers", {"loading/certificate.py"}),
+        ("huggingface_hub", {"loading/names.py"}),
     ],
 )
 def test_few_modules_import_it(library, modules):

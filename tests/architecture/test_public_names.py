@@ -142,7 +142,7 @@ def test_every_config_is_frozen_and_makes_the_round_trip(cls):
 
 def test_whoever_loads_a_model_knows_every_part():
     """Also in a process that has imported nothing else: a part can be named in a file if it has been imported."""
-    code = "import qkv.loading; from qkv.config import Config; print(*Config._registry)"
+    code = "import qkv.loading.layouts; from qkv.config import Config; print(*Config._registry)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     parts = {cls.tag() for cls in CONCRETE if cls.__module__.startswith(("qkv.nn.", "qkv.models.", "qkv.masks"))}
     assert len(parts) > 30

@@ -13,7 +13,7 @@ from qkv.cli import main
 from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig
 from qkv.generation import SamplingConfig
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.presets.llama import llama
 
 

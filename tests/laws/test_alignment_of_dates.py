@@ -7,9 +7,10 @@ import torch
 
 from qkv.data import DatesConfig
 from qkv.data.dates import fields_looked_at, fields_of
+from qkv.loading.facts import Facts
+from qkv.loading.translator import Translator
 from qkv.training import read_recipe
 from qkv.training.trainer import Trainer
-from qkv.translator import Translator
 
 SHARE = 0.95  # of the fields of the output
 SMALL = ("steps=240", "model.d_model=48", "optimizer.lr=8.0e-3", "data.source.n=8000", "data.source.locales=[en,de,fr]")
@@ -31,8 +32,8 @@ def trained(tmp_path_factory):
         trainer.update()
     torch.set_num_threads(before)
     words = data.tokenizer
-    end = words.target.end_of_text
-    return Translator(trainer.model.eval(), words.source, words.target, end, end, recipe.context), data.held_out[:60]
+    facts = Facts.of_pairs(words.target, recipe.context)
+    return Translator(trainer.model.eval(), words.source, words.target, facts), data.held_out[:60]
 
 
 def test_it_looks_at_the_field_that_it_writes(trained):

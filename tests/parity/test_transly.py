@@ -85,8 +85,8 @@ def test_most_of_what_it_was_trained_on_is_right(folder):
 
 def test_what_it_reads_and_what_it_writes_have_limits_of_their_own(folder):
     reads, writes = qkv.load(folder / "hi2en"), qkv.load(folder / "en2hi")
-    assert (reads.longest, reads.longest_target) == (18, 16)
-    assert (writes.longest, writes.longest_target) == (16, 18)
+    assert (reads.facts.longest, reads.facts.longest_target) == (18, 16)
+    assert (writes.facts.longest, writes.facts.longest_target) == (16, 18)
     assert len(reads.source.encode("नमस्तेनमस्तेनमस्ते"[:17])) == 17
     assert reads.translate("नमस्तेनमस्तेनमस्ते"[:17])
 

@@ -22,8 +22,6 @@ import torch
 
 import qkv
 import transly
-from qkv import api
-from qkv.certificate import read_certificate
 from qkv.checkpoints import Store, hdf5_worker, keras_transly, read_folder, read_tensors
 from qkv.checkpoints.huggingface import load_model
 from qkv.checkpoints.keras_transly import load_transly
@@ -32,6 +30,7 @@ from qkv.checkpoints.pickled import read_pickled
 from qkv.config import parse_yaml
 from qkv.data import END_OF_TEXT, Tokenizer, template_of, unit_tokenizer
 from qkv.errors import FileError, QkvError
+from qkv.loading.certificate import read_certificate
 from qkv.models.pairs import PairModelConfig
 from reliability import zoo
 
@@ -208,9 +207,9 @@ FORMATS = {
     "certificate.json": Format(
         lambda f: zoo.write(f / "certificate.json", zoo.PROOF), "certificate.json", read_certificate
     ),
-    "adapter_config.json": Format(zoo.adapter, "adapter_config.json", api.load_language_model),
-    "model.yaml": Format(lambda f: zoo.own(f, SHORT), "model.yaml", api.load_language_model),
-    "recipe.yaml": Format(lambda f: zoo.run_folder(f, SHORT), "recipe.yaml", api.load_language_model, none, 800),
+    "adapter_config.json": Format(zoo.adapter, "adapter_config.json", qkv.load),
+    "model.yaml": Format(lambda f: zoo.own(f, SHORT), "model.yaml", qkv.load),
+    "recipe.yaml": Format(lambda f: zoo.run_folder(f, SHORT), "recipe.yaml", qkv.load, none, 800),
     "recurrent pairs": Format(run_on_pairs("Seq2Seq", RECURRENT), "recipe.yaml", qkv.load, none, 300),
     "attending pairs": Format(run_on_pairs("EncoderDecoder", ATTENDING), "recipe.yaml", qkv.load, none, 300),
     "manifest.json": Format(zoo.run_folder, f"{STEP}/manifest.json", latest),

@@ -1271,7 +1271,6 @@ def preload():
     """Everything that a command imports, so that no case pays for it."""
     import torch
 
-    import qkv.api
     import qkv.checkpoints.named
     import qkv.cli.chat
     import qkv.cli.convert
@@ -1279,9 +1278,10 @@ def preload():
     import qkv.cli.generate
     import qkv.cli.pull
     import qkv.cli.show
-    import qkv.conversation
-    import qkv.convert
     import qkv.cost
+    import qkv.loading.conversation
+    import qkv.loading.convert
+    import qkv.loading.layouts
     import qkv.training.recipe  # noqa: F401
 
     torch.set_num_threads(1)

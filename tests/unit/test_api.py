@@ -13,7 +13,7 @@ from qkv.config import dump_yaml, read_yaml
 from qkv.data import CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig, generate
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.presets.gpt2 import gpt2
 from tolerances import FLOAT32
 
@@ -63,7 +63,7 @@ def test_a_run_is_the_model_that_was_saved(tmp_path):
     assert not loaded.model.training
     assert loaded.config == built.config
     assert loaded.tokenizer.encode("ab") == loaded.tokenizer.encode("a") + loaded.tokenizer.encode("b")
-    assert loaded.stop_ids == (loaded.tokenizer.end_of_text,)
+    assert loaded.facts.stop_ids == (loaded.tokenizer.end_of_text,)
 
 
 def test_the_weights_can_be_trained_on(run):
@@ -108,7 +108,7 @@ def hugging_face(folder, config=(), generation=None):
 )
 def test_hugging_faces_special_ids(tmp_path, config, generation, stop, begin):
     loaded = qkv.load(hugging_face(tmp_path / "hf", config, generation))
-    assert (loaded.stop_ids, loaded.begin_id, loaded.tokenizer) == (stop, begin, None)
+    assert (loaded.facts.stop_ids, loaded.facts.begin_id, loaded.tokenizer) == (stop, begin, None)
     with pytest.raises(ConfigError, match=r"the model has no tokenizer; generate ids with qkv\.generation\.generate"):
         loaded.generate("x")
 
@@ -126,7 +126,7 @@ def test_a_tokenizer_that_is_too_large_for_the_model(tmp_path):
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    with pytest.raises(FileError, match=r"has neither recipe\.yaml \(a run\) nor config\.json \(Hugging Face\)"):
+    with pytest.raises(FileError, match=r"has neither recipe\.yaml \(a run\) nor .* nor config\.json \(Hugging Face\)"):
         qkv.load(tmp_path)
     with pytest.raises(FileError, match=r"nothing: there is no such file or folder; give a run"):
         qkv.load(tmp_path / "nothing")
@@ -199,7 +199,7 @@ def test_the_stream_is_the_text_in_pieces(loaded):
 
 @pytest.mark.parametrize("many", [False, True])
 def test_stop_strings_end_the_text(loaded, many):
-    loaded = dataclasses.replace(loaded, stop_ids=())  # so that the text is long enough
+    loaded = dataclasses.replace(loaded, facts=qkv.Facts())  # so that the text is long enough
     sampling = SamplingConfig(seed=5)
     whole = loaded.generate("ab", max_new_tokens=25, sampling=sampling)
     stop = whole[6:9]
@@ -214,7 +214,7 @@ def test_a_word_keeps_the_space_before_it(loaded):
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"▁one": 0, "▁two": 1, "▁three": 2}, unk_token="▁one"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     inner.decoder = tokenizers.decoders.Metaspace()
-    spaced = Loaded(model=loaded.model, tokenizer=Tokenizer(inner), config=loaded.config)
+    spaced = Loaded(model=loaded.model, tokenizer=Tokenizer(inner))
     text = spaced.generate("one two", max_new_tokens=20, sampling=SamplingConfig(seed=0))
     assert text.split()
     assert ("one two" + text).split() == ["one", "two", *text.split()]
@@ -224,7 +224,7 @@ def test_a_character_of_several_tokens_at_the_end_of_the_prompt(loaded):
     inner = tokenizers.Tokenizer(tokenizers.models.BPE({byte: i for i, byte in enumerate("aÃ©")}, []))  # é is two bytes
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
-    single = Loaded(model=loaded.model, tokenizer=Tokenizer(inner), config=loaded.config)
+    single = Loaded(model=loaded.model, tokenizer=Tokenizer(inner))
     assert len(single.tokenizer.encode("aé")) == 3
     text = single.generate("aé", max_new_tokens=9, sampling=SamplingConfig(seed=1))
     ids = [
@@ -248,8 +248,8 @@ def test_nothing_is_computed_after_the_last_stop_string(loaded, monkeypatch):
             taken.append(step)
             yield step
 
-    monkeypatch.setattr("qkv.loaded.generate", counted)
-    loaded = dataclasses.replace(loaded, stop_ids=())
+    monkeypatch.setattr("qkv.loading.loaded.generate", counted)
+    loaded = dataclasses.replace(loaded, facts=qkv.Facts())
     texts = loaded.generate("a", n=2, max_new_tokens=25, stop=list(DOCUMENT), sampling=SamplingConfig(seed=0))
     assert texts == ["", ""]
     assert len(taken) < 5
@@ -264,7 +264,7 @@ def test_an_empty_prompt_begins_with_the_end_of_a_text(loaded):
 
 def test_an_empty_prompt_and_no_token_to_begin_with(loaded):
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}))
-    bare = Loaded(model=loaded.model, tokenizer=Tokenizer(inner), config=loaded.config)
+    bare = Loaded(model=loaded.model, tokenizer=Tokenizer(inner))
     with pytest.raises(ConfigError, match="the prompt is empty and the tokenizer has no token to begin a text with"):
         bare.generate("")
 

@@ -56,14 +56,14 @@ def test_what_ends_a_turn_ends_the_answer(loaded, monkeypatch):
         given.append(options["stop_ids"])
         return generate(*arguments, **options)
 
-    monkeypatch.setattr("qkv.loaded.generate", spy)
+    monkeypatch.setattr("qkv.loading.loaded.generate", spy)
     loaded.chat([{"role": "user", "content": "x"}], max_new_tokens=1)
     assert given == [(0, 258)]  # end of text, and <|im_end|>
 
 
 def test_what_ends_a_turn_may_be_plain_text(loaded):
     template = qkv.ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }} ##\n{% endfor %}")
-    plain = dataclasses.replace(loaded, template=template, stop_ids=())
+    plain = dataclasses.replace(loaded, template=template, facts=qkv.Facts())
     messages = [{"role": "user", "content": "x"}]
     writing = plain.answer(plain.encode_chat(messages), 5)
     assert writing._rows[0].stops._stops == ("##",)
@@ -155,7 +155,7 @@ def test_the_oldest_turns_go_when_the_context_is_full(loaded):
 
 
 def test_the_end_of_the_context_ends_an_answer(loaded):
-    free = dataclasses.replace(loaded, stop_ids=(), template=qkv.ChatTemplate("{{ messages[0].content }}"))
+    free = dataclasses.replace(loaded, facts=qkv.Facts(), template=qkv.ChatTemplate("{{ messages[0].content }}"))
     conversation = Conversation(free, sampling=GREEDY)
     ask(conversation, "x" * 290)
     assert conversation.finish is Finish.CONTEXT
@@ -200,7 +200,7 @@ def test_several_samples_are_of_one_prompt(loaded):
 
 
 def test_why_a_text_ended(loaded):
-    stopless = dataclasses.replace(loaded, stop_ids=())
+    stopless = dataclasses.replace(loaded, facts=qkv.Facts())
     whole = stopless.generate("a", max_new_tokens=20, sampling=GREEDY)
     done = stopless.complete(["a", "b" * 395], max_new_tokens=20, sampling=GREEDY)
     assert [one.finish for one in done] == [Finish.LENGTH, Finish.CONTEXT]

@@ -9,13 +9,13 @@ import torch
 import qkv
 from chats import write_chat_run
 from qkv import SamplingConfig
-from qkv.api import find
-from qkv.certificate import read_certificate
 from qkv.checkpoints.gguf import GGUFTensor, open_gguf, quantise, read_gguf, write_gguf
 from qkv.checkpoints.named import NAMED, pull
 from qkv.cli import main
-from qkv.convert import convert
 from qkv.errors import ConfigError, FileError
+from qkv.loading.certificate import read_certificate
+from qkv.loading.convert import convert
+from qkv.loading.names import find
 from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, Packed
 from qkv.tokens import Tokens
 from tolerances import FLOAT32
@@ -60,7 +60,7 @@ def test_there_and_back(run, tmp_path, to):
     loaded = qkv.load(run)
     assert_same(made.model, loaded.model)
     assert made.tokenizer.identity() == loaded.tokenizer.identity()
-    assert (made.stop_ids, made.begin_id) == (loaded.stop_ids, loaded.begin_id)
+    assert made.facts == loaded.facts
     assert made.template is not None
     question = [{"role": "user", "content": "Hello"}]
     assert made.encode_chat(question) == loaded.encode_chat(question)
@@ -72,7 +72,7 @@ def test_gguf_there_and_back(run, tmp_path):
     path = convert(run, tmp_path / "x.gguf", to="gguf")
     torch.testing.assert_close(logits(path), logits(run), rtol=0, atol=2e-5)
     made, loaded = qkv.load(path), qkv.load(run)
-    assert made.stop_ids == loaded.stop_ids
+    assert made.facts.stop_ids == loaded.facts.stop_ids
     for text in ("Hello", "é <|im_end|>"):
         question = [{"role": "user", "content": text}]
         assert made.encode_chat(question) == loaded.encode_chat(question)
@@ -152,7 +152,7 @@ def test_a_certificate(packed, tmp_path, capsys):
 
 
 def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
-    from qkv import certificate
+    from qkv.loading import certificate
 
     honest = certificate._our_stream
     monkeypatch.setattr(certificate, "_our_stream", lambda model, ids: honest(model, ids.flip(1)))
@@ -163,8 +163,8 @@ def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_a_file_is_opened_once_and_the_certificate_is_of_float32(packed, tmp_path, monkeypatch, dtype):
     opened = []
-    monkeypatch.setattr("qkv.convert.open_gguf", lambda path: opened.append(path) or open_gguf(path))
-    monkeypatch.setattr("qkv.api.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    monkeypatch.setattr("qkv.loading.convert.open_gguf", lambda path: opened.append(path) or open_gguf(path))
+    monkeypatch.setattr("qkv.loading.foreign.open_gguf", lambda path: opened.append(path) or open_gguf(path))
     convert(packed, tmp_path / "hf", to="hf", dtype=dtype)
     convert(packed, tmp_path / "x.gguf", to="gguf", dtype=dtype)
     assert opened == [packed, packed]

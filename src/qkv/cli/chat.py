@@ -10,7 +10,7 @@ from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_mo
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qkv.conversation import Conversation
+    from qkv.loading.conversation import Conversation
 
 _HELP = """\
 /reset         forget what was said
@@ -44,7 +44,7 @@ def chat(
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
     """
-    from qkv.conversation import Conversation
+    from qkv.loading.conversation import Conversation
 
     sampling = draw.config()
     conversation = Conversation(

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from qkv.cli.opening import Whole
 
 if TYPE_CHECKING:
-    from qkv.models.pairs import PairModelConfig
-    from qkv.models.transformer import TransformerConfig
+    from qkv.models.model import ModelConfig
 
 _MOST = 2 * 10**9  # parameters of a model that is built for a check
 
@@ -28,7 +27,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     from qkv.config import expand_home
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
-    from qkv.loading import load
+    from qkv.loading.layouts import load
 
     if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
         built = load(model, dtype=getattr(torch, dtype)).model
@@ -46,7 +45,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     return 0 if report.holds else 1
 
 
-def _size(config: "TransformerConfig | PairModelConfig") -> int:
+def _size(config: "ModelConfig") -> int:
     """Parameters; those of a stack without building it, however deep it is."""
     import torch
 
@@ -59,16 +58,19 @@ def _size(config: "TransformerConfig | PairModelConfig") -> int:
         return sum(p.numel() for p in config.build().parameters())
 
 
-def _closed(config: "TransformerConfig | PairModelConfig") -> "TransformerConfig | PairModelConfig":
+def _closed(config: "ModelConfig") -> "ModelConfig":
     """The config with sizes that a tokenizer or the data would set."""
     from dataclasses import replace
 
     from qkv.models.pairs import PairModelConfig
+    from qkv.models.transformer import TransformerConfig
     from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 
     if isinstance(config, PairModelConfig):
         source, target = config.vocabularies
         return config.with_vocabularies(source or target or 256, target or source or 256, shared=source == target)
+    if not isinstance(config, TransformerConfig):
+        return config
     match config.embed:
         case TokenEmbedderConfig(vocab_size=None):
             return replace(config, embed=replace(config.embed, vocab_size=256))

@@ -24,9 +24,9 @@ def convert(
         dtype: Type of the weights; by default that of the source. The last three are for gguf.
         certify: Compare each layer with transformers, where it is installed, and write certificate.json (hf, qkv).
     """
-    from qkv.certificate import read_certificate
     from qkv.cli.drawing import certificate_lines
-    from qkv.convert import convert as run
+    from qkv.loading.certificate import read_certificate
+    from qkv.loading.convert import convert as run
 
     made = run(source, target, to=to, dtype=dtype, certify=certify)
     print(f"wrote {made}")

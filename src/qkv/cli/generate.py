@@ -14,7 +14,7 @@ from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
     from qkv.generation import SamplingConfig
-    from qkv.loaded import Completion, Loaded
+    from qkv.loading.loaded import Completion, Loaded
 
 _SEPARATOR = "\n" + "─" * 40 + "\n"
 

@@ -15,9 +15,10 @@ def inspect(model: Path, text: str, /, *, translation: str | None = None, out: P
     """
     from qkv.config import expand_home
     from qkv.inspect import draw_alignment
-    from qkv.translator import load_translator
+    from qkv.loading.layouts import load_as
+    from qkv.loading.translator import Translator
 
-    alignment = load_translator(model).align(text, translation)
+    alignment = load_as(Translator, model).align(text, translation)
     out = _free() if out is None else expand_home(out)
     draw_alignment(alignment, out)
     print(f"{text} → {alignment.translation}")

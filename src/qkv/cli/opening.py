@@ -8,7 +8,7 @@ from cyclopts import Parameter, Token
 
 if TYPE_CHECKING:
     from qkv.generation import SamplingConfig
-    from qkv.loaded import Loaded
+    from qkv.loading.loaded import Loaded
 
 
 def _whole(kind: object, tokens: Sequence[Token]) -> int:
@@ -69,9 +69,10 @@ def open_model(source: str, *, expand: DType | None = None, quantize: Width | No
     """
     import torch
 
-    from qkv.api import load_language_model
     from qkv.errors import ConfigError
+    from qkv.loading.layouts import load_as
+    from qkv.loading.loaded import Loaded
 
     if expand is not None and quantize is not None:
         raise ConfigError(f"--expand {expand} and --quantize {quantize} exclude each other; give one of them")
-    return load_language_model(source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)
+    return load_as(Loaded, source, dtype=None if expand is None else getattr(torch, expand), quantize=quantize)

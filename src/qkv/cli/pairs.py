@@ -13,10 +13,10 @@ from rich.table import Table
 
 from qkv.cli.drawing import size_in_bytes
 from qkv.data import Tokenizer
+from qkv.data.pairs import SIDES
 from qkv.models.encoder_decoder import EncoderDecoderConfig
 from qkv.models.pairs import PairModelConfig
 from qkv.models.seq2seq import Seq2SeqConfig
-from qkv.translator import SOURCE, TARGET
 
 _OPEN = 256  # tokens of a vocabulary that only the data know
 
@@ -32,7 +32,7 @@ def show_pairs(name: str, config: PairModelConfig, folder: Path, dtype: torch.dt
     console.print(
         f"[bold]{escape(name)}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}\n{describe(config)}"
     )
-    for side, size in ((SOURCE, source), (TARGET, target)):
+    for side, size in zip(SIDES, (source, target), strict=True):
         file = folder / side / "tokenizer.json"
         has = f"{Tokenizer.load(file).vocab_size:,} tokens, {file}" if file.is_file() else f"{size or 0:,} tokens"
         console.print(f"{side}: {has if size else f'set by the data; counted as {_OPEN} tokens'}", markup=False)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from qkv.cli.opening import Whole
 
 if TYPE_CHECKING:
-    from qkv.models.pairs import PairModelConfig
-    from qkv.models.transformer import TransformerConfig
+    from qkv.models.model import ModelConfig
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -36,12 +35,13 @@ def show(
     import torch
     from rich.console import Console
 
-    from qkv.certificate import read_certificate
     from qkv.cli.drawing import certificate_lines, draw, table
     from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
+    from qkv.loading.certificate import read_certificate
     from qkv.models.pairs import PairModelConfig
+    from qkv.models.transformer import TransformerConfig
 
     for name, given in (("--tokens", tokens), ("--batch", batch)):
         if given is not None and not kernels:
@@ -54,6 +54,8 @@ def show(
             if given:
                 raise ConfigError(f"{name} is for language models and {model} is a model of pairs; leave it out")
         return show_pairs(expand_home(model).absolute().name, config, expand_home(model), getattr(torch, dtype))
+    if not isinstance(config, TransformerConfig):
+        raise ConfigError(f"{model} is a {config.tag()}, which cannot be drawn; give a Transformer or a model of pairs")
     if kernels:
         from qkv.cli.kernels import kernels as table_of_kernels
 
@@ -71,60 +73,44 @@ def show(
         console.print("\n".join(certificate_lines(found)), markup=False)
 
 
-def find_config(model: str) -> "TransformerConfig | PairModelConfig":
+def find_config(model: str) -> "ModelConfig":
     """The config that a name or path stands for.
 
     Raises:
         ConfigError: It is neither a path nor a preset, or the file holds no model.
         FileError: The path cannot be read.
     """
-    from qkv.api import load_language_model
-    from qkv.checkpoints.gguf import open_gguf
-    from qkv.checkpoints.named import NAMED, pull
+    from qkv.checkpoints.named import NAMED
     from qkv.config import expand_home
+    from qkv.loading.layouts import config_of
     from qkv.presets import preset
-    from qkv.presets.translators import PAIR_PRESETS
     from qkv.training.recipe_files import built_in_recipe
-    from qkv.translator import is_translator, load_translator
 
-    if model in PAIR_PRESETS and not Path(model).exists():
-        return PAIR_PRESETS[model]()
-    path = pull(model) if model in NAMED else expand_home(model)
-    if path.suffix == ".gguf":
-        return open_gguf(path).config
-    if path.is_dir():
-        recipe = path / "recipe.yaml"  # enough to draw a run that has no checkpoint yet
-        if recipe.is_file():
-            return _read(recipe)
-        return load_translator(path).model.config if is_translator(path) else load_language_model(path).config
+    path = expand_home(model)
+    if path.is_dir() or path.suffix == ".gguf" or model in NAMED:
+        return config_of(path if path.exists() else model)
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return _read(path)
     recipe = built_in_recipe(model)
     return preset(model) if recipe is None else _read(recipe)
 
 
-def _read(path: Path) -> "TransformerConfig | PairModelConfig":
-    from qkv.api import load_language_model
+def _read(path: Path) -> "ModelConfig":
     from qkv.config import read_yaml
     from qkv.errors import ConfigError
-    from qkv.models.pairs import PairModelConfig
-    from qkv.models.transformer import TransformerConfig
+    from qkv.loading.building import model_config
+    from qkv.loading.layouts import config_of
     from qkv.training.recipe import StartConfig
     from qkv.training.recipe_files import expand_preset
-    from qkv.translator import is_translator, load_translator
 
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
     if data.get("model") is None and isinstance(data.get("start"), dict):
-        start = StartConfig.from_dict(data["start"], path="start").path
-        return load_translator(start).model.config if is_translator(start) else load_language_model(start).config
+        return config_of(StartConfig.from_dict(data["start"], path="start").path)
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)
-        kind = recipe["model"].get("type") if isinstance(recipe["model"], dict) else None
-        of_pairs = kind in {cls.tag() for cls in PairModelConfig.__subclasses__()}
-        cls = PairModelConfig if of_pairs else TransformerConfig
-        return cls.from_dict(recipe["model"], path="model" if "model" in data else "")
+        return model_config(recipe["model"], path="model" if "model" in data else "")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -12,7 +12,7 @@ from qkv.cli.opening import Whole
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from qkv.translator import Translation
+    from qkv.loading.translator import Translation
 
 
 def translate(
@@ -44,7 +44,8 @@ def translate(
         batch_size: How many texts are read side by side.
     """
     from qkv.generation import BeamConfig
-    from qkv.translator import load_translator
+    from qkv.loading.layouts import load_as
+    from qkv.loading.translator import Translator
 
     search = BeamConfig(beams=beams, length_penalty=length_penalty, max_new_tokens=max_new_tokens)
     if not 1 <= n_best <= beams:
@@ -54,7 +55,7 @@ def translate(
     if scores and as_json:
         raise ConfigError("--json says the scores already; leave --scores out")
     texts = _texts(text, file)
-    translator = load_translator(model)
+    translator = load_as(Translator, model)
     translator.encode(texts)  # what cannot be read is said before anything is written
     for at in range(0, len(texts), 16 * batch_size):
         some = texts[at : at + 16 * batch_size]

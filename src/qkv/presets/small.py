@@ -12,14 +12,16 @@ from qkv.nn.norms import RMSNormConfig
 from qkv.nn.positions import RoPEConfig
 
 
-def small() -> TransformerConfig:
-    """Four blocks of width 128; the vocabulary is the tokenizer's."""
+def small(
+    *, d_model: int = 128, n_layers: int = 4, n_heads: int = 2, vocab_size: int | None = None
+) -> TransformerConfig:
+    """Four blocks of width 128; the vocabulary is the tokenizer's, where it is not given."""
     norm = RMSNormConfig()
-    attention = AttentionConfig(n_heads=2, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
+    attention = AttentionConfig(n_heads=n_heads, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
     return TransformerConfig(
-        d_model=128,
-        embed=TokenEmbedderConfig(),
-        blocks=Repeat(n=4, pattern=PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))),
+        d_model=d_model,
+        embed=TokenEmbedderConfig(vocab_size=vocab_size),
+        blocks=Repeat(n=n_layers, pattern=PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))),
         final_norm=norm,
         head=LMHeadConfig(tied=True),
         init=InitConfig(),

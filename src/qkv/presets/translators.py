@@ -1,6 +1,7 @@
 """Models of pairs as rows of plain data: recurrent ones with attention and without, and a Transformer."""
 
 from collections.abc import Callable
+from functools import partial
 
 from qkv.masks import Causal, Full
 from qkv.models.decoders import BahdanauConfig, FixedVectorConfig, LuongConfig
@@ -59,12 +60,12 @@ def attention_is_all_you_need(
     )
 
 
-PAIR_PRESETS: dict[str, Callable[[], PairModelConfig]] = {
+PAIR_PRESETS: dict[str, Callable[..., PairModelConfig]] = {
     "bahdanau": bahdanau,
     "luong": luong,
     "fixed-vector": fixed_vector,
-    "translator": lambda: attention_is_all_you_need(d_model=128, n_layers=2, n_heads=4, d_ff=512),
-    "attention-is-all-you-need": lambda: attention_is_all_you_need(
-        d_model=512, n_layers=6, n_heads=8, d_ff=2048, shared=True
+    "translator": partial(attention_is_all_you_need, d_model=128, n_layers=2, n_heads=4, d_ff=512),
+    "attention-is-all-you-need": partial(
+        attention_is_all_you_need, d_model=512, n_layers=6, n_heads=8, d_ff=2048, shared=True
     ),
 }

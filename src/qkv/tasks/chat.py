@@ -7,7 +7,7 @@ import numpy as np
 
 from qkv.data import ConversationsConfig, Split
 from qkv.errors import ConfigError
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.models.model import Model
 from qkv.tasks.task import Asked, Recipe, SampleConfig
 from qkv.tasks.text import OfTokens

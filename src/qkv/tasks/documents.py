@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
 from qkv.config import config
-from qkv.data import SourceConfig, Tokenizer, TokenizerConfig, TokenizerFileConfig, prepare
+from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
 from qkv.errors import ConfigError
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.models.model import Model
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.tasks.chat import Chat, read_conversations
 from qkv.tasks.evaluation import Report
-from qkv.tasks.next_token import NextToken, loaded
+from qkv.tasks.next_token import NextToken
 from qkv.tasks.task import Asked, Recipe, Start, TaskConfig
 from qkv.tasks.text import Text, evaluate_text, read_texts
 from qkv.tasks.vectors import Vectors
@@ -74,7 +74,7 @@ class DataConfig(TaskConfig):
     def open(cls, folder: Path, model: Model) -> Loaded:
         """See `TaskConfig`."""
         assert isinstance(model, Transformer)
-        return loaded(model, Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None)
+        return Loaded.read(model, folder)
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:

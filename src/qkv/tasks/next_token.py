@@ -4,9 +4,9 @@ import dataclasses
 from abc import abstractmethod
 from pathlib import Path
 
-from qkv.data import Batches, Dataset, PackedBatches, Tokenizer, template_of
+from qkv.data import Batches, Dataset, PackedBatches
 from qkv.errors import ConfigError
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.tasks.task import Recipe, Task
@@ -69,10 +69,4 @@ class NextToken(Task):
         assert isinstance(model, Transformer)
         if self.start is not None:
             return dataclasses.replace(self.start, model=model)
-        return loaded(model, self.dataset.tokenizer)
-
-
-def loaded(model: Transformer, tokenizer: Tokenizer | None) -> Loaded:
-    """A model of ours with the tokenizer of its run."""
-    stop = () if tokenizer is None or tokenizer.end_of_text is None else (tokenizer.end_of_text,)
-    return Loaded(model, tokenizer, model.config, stop, template=template_of(tokenizer))
+        return Loaded.of(model, self.dataset.tokenizer)

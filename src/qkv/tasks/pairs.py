@@ -21,15 +21,16 @@ from qkv.data import (
     encode_pairs,
 )
 from qkv.data.dataset import held_out
-from qkv.data.pairs import SIDES, TextPair
+from qkv.data.pairs import TextPair
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
+from qkv.loading.facts import Facts
+from qkv.loading.translator import Translator
 from qkv.models.model import Model, ModelConfig
 from qkv.models.pairs import PairModel, PairModelConfig
 from qkv.tasks.evaluation import Measure, Report
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
 from qkv.tasks.text import check_prompt
-from qkv.translator import Translator
 
 LENGTHS: Final = ((1, 5), (6, 10), (11, 20), (21, 40), (41, None))
 """Tokens of a source, in ranges for which the numbers are given apart."""
@@ -125,16 +126,7 @@ class PairDataConfig(TaskConfig):
     def open(cls, folder: Path, model: Model) -> Translator:
         """See `TaskConfig`."""
         assert isinstance(model, PairModel)
-        tokenizer = PairTokenizer.load(folder)
-        for side, n in zip((tokenizer.source, tokenizer.target), model.config.vocabularies, strict=True):
-            if n is not None and side.vocab_size > n:
-                raise FileError(
-                    f"{folder}: a tokenizer has {side.vocab_size} tokens and the model {n}; put the tokenizers there "
-                    "that belong to the model"
-                )
-        if tokenizer.target.end_of_text is None:
-            raise FileError(f"{folder / SIDES[1]}: the tokenizer has no end-of-text token; put the run's own there")
-        return _translator(model, tokenizer, model.config.longest)
+        return Translator.read(model, folder)
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
@@ -194,7 +186,8 @@ class Pairs(Task):
     def sample(self, model: Model, recipe: Recipe, settings: SampleConfig) -> str:
         """What the model makes of the prompt, or of the first pairs that were held out."""
         assert isinstance(model, PairModel)
-        translator = _translator(model, self.tokenizer, recipe.context)
+        source, target = self.tokenizer.source, self.tokenizer.target
+        translator = Translator(model, source, target, Facts.of_pairs(target, recipe.context))
         texts = [settings.prompt] if settings.prompt else [source for source, _ in self.held_out[:3]]
         training = model.training
         model.eval()
@@ -214,17 +207,11 @@ class Pairs(Task):
         return f"qkv translate {folder} TEXT   ·   qkv eval {folder}   ·   qkv inspect {folder} TEXT"
 
 
-def _translator(model: PairModel, tokenizer: PairTokenizer, longest: int | None) -> Translator:
-    end = tokenizer.target.end_of_text
-    assert end is not None
-    return Translator(model, tokenizer.source, tokenizer.target, end, end, longest)
-
-
 def _tokenizers_of(start: Start) -> PairTokenizer:
     """Those of a translator; one object where they are one."""
     base = start.opened
     if not isinstance(base, Translator):
-        raise FileError(f"{start.path}: is no translator; a language model writes with qkv generate")
+        raise ConfigError(f"start.path={start.path} is no model of pairs; start from one, or give other data")
     if base.begin_id != base.end_id:
         raise ConfigError(
             f"start.path={start.path}: its targets begin with another token than they end with, and training begins "

@@ -6,7 +6,7 @@ from typing import final
 
 from qkv.data import FilesConfig, PackedBatches, Split, Tokenizer
 from qkv.errors import ConfigError
-from qkv.loaded import Loaded
+from qkv.loading.loaded import Loaded
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from qkv.config import expand_home
 from qkv.errors import ConfigError
-from qkv.loading import load
+from qkv.loading.layouts import load
 from qkv.tasks import Asked, Report, task_of
 from qkv.training.run import RECIPE, Run
 

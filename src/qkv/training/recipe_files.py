@@ -6,7 +6,7 @@ from typing import Any
 
 from qkv.config import assign, read_yaml
 from qkv.errors import ConfigError, FileError, suggest
-from qkv.presets import PAIR_PRESETS, preset
+from qkv.presets import preset
 from qkv.training.recipe import RecipeConfig
 
 _BUILT_IN = Path(__file__).parent.parent / "recipes"
@@ -75,4 +75,4 @@ def _allow_preset(data: dict[str, Any], change: str) -> None:
 
 def _preset(name: str) -> dict[str, Any]:
     """The config of a preset, of a language model or of a model of pairs."""
-    return PAIR_PRESETS[name]().to_dict() if name in PAIR_PRESETS else preset(name).to_dict()
+    return preset(name).to_dict()

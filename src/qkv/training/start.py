@@ -7,7 +7,7 @@ from typing import Any
 
 from qkv.config import expand_home
 from qkv.errors import ConfigError
-from qkv.loading import load
+from qkv.loading.layouts import load
 from qkv.nn.quantised import Packed
 from qkv.tasks import Opened, Start, Task
 from qkv.training.memory import keep_pages

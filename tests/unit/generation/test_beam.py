@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from qkv.api import load_language_model
+import qkv
 from qkv.errors import ConfigError, QkvError
 from qkv.generation import BeamConfig, TextDecoding, beam_search
 from qkv.models.decoders import LuongConfig
@@ -161,7 +161,7 @@ def test_it_is_that_of_transformers(tmp_path, beams, penalty):
         do_sample=False, early_stopping="never", length_penalty=penalty, max_new_tokens=9, pad_token_id=2,
         return_dict_in_generate=True, output_scores=True,
     )  # fmt: skip
-    decoding = TextDecoding(load_language_model(tmp_path).model, [prompt[:-1]], capacity=9)
+    decoding = TextDecoding(qkv.load(tmp_path).model, [prompt[:-1]], capacity=9)
     search = BeamConfig(beams=beams, length_penalty=penalty, max_new_tokens=9)
     (found,) = beam_search(decoding, prompt[-1:], end_ids=[2], search=search)
     for ours, ids, score in zip(found, want.sequences.tolist(), want.sequences_scores.tolist(), strict=True):

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 import qkv
-import qkv.api
 import qkv.cli
 from chats import write_chat_run
 from qkv.checkpoints import digest, read_tensors, write_tensors
 from qkv.config import dump_yaml, read_yaml
-from qkv.convert import convert
 from qkv.errors import ConfigError, FileError
+from qkv.loading.convert import convert
 from qkv.nn.adapters import LoRAConfig, add_adapters, load_adapters
 from qkv.tasks import Start
 from qkv.training import read_recipe, train, trainer
@@ -117,7 +116,7 @@ def test_what_is_loaded_is_what_was_trained(tmp_path, base):
     torch.testing.assert_close(loaded.model(IDS), model(IDS), rtol=0, atol=FLOAT32)
     assert not loaded.model.training
     assert all(p.requires_grad for p in loaded.model.parameters())
-    assert loaded.stop_ids == qkv.load(base).stop_ids
+    assert loaded.facts == qkv.load(base).facts
 
 
 def test_loading_draws_no_random_numbers(tmp_path, base):
@@ -359,7 +358,7 @@ def test_adapters_that_sit_on_themselves(tmp_path, base):
     data = read_yaml(run / "recipe.yaml")
     data["start"]["path"] = str(run)
     (run / "recipe.yaml").write_text(dump_yaml(data))
-    with pytest.raises(FileError, match=r"its adapters sit on .*tuned, which sits on them; mend 'start'"):
+    with pytest.raises(FileError, match=r"its adapters sit on .*tuned, which sits on them; fix 'start'"):
         qkv.load(run)
     data["start"] = None
     (run / "recipe.yaml").write_text(dump_yaml(data))
@@ -399,7 +398,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
 
 
 def test_packed_weights_are_refused(tmp_path, base, monkeypatch):
-    monkeypatch.setattr("qkv.training.start.load", lambda path: qkv.api.load_language_model(path, quantize="int8"))
+    monkeypatch.setattr("qkv.training.start.load", lambda path: qkv.load(path, quantize="int8"))
     with pytest.raises(
         ConfigError, match=r"its weights are packed, .*; `qkv convert .* --to hf`, and start from FOLDER"
     ):

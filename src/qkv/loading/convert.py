@@ -1,25 +1,25 @@
 """Checkpoints from one layout to another."""
 
 import copy
-import tempfile
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 
-from qkv.api import MODEL, export_adapter, find, load_language_model, load_opened
-from qkv.certificate import NAME, certificate
-from qkv.certificate import encode as encode_certificate
-from qkv.checkpoints import write_tensors
 from qkv.checkpoints.families import family_of
 from qkv.checkpoints.gguf import HuggingFace, Opened, encode, file_type, from_huggingface, open_gguf, write_gguf
 from qkv.checkpoints.huggingface import save_model
-from qkv.checkpoints.tensors import sync_folder
-from qkv.config import dump_yaml
 from qkv.data.gguf_vocabulary import write_vocabulary
-from qkv.errors import ConfigError, FileError
-from qkv.fetch import write_atomic
-from qkv.loaded import Loaded
+from qkv.errors import ConfigError
+from qkv.loading.certificate import NAME, certificate
+from qkv.loading.certificate import encode as encode_certificate
+from qkv.loading.foreign import load_opened
+from qkv.loading.layouts import load_as
+from qkv.loading.loaded import Loaded
+from qkv.loading.names import find
+from qkv.loading.ready import Ready
+from qkv.loading.run import export_adapter
+from qkv.loading.saved import write
 
 Layout = Literal["hf", "gguf", "qkv", "peft"]
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,29 +62,40 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         _to_gguf(found, opened, target, dtype)
         return target
     asked = DTYPES[dtype] if dtype else torch.float32 if opened is not None and opened.has_blocks else None
-    loaded = _load(found, opened, torch.float32 if certify and asked is not None else asked)
-    files = {} if loaded.tokenizer is None else loaded.tokenizer.files()
-    if certify:
-        wide = all(p.dtype == torch.float32 for p in loaded.model.parameters())
-        model = loaded.model if wide else copy.deepcopy(loaded.model).float()
+    ready = _load(
+        found, opened, torch.float32 if certify and asked is not None else asked, Ready if to == "qkv" else Loaded
+    )
+    files = dict[str, bytes]()
+    if certify and isinstance(ready, Loaded):
+        wide = all(p.dtype == torch.float32 for p in ready.model.parameters())
+        model = ready.model if wide else copy.deepcopy(ready.model).float()
         files[NAME] = encode_certificate(certificate(found, model))
         del model
-    loaded.model.to(dtype=asked)
-    if to == "hf":
-        ids = {"stop_ids": loaded.stop_ids, "begin_id": loaded.begin_id}
-        save_model(loaded.model, target, files=files, **ids)
-    else:
-        _to_qkv(loaded, target, files)
+    ready.model.to(dtype=asked)
+    if to == "qkv":
+        write(ready, target, files)
+        return target
+    assert ready.facts is not None
+    facts = {"stop_ids": ready.facts.stop_ids, "begin_id": ready.facts.begin_id}
+    save_model(ready.model, target, files=ready.files() | files, **facts)
     return target
 
 
-def _load(source: Path, opened: Opened | None, dtype: torch.dtype | None) -> Loaded:
-    return load_language_model(source, dtype=dtype) if opened is None else load_opened(opened, dtype)
+R = TypeVar("R", bound=Ready)
+
+
+def _load(source: Path, opened: Opened | None, dtype: torch.dtype | None, kind: type[R]) -> R:
+    if opened is None:
+        return load_as(kind, source, dtype=dtype)
+    loaded = load_opened(opened, dtype)
+    loaded.check(source)
+    assert isinstance(loaded, kind)
+    return loaded
 
 
 def _to_gguf(source: Path, opened: Opened | None, target: Path, dtype: str | None) -> None:
     if opened is None:
-        loaded = load_language_model(source, dtype=None if dtype is None else DTYPES.get(dtype, torch.float32))
+        loaded = _load(source, None, None if dtype is None else DTYPES.get(dtype, torch.float32), Loaded)
         words = _words(loaded, source)
     else:  # its vocabulary is carried over as it stands there
         words = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.")}
@@ -94,7 +105,7 @@ def _to_gguf(source: Path, opened: Opened | None, target: Path, dtype: str | Non
             kept = {key: opened.metadata[key] for key in names if key in opened.metadata}
             write_gguf(target, metadata | kept | words, tensors)
             return
-        loaded = load_opened(opened, DTYPES.get(dtype, torch.float32))
+        loaded = _load(source, opened, DTYPES.get(dtype, torch.float32), Loaded)
     family = family_of(loaded.config)
     state = family.keys(loaded.config).to_theirs({k: v.detach() for k, v in loaded.model.state_dict().items()})
     metadata, tensors = from_huggingface(HuggingFace(family.write(loaded.config), state, {}), source=str(source))
@@ -106,27 +117,8 @@ def _words(loaded: Loaded, source: Path) -> dict[str, Any]:
     """The vocabulary as metadata."""
     if loaded.tokenizer is None:
         raise ConfigError(f"{source}: has no tokenizer, and a GGUF file without one is of no use; put one there")
-    made = write_vocabulary(loaded.tokenizer, begin_id=loaded.begin_id)
-    made["tokenizer.ggml.add_bos_token"] = loaded.add_begin
+    made = write_vocabulary(loaded.tokenizer, begin_id=loaded.facts.begin_id)
+    made["tokenizer.ggml.add_bos_token"] = loaded.facts.begins
     if loaded.tokenizer.chat_template is not None:
         made["tokenizer.chat_template"] = loaded.tokenizer.chat_template
     return made
-
-
-def _to_qkv(loaded: Loaded, target: Path, files: dict[str, bytes]) -> None:
-    text = {"model": loaded.config.to_dict(), "stop_ids": list(loaded.stop_ids), "begin_id": loaded.begin_id}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-            partial = Path(folder) / "whole"
-            partial.mkdir()
-            write_tensors(partial / "model.safetensors", loaded.model.state_dict(), {"format": "pt"})
-            for name, data in {MODEL: dump_yaml(text).encode(), **files}.items():
-                write_atomic(partial / name, data)
-            if target.exists():
-                target.rmdir()
-            sync_folder(partial)
-            partial.replace(target)
-            sync_folder(target.parent)
-    except OSError as error:
-        raise FileError(f"{target}: cannot be written ({error.strerror}); choose another place") from None

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final, overload
 
-from qkv.data import ChatTemplate, Message, TextStream, Tokenizer
+from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
 from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate
+from qkv.loading.facts import Facts
+from qkv.loading.ready import Ready, check_vocabulary, tokenizer_in
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 
 Stop = str | Sequence[str]
+_NOTHING = Facts()
 
 
 @final
@@ -31,26 +35,57 @@ class Completion:
 
 @final
 @dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer.
+class Loaded(Ready):
+    """A language model, or one of vectors, with its tokenizer.
 
     Attributes:
         model: In evaluation mode.
-        tokenizer: None where the folder has none (a model of vectors).
-        config: What the model was built from.
-        stop_ids: Tokens that end a text.
-        begin_id: What an empty prompt begins with; None: the tokenizer's `end_of_text`.
+        tokenizer: None where there is none (a model of vectors).
+        facts: What is known of it besides.
         template: How a conversation is written; None: the model has no chat template.
-        add_begin: Whether every prompt begins with `begin_id`, as the model is used to.
     """
 
+    what = "a language model"
+    verbs = "qkv generate, chat or eval"
+
     model: Transformer
-    tokenizer: Tokenizer | None
-    config: TransformerConfig
-    stop_ids: tuple[int, ...] = ()
-    begin_id: int | None = None
+    tokenizer: Tokenizer | None = None
+    facts: Facts = _NOTHING
     template: ChatTemplate | None = None
-    add_begin: bool = False
+
+    @classmethod
+    def of(cls, model: Transformer, tokenizer: Tokenizer | None, facts: Facts | None = None) -> "Loaded":
+        """The model with a tokenizer and its template; None for the facts: those of a model that qkv trained."""
+        return cls(model, tokenizer, facts or Facts.of(tokenizer), template_of(tokenizer))
+
+    @classmethod
+    def read(cls, model: Transformer, folder: Path, facts: Facts | None = None) -> "Loaded":
+        """The model with the tokenizer of a folder; None for the facts: those of a model that qkv trained.
+
+        Raises:
+            FileError: The tokenizer is damaged.
+        """
+        return cls.of(model, tokenizer_in(folder), facts)
+
+    @property
+    def config(self) -> TransformerConfig:
+        """What the model was built from."""
+        return self.model.config
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens of the model; None: it reads something else."""
+        embed = self.config.embed
+        return embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
+
+    def check(self, source: Path) -> None:
+        """Refuse a tokenizer with more tokens than the model."""
+        check_vocabulary(self.tokenizer, self.vocab_size, source)
+
+    def files(self) -> dict[str, bytes]:
+        """Those of the tokenizer, and the template."""
+        files = {} if self.tokenizer is None else self.tokenizer.files()
+        return files if self.template is None else files | {"chat_template.jinja": self.template.source.encode()}
 
     @overload
     def generate(
@@ -143,7 +178,7 @@ class Loaded:
         if not prompts:
             return []
         writing = self._write(
-            self.encode_prompts(prompts), max_new_tokens, self.stop_ids, stop, sampling, streams=streams
+            self.encode_prompts(prompts), max_new_tokens, self.facts.stop_ids, stop, sampling, streams=streams
         )
         texts = ["".join(row) for row in zip(*writing, strict=True)]
         return [Completion(*row) for row in zip(prompts, texts, writing.finish, strict=True)]
@@ -157,7 +192,7 @@ class Loaded:
         sampling: SamplingConfig | None = None,
     ) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
-        return self._write(self.encode_prompts([prompt]), max_new_tokens, self.stop_ids, stop, sampling).single()
+        return self._write(self.encode_prompts([prompt]), max_new_tokens, self.facts.stop_ids, stop, sampling).single()
 
     def chat(
         self,
@@ -201,11 +236,11 @@ class Loaded:
         """
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
-        begin = self.tokenizer.end_of_text if self.begin_id is None else self.begin_id
+        begin = self.tokenizer.end_of_text if self.facts.begin_id is None else self.facts.begin_id
         texts = self.tokenizer.encode_batch(prompts)
-        if self.add_begin or not all(texts):
+        if self.facts.begins or not all(texts):
             self._check_begin(begin)
-        if self.add_begin and begin is not None:
+        if self.facts.begins and begin is not None:
             return [[begin, *ids] for ids in texts]
         encoded = [ids or ([] if begin is None else [begin]) for ids in texts]
         if not all(encoded):
@@ -214,10 +249,10 @@ class Loaded:
 
     def _check_begin(self, begin: int | None) -> None:
         """Raise `FileError` where the model has no such token. Some files name one, which is never used."""
-        n = self.config.embed.vocab_size if isinstance(self.config.embed, TokenEmbedderConfig) else None
+        n = self.vocab_size
         if begin is not None and n is not None and not 0 <= begin < n:
             raise FileError(
-                f"the token that begins a text has the id {begin} and the model {n} tokens; mend the model's "
+                f"the token that begins a text has the id {begin} and the model {n} tokens; fix the model's "
                 "'bos_token_id' (in our own layout 'begin_id')"
             )
 
@@ -249,7 +284,7 @@ class Loaded:
         end = template.end_of_turn()
         special = tokenizer.special_ids(end)
         stops = (*_several(stop), *([end] if end and not special else []))
-        return self._write([list(ids)], max_new_tokens, (*self.stop_ids, *special), stops, sampling, kept=kept)
+        return self._write([list(ids)], max_new_tokens, (*self.facts.stop_ids, *special), stops, sampling, kept=kept)
 
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
         if self.template is None or self.tokenizer is None:

@@ -6,7 +6,7 @@ from typing import Final, final
 from qkv.data import Message
 from qkv.errors import ConfigError
 from qkv.generation import Finish, Kept, SamplingConfig, context_of
-from qkv.loaded import Loaded, Writing
+from qkv.loading.loaded import Loaded, Writing
 
 _PART: Final = 4  # an answer shall have a quarter of the context, or what it may have at most if that is less
 

@@ -1,6 +1,5 @@
 """A model of pairs with its tokenizers: texts in, texts out."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,20 +7,16 @@ from typing import final
 
 import torch
 
-from qkv.checkpoints import Store, check_depth, check_fit
-from qkv.checkpoints.keras_transly import VOCABULARIES, WEIGHTS, TranslyModel, Unit, load_transly
-from qkv.config import expand_home, read_yaml
-from qkv.data import PairTokenizer, Tokenizer, unit_tokenizer
+from qkv.data import PairTokenizer, Tokenizer
 from qkv.data.pairs import SIDES
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig, Hypothesis, beam_search
 from qkv.inspect import Alignment
-from qkv.models.pairs import Pair, PairModel, PairModelConfig
+from qkv.loading.facts import Facts
+from qkv.loading.ready import Ready, check_vocabulary
+from qkv.models.pairs import Pair, PairModel
 from qkv.shapes import Int, Tensor
 from qkv.tokens import Tokens
-
-RECIPE = "recipe.yaml"
-SOURCE, TARGET = SIDES
 
 
 @final
@@ -44,26 +39,59 @@ class Translation:
 
 @final
 @dataclass(frozen=True)
-class Translator:
+class Translator(Ready):
     """A model of pairs with its tokenizers.
 
     Attributes:
         model: In evaluation mode.
         source: Of what is read.
         target: Of what is written.
-        begin_id: What every target begins with.
-        end_id: What ends it.
-        longest: Tokens of a source at most; None: any.
-        longest_target: Tokens of a target at most, its end included; None: as of a source.
+        facts: What is known of it besides; the first of `stop_ids` ends a target.
     """
+
+    what = "a model of pairs"
+    verbs = "qkv translate, eval or inspect"
 
     model: PairModel
     source: Tokenizer
     target: Tokenizer
-    begin_id: int
-    end_id: int
-    longest: int | None = None
-    longest_target: int | None = None
+    facts: Facts
+
+    @classmethod
+    def read(cls, model: PairModel, folder: Path, facts: Facts | None = None) -> "Translator":
+        """The model with the tokenizers of a folder; None for the facts: those of a model that qkv trained.
+
+        Raises:
+            FileError: A tokenizer is damaged.
+        """
+        words = PairTokenizer.load(folder)
+        facts = Facts.of_pairs(words.target, model.config.longest) if facts is None else facts
+        return cls(model, words.source, words.target, facts)
+
+    def check(self, source: Path) -> None:
+        """Refuse tokenizers with more tokens than the model, and targets that nothing begins or ends."""
+        for tokenizer, n in zip((self.source, self.target), self.model.config.vocabularies, strict=True):
+            check_vocabulary(tokenizer, n, source)
+        if self.facts.begin_id is None or not self.facts.stop_ids:
+            raise FileError(
+                f"{source}: the tokenizer of the targets has no end-of-text token; put the model's own there"
+            )
+
+    def files(self) -> dict[str, bytes]:
+        """Those of both tokenizers."""
+        sides = zip(SIDES, (self.source, self.target), strict=True)
+        return {f"{side}/{name}": data for side, words in sides for name, data in words.files().items()}
+
+    @property
+    def begin_id(self) -> int:
+        """What every target begins with."""
+        assert self.facts.begin_id is not None
+        return self.facts.begin_id
+
+    @property
+    def end_id(self) -> int:
+        """What ends it."""
+        return self.facts.stop_ids[0]
 
     def translate(self, text: str, *, search: BeamConfig | None = None) -> str:
         """The best translation.
@@ -122,7 +150,7 @@ class Translator:
         return Alignment(names, written, weights, self.target.decode(target) if translation is None else translation)
 
     def _bounded(self, search: BeamConfig) -> BeamConfig:
-        limit = self.longest_target or self.longest
+        limit = self.facts.longest_target or self.facts.longest
         return search if limit is None else replace(search, max_new_tokens=min(limit, search.max_new_tokens))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -131,11 +159,11 @@ class Translator:
         Raises:
             ConfigError: As in `translations`; texts are numbered from 1.
         """
-        sources = self._encoded([text.strip() for text in texts])
+        sources, longest = self._encoded([text.strip() for text in texts]), self.facts.longest
         for number, ids in enumerate(sources, start=1):
-            if self.longest is not None and len(ids) > self.longest:
+            if longest is not None and len(ids) > longest:
                 raise ConfigError(
-                    f"text {number} has {len(ids)} tokens and the model takes at most {self.longest}; cut it into parts"
+                    f"text {number} has {len(ids)} tokens and the model takes at most {longest}; cut it into parts"
                 )
         return sources
 
@@ -174,94 +202,3 @@ def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
         return names
     stream = tokenizer.stream()
     return [stream.push(token) for token in ids]
-
-
-def is_translator(path: str | Path) -> bool:
-    """Whether a folder, or a file in it, is a model of pairs, as far as the names in it say."""
-    folder = _folder(path)
-    return (folder / WEIGHTS).is_file() or (folder / TARGET / "tokenizer.json").is_file()
-
-
-def load_translator(
-    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> Translator:
-    """A translator from a folder: a run of `qkv train` on pairs, or a trained model of the package transly.
-
-    Args:
-        path: The folder, or transly's `model.h5` in it.
-        device: Where the weights go.
-        dtype: Type of the weights; None: that of the file.
-
-    Raises:
-        FileError: The folder is neither, has no checkpoint yet, or does not fit together.
-    """
-    folder = _folder(path)
-    if (folder / WEIGHTS).is_file():
-        loaded = _of_transly(load_transly(folder))
-    elif (folder / TARGET / "tokenizer.json").is_file():
-        loaded = _of_run(folder)
-    elif not folder.exists():
-        raise FileError(f"{folder}: no such folder; give a run on pairs, or a model of the package transly")
-    elif any((folder / name).is_file() for name in (RECIPE, "config.json", "model.yaml")) or folder.is_file():
-        raise FileError(f"{folder}: is no translator; a language model writes with qkv generate")
-    else:
-        raise FileError(
-            f"{folder}: is no translator: it has neither {WEIGHTS} with {VOCABULARIES} (transly) nor {TARGET}/"
-            "tokenizer.json (a run on pairs); give a folder with one"
-        )
-    loaded.model.to(device=device, dtype=dtype)
-    return loaded
-
-
-def _folder(path: str | Path) -> Path:
-    place = expand_home(path)
-    return place.parent if place.name == WEIGHTS and place.is_file() else place
-
-
-def _of_transly(found: TranslyModel) -> Translator:
-    def tokenizer(vocabulary: dict[str, int], unit: Unit) -> Tokenizer:
-        names = {token: name for name, token in vocabulary.items()}
-        return unit_tokenizer(vocabulary, words=unit == "word", special=(names[found.end], names[found.begin]))
-
-    source, target = tokenizer(found.source, found.units[0]), tokenizer(found.target, found.units[1])
-    return Translator(found.model, source, target, found.begin, found.end, found.model.config.longest, found.longest)
-
-
-def _of_run(folder: Path) -> Translator:
-    config = _config(folder / RECIPE)
-    checkpoint = Store(folder / "checkpoints").latest()
-    if checkpoint is None:
-        raise FileError(f"{folder}: the run has no checkpoint yet; go on with it, or wait for its first one")
-    for warning in checkpoint.warnings:
-        warnings.warn(warning, stacklevel=3)
-    state = checkpoint.tensors("model")
-    check_depth(config.depth, len(state), source=str(folder / RECIPE))
-    try:
-        with torch.device("meta"):
-            model = config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:
-        raise FileError(f"{folder / RECIPE}: the model cannot be built: {str(error).splitlines()[0]}") from None
-    check_fit(state, model.state_dict(), source=str(checkpoint.path))
-    model.load_state_dict(state, assign=True)
-    tokenizers = PairTokenizer.load(folder)
-    source, target = tokenizers.source, tokenizers.target
-    for tokenizer, n in zip((source, target), config.vocabularies, strict=True):
-        if n is not None and tokenizer.vocab_size > n:
-            raise FileError(
-                f"{folder}: a tokenizer has {tokenizer.vocab_size} tokens and the model {n}; put the tokenizers there "
-                "that belong to the model"
-            )
-    end = target.end_of_text
-    if end is None:
-        raise FileError(f"{folder / TARGET}: the tokenizer has no end-of-text token; put the run's own there")
-    return Translator(model.requires_grad_().eval(), source, target, end, end, config.longest)
-
-
-def _config(path: Path) -> PairModelConfig:
-    try:
-        data = read_yaml(path)
-        if not isinstance(data, dict) or "model" not in data:
-            raise ConfigError("it has no 'model'")
-        return PairModelConfig.from_dict(data["model"], path="model")
-    except ConfigError as error:
-        raise FileError(f"{path}: not the recipe of a run on pairs: {error}") from None

@@ -1,0 +1,45 @@
+"""From the config and the weights of a file of ours to the model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qkv.checkpoints import check_depth, check_fit
+from qkv.errors import ConfigError, FileError
+from qkv.models.model import Model, ModelConfig
+from qkv.models.transformer import TransformerConfig
+from qkv.shapes import Tensor
+
+
+def model_config(data: Any, *, path: str = "model") -> ModelConfig:
+    """The config of a model from plain data; without a type it is a Transformer's; `path` is where they stand.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    plain = {"type": TransformerConfig.tag()} | data if isinstance(data, dict) else data
+    return ModelConfig.from_dict(plain, path=path)
+
+
+def build_with(config: ModelConfig, state: dict[str, Tensor], told: Path, source: str) -> Model:
+    """The model of a config, in evaluation mode, with these weights; they are not copied.
+
+    Args:
+        config: Of the model.
+        state: The weights.
+        told: The file that the config is from.
+        source: What errors call the weights.
+
+    Raises:
+        FileError: The model cannot be built, or the weights are not its own.
+    """
+    check_depth(config.depth, len(state), source=str(told))
+    try:
+        with torch.device("meta"):
+            model = config.build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{told}: the model cannot be built: {str(error).splitlines()[0]}") from None
+    check_fit(state, model.state_dict(), source=source)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_().eval()

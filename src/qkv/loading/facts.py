@@ -1,0 +1,42 @@
+"""What is known of a model of text besides its weights."""
+
+from typing import Literal, final
+
+from qkv.config import Config, config
+from qkv.data import Tokenizer
+
+
+@final
+@config
+class Facts(Config):
+    """What is known of a model of text besides its weights and its tokenizer: read once, and carried along.
+
+    Attributes:
+        begin_id: The token that a text begins with, of a model of pairs a target; None: the tokenizer's `end_of_text`.
+        begins: Whether every prompt begins with it, as the model is used to; else only an empty one.
+        stop_ids: Tokens that end a text.
+        pad_id: The token that other libraries fill short rows with.
+        pad_side: On which side they do so.
+        longest: Tokens of what a model of pairs reads, at most; None: any.
+        longest_target: Tokens of what it writes, its end included; None: as of what it reads.
+    """
+
+    begin_id: int | None = None
+    begins: bool = False
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+    pad_side: Literal["left", "right"] | None = None
+    longest: int | None = None
+    longest_target: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer | None) -> "Facts":
+        """Those of a model that qkv trained from scratch: its texts end with the token that ends a document."""
+        end = None if tokenizer is None else tokenizer.end_of_text
+        return cls() if end is None else cls(stop_ids=(end,))
+
+    @classmethod
+    def of_pairs(cls, target: Tokenizer, longest: int | None) -> "Facts":
+        """Those of a model of pairs that qkv trained: a target begins and ends with the token that ends a document."""
+        end = target.end_of_text
+        return cls(begin_id=end, stop_ids=() if end is None else (end,), longest=longest)

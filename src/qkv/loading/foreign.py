@@ -1,0 +1,121 @@
+"""Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qkv.checkpoints import check_fit, peft
+from qkv.checkpoints.gguf import Opened, load_gguf, open_gguf
+from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
+from qkv.config import expand_home
+from qkv.data.gguf_vocabulary import read_vocabulary
+from qkv.errors import FileError
+from qkv.loading.facts import Facts
+from qkv.loading.layout import Options
+from qkv.loading.loaded import Loaded
+from qkv.loading.ready import tokenizer_in
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
+
+
+def open_hugging_face(folder: Path, options: Options) -> Loaded:
+    """The model of a folder in Hugging Face's layout, and its tokenizer.
+
+    Raises:
+        FileError: The folder does not fit together, or holds what qkv does not know.
+    """
+    model, tokenizer = load_model(folder, allow_pickle=options.allow_pickle), tokenizer_in(folder)
+    begin, pad = (_special_ids(folder, f"{name}_token_id")[:1] for name in ("bos", "pad"))
+    facts = Facts(
+        begin_id=begin[0] if begin else None,
+        begins=tokenizer is not None and begin != () and tokenizer.prefix == begin,
+        stop_ids=_special_ids(folder, "eos_token_id"),
+        pad_id=pad[0] if pad else None,
+    )
+    return Loaded.of(model, tokenizer, facts)
+
+
+def _special_ids(folder: Path, key: str) -> tuple[int, ...]:
+    """Ids that the folder names: one, a list, or none. What is said about generation comes first."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if path.is_file() and (found := _ids(read_json(path), key, path)):
+            return found
+    return ()
+
+
+def _ids(data: Mapping[str, Any], key: str, path: Path) -> tuple[int, ...]:
+    match data.get(key):
+        case None:
+            return ()
+        case bool():
+            pass
+        case int(value):
+            return (value,)
+        case list(values) if all(type(item) is int for item in values):
+            return tuple(values)
+    raise FileError(f"{path}: {key!r} is {data[key]!r} and must be an integer or a list of them; fix the file")
+
+
+def open_peft(folder: Path, options: Options) -> Loaded:
+    """The model that a folder of PEFT's adapters belongs to, with them merged into its weights.
+
+    Raises:
+        FileError: The model is not there, or the adapters do not fit it.
+    """
+    start = read_json(folder / peft.CONFIG).get("base_model_name_or_path")
+    if not isinstance(start, str) or not (expand_home(start) / "config.json").is_file():
+        raise FileError(
+            f"{folder / peft.CONFIG}: 'base_model_name_or_path' is {start!r} and must be the folder of the model that "
+            "the adapters belong to, in Hugging Face's layout; fix it"
+        )
+    base = open_hugging_face(expand_home(start), Options(options.open))
+    family, _ = family_of_folder(expand_home(start))
+    return merged(base, peft.read_adapter(folder, family, base.config), str(folder))
+
+
+def merged(base: Loaded, adapter: peft.Adapter, source: str) -> Loaded:
+    """The same model with adapters merged into its weights, in float32.
+
+    Raises:
+        FileError: They do not fit it.
+    """
+    model = base.model.float()
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        add_adapters(model, adapter.config)
+    check_fit(adapter.state, adapter_state(model), source=source)
+    load_adapters(model, adapter.state)
+    merge_adapters(model)
+    return base
+
+
+def open_gguf_file(path: Path, options: Options) -> Loaded:
+    """The model of a GGUF file, and its tokenizer.
+
+    Raises:
+        FileError: The file breaks a rule of the format, or holds what qkv does not know.
+    """
+    return load_opened(open_gguf(path), options.dtype)
+
+
+def read_gguf_config(path: Path) -> TransformerConfig:
+    """The config of a GGUF file's model. Errors as for `open_gguf_file`."""
+    return open_gguf(path).config
+
+
+def load_opened(opened: Opened, dtype: torch.dtype | None) -> Loaded:
+    """The model of a GGUF file that is open, and its tokenizer.
+
+    Args:
+        opened: Its weights and metadata are no more afterwards, so that they are not in memory twice.
+        dtype: As in `qkv.load`.
+
+    Raises:
+        FileError: The file does not fit together.
+    """
+    words = read_vocabulary(opened.metadata, source=str(opened.path))  # first: much of what it takes is free again then
+    opened.metadata.clear()
+    facts = Facts(begin_id=words.begin_id, begins=words.add_begin, stop_ids=words.stop_ids)
+    return Loaded.of(load_gguf(opened, dtype=dtype), words.tokenizer, facts)

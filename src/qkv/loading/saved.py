@@ -1,0 +1,158 @@
+"""Our own layout: any model as `model.yaml` and safetensors, with its tokenizers beside them."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qkv.checkpoints import check_fit, read_folder, write_tensors
+from qkv.checkpoints.tensors import sync_folder
+from qkv.config import dump_yaml, expand_home, read_yaml
+from qkv.data.pairs import SIDES
+from qkv.errors import ConfigError, FileError
+from qkv.fetch import write_atomic
+from qkv.loading.building import build_with, model_config
+from qkv.loading.facts import Facts
+from qkv.loading.layout import Options
+from qkv.loading.loaded import Loaded
+from qkv.loading.ready import Bare, Ready
+from qkv.loading.translator import Translator
+from qkv.models.model import Model
+from qkv.models.pairs import PairModel
+from qkv.models.transformer import Transformer
+from qkv.nn.adapters import LoRALinear
+from qkv.nn.quantised import Packed
+
+MODEL = "model.yaml"
+"""The file with the config, and the facts beside it."""
+
+# --- in -------------------------------------------------------------------------------------------------------------
+
+
+def open_saved(folder: Path, options: Options) -> Ready:
+    """What `save` wrote.
+
+    Raises:
+        FileError: The folder does not fit together.
+    """
+    path = folder / MODEL
+    try:
+        data = read_yaml(path)
+        if not isinstance(data, dict):
+            raise ConfigError("it is no mapping")
+        config = model_config(data.pop("model", {}))
+        known = Facts.from_dict(data) if data else None
+    except ConfigError as error:
+        raise FileError(f"{path}: not a model of qkv: {error}") from None
+    ready = ready_in(build_with(config, read_folder(folder), path, str(folder)), folder, known)
+    if isinstance(ready, Loaded) and known is not None and "begins" not in data:  # an older folder
+        begins = ready.tokenizer is not None and ready.tokenizer.prefix == (known.begin_id,)
+        return replace(ready, facts=replace(known, begins=begins))
+    return ready
+
+
+def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
+    """A model with the tokenizers that lie in a folder; None for the facts: those of a model that qkv trained.
+
+    Raises:
+        FileError: A tokenizer is damaged.
+    """
+    if isinstance(model, Transformer):
+        return Loaded.read(model, folder, facts)
+    if isinstance(model, PairModel) and all((folder / side / "tokenizer.json").is_file() for side in SIDES):
+        return Translator.read(model, folder, facts)
+    return Bare(model)
+
+
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
+def save(model: Model | Ready, folder: str | Path) -> None:
+    """Write a model as a folder that `qkv.load` reads: whole, or not at all.
+
+    Args:
+        model: Any model of qkv, alone or as `qkv.load` handed it out: then its tokenizers and what else is known of it
+            are written, too.
+        folder: Is made. What `save` wrote there before is replaced; anything else is left as it is.
+
+    Raises:
+        ConfigError: The model cannot be written as it is, or the folder is taken.
+        FileError: It cannot be written.
+    """
+    write(model if isinstance(model, Ready) else _bare(model), expand_home(folder), {})
+
+
+def _bare(model: Model) -> Ready:
+    if not isinstance(model, Model):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass any module
+        raise ConfigError(f"{type(model).__name__} is no model of qkv, with a config to build it from; give one")
+    return Loaded(model) if isinstance(model, Transformer) else Bare(model)
+
+
+def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
+    """As `save`, with further files by name."""
+    state = _plain_state(ready.model)
+    facts = {} if ready.facts is None else ready.facts.to_dict()
+    facts.pop("type", None)
+    text = dump_yaml({"model": ready.config.to_dict()} | facts)
+    files = {MODEL: text.encode()} | ready.files() | dict(files)
+    _require_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            whole = Path(place) / "whole"
+            whole.mkdir()
+            write_tensors(whole / "model.safetensors", state, {"format": "pt"})
+            for name, data in files.items():
+                (whole / name).parent.mkdir(exist_ok=True)
+                write_atomic(whole / name, data)
+            sync_folder(whole)
+            if folder.exists():
+                folder.replace(Path(place) / "before")
+            whole.replace(folder)
+            sync_folder(folder.parent)
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def _plain_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights, if they are what a model of that config has.
+
+    Raises:
+        ConfigError: They are packed, have adapters beside them, or are of another model.
+    """
+    for part in model.modules():
+        if isinstance(part, Packed):
+            raise ConfigError(
+                "the model's weights are packed; load it with a dtype, such as torch.float32, and save that"
+            )
+        if isinstance(part, LoRALinear):
+            raise ConfigError("the model has adapters beside its weights; call qkv.merge_adapters(model) before")
+    state = model.state_dict()
+    try:
+        with torch.device("meta"):
+            check_fit(state, model.config.build().state_dict(), source="the model")
+    except FileError as error:
+        raise ConfigError(f"{error}: it is not what its config says; save a model as its config built it") from None
+    return state
+
+
+_OURS = {
+    MODEL,
+    "model.safetensors",
+    "certificate.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def _require_free(folder: Path) -> None:
+    """Refuse a place where something else lies than what `save` wrote."""
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    if names and not ((folder / MODEL).is_file() and names <= _OURS | set(SIDES)):
+        raise ConfigError(f"{folder}: is there already; choose another place, or remove it")
