@@ -221,6 +221,12 @@ def test_queries_and_keys_may_be_normed_over_all_heads():
 # --- embedders and heads --------------------------------------------------------------------------------------------
 
 
+def test_rope_refuses_tokens_with_several_coordinates():
+    tokens = dataclasses.replace(Tokens.full(1, 4), coords=torch.zeros(1, 4, 2, dtype=torch.long))
+    with pytest.raises(ConfigError, match="RoPE turns by 1 coordinate and the tokens have 2 each"):
+        RoPEConfig().rotation(tokens, 8, 4, torch.float32)
+
+
 def test_sinusoidal_positions_are_those_of_the_paper():
     table = SinusoidalPositionsConfig().build(6)
     got = table(torch.tensor([[0, 3]]), torch.float64)[0, 1]

@@ -1,0 +1,40 @@
+"""Positions: tables that are added to the embeddings, and in attention a bias of the scores or a rotation."""
+
+from qkv.nn.positions.attention_position import AttentionPositionConfig
+from qkv.nn.positions.rope_scaling import (
+    DynamicNTKScalingConfig,
+    LinearScalingConfig,
+    Llama3ScalingConfig,
+    LongRoPEScalingConfig,
+    NTKScalingConfig,
+    RoPEScalingConfig,
+    YaRNScalingConfig,
+)
+from qkv.nn.positions.rotary import RoPEConfig
+from qkv.nn.positions.score_bias import ALiBiConfig, ScoreBias, ScoreBiasConfig, T5BiasConfig
+from qkv.nn.positions.tables import (
+    LearnedPositionsConfig,
+    PositionTable,
+    PositionTableConfig,
+    SinusoidalPositionsConfig,
+)
+
+__all__ = [
+    "ALiBiConfig",
+    "AttentionPositionConfig",
+    "DynamicNTKScalingConfig",
+    "LearnedPositionsConfig",
+    "LinearScalingConfig",
+    "Llama3ScalingConfig",
+    "LongRoPEScalingConfig",
+    "NTKScalingConfig",
+    "PositionTable",
+    "PositionTableConfig",
+    "RoPEConfig",
+    "RoPEScalingConfig",
+    "ScoreBias",
+    "ScoreBiasConfig",
+    "SinusoidalPositionsConfig",
+    "T5BiasConfig",
+    "YaRNScalingConfig",
+]

@@ -1,0 +1,218 @@
+"""Ways to stretch rotary embedding to longer texts than it was trained on."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+
+from qkv.config import Config, config
+from qkv.errors import ConfigError
+from qkv.ops.rotary import frequencies
+from qkv.shapes import Tensor
+
+
+@config
+class RoPEScalingConfig(Config, ABC):
+    """Base of the ways to stretch rotary embedding to longer texts than it was trained on."""
+
+    @abstractmethod
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """Radians per token of each pair, float64 (width / 2,).
+
+        Args:
+            theta: The base.
+            width: Rotated coordinates of a head.
+            longest: Tokens in the longest row, counted from the start of its document.
+            device: Where to put them.
+        """
+
+    @property
+    def magnitude(self) -> float:
+        """What cosines and sines are multiplied with."""
+        return 1.0
+
+    def check_width(self, width: int) -> None:
+        """Raise where it is not made for heads of so many rotated coordinates."""
+
+    def check_cache(self, capacity: int) -> None:
+        """Raise where keys that were rotated earlier would not fit those to come."""
+
+
+@final
+@config
+class LinearScalingConfig(RoPEScalingConfig):
+    """Positions divided by `factor` (Chen et al. 2023, Position Interpolation, equation 4)."""
+
+    factor: float
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """All frequencies divided by `factor`."""
+        return frequencies(theta, width, device) / self.factor
+
+
+@final
+@config
+class NTKScalingConfig(RoPEScalingConfig):
+    """A larger base, θ · factor^(K / (K - 2)): the slowest pair is stretched by `factor`, the fastest not at all.
+
+    Source: "NTK-aware" scaling, as described in Peng et al. 2023 (YaRN), section 3.1, definition 1.
+    """
+
+    factor: float
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """The frequencies of the larger base."""
+        return frequencies(theta * self.factor ** (width / (width - 2)), width, device)
+
+
+@final
+@config
+class DynamicNTKScalingConfig(RoPEScalingConfig):
+    """NTK scaling with a factor that grows with the text, beyond `original_length` tokens (Peng et al. 2023, 3.3).
+
+    The same token is rotated differently in a longer text, so keys in a cache go stale: a cache that could hold more
+    than `original_length` tokens is refused. (Hugging Face keeps the stale keys.)
+    """
+
+    factor: float
+    original_length: int
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """The frequencies for a text of `longest` tokens."""
+        stretch = max(longest, self.original_length) / self.original_length
+        factor = self.factor * stretch - (self.factor - 1)
+        return frequencies(theta * factor ** (width / (width - 2)), width, device)
+
+    def check_cache(self, capacity: int) -> None:
+        """Refuse a cache in which keys could go stale."""
+        if capacity > self.original_length:
+            raise ConfigError(
+                f"dynamic NTK scaling rotates anew beyond {self.original_length} tokens and a cache for {capacity} "
+                f"would go stale; use a cache of at most {self.original_length} tokens, or NTKScaling"
+            )
+
+
+@final
+@config
+class YaRNScalingConfig(RoPEScalingConfig):
+    """Slow pairs interpolated, fast ones kept, a ramp between, and a temperature (Peng et al. 2023, section 3.2-3.4).
+
+    Attributes:
+        factor: How many times longer the texts become.
+        original_length: Tokens of the longest text in training.
+        beta_fast: Pairs that turn more often than this over `original_length` are kept.
+        beta_slow: Pairs that turn less often than this are interpolated.
+        attention_factor: What cosines and sines are multiplied with; None: 0.1 ln(factor) + 1.
+        truncate: Round the ends of the ramp to whole pairs, as the authors' code does.
+    """
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @property
+    def magnitude(self) -> float:
+        """The attention factor."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """A mixture, pair by pair, of the kept and the interpolated frequencies."""
+
+        def pair_that_turns(times: float) -> float:
+            return width * math.log(self.original_length / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = pair_that_turns(self.beta_fast), pair_that_turns(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
+        high = high + 0.001 if low == high else high
+        pair = torch.arange(width // 2, dtype=torch.float64, device=device)
+        interpolate = ((pair - low) / (high - low)).clamp(0, 1)
+        plain = frequencies(theta, width, device)
+        return plain / self.factor * interpolate + plain * (1 - interpolate)
+
+
+@final
+@config
+class Llama3ScalingConfig(RoPEScalingConfig):
+    """Llama 3.1's scaling: long wavelengths divided by `factor`, short ones kept, a linear blend between.
+
+    Source: Grattafiori et al. 2024 (The Llama 3 Herd of Models) name the change; the formula is that of Meta's code.
+
+    Attributes:
+        factor: How many times longer the texts become.
+        original_length: Tokens of the longest text in training.
+        low_freq_factor: Wavelengths above `original_length / low_freq_factor` tokens are divided.
+        high_freq_factor: Wavelengths below `original_length / high_freq_factor` tokens are kept.
+    """
+
+    factor: float
+    original_length: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """A mixture, pair by pair, of the kept and the divided frequencies."""
+        plain = frequencies(theta, width, device)
+        turns = self.original_length * plain / (2 * math.pi)
+        keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return plain / self.factor * (1 - keep) + plain * keep
+
+
+@final
+@config
+class LongRoPEScalingConfig(RoPEScalingConfig):
+    """Each pair's frequency divided by a factor of its own, found by search (Ding et al. 2024, LongRoPE; Phi-3).
+
+    Texts of up to `original_length` tokens take the short factors, longer ones the long. So keys in a cache go stale
+    where a text grows past that: a cache that could hold more is refused.
+
+    Attributes:
+        original_length: Tokens of the longest text before it was stretched.
+        short_factors: One for each pair, for texts of up to `original_length` tokens.
+        long_factors: One for each pair, for longer texts.
+        attention_factor: What cosines and sines are multiplied with, whatever the length.
+    """
+
+    original_length: int
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not all(factor > 0 for factor in self.short_factors + self.long_factors):
+            raise ConfigError(
+                "the factors of LongRoPE divide frequencies and must be above 0; change those that are not"
+            )
+
+    @property
+    def magnitude(self) -> float:
+        """The attention factor."""
+        return self.attention_factor
+
+    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+        """The frequencies for a text of `longest` tokens."""
+        factors = self.short_factors if longest <= self.original_length else self.long_factors
+        return frequencies(theta, width, device) / torch.tensor(factors, dtype=torch.float64, device=device)
+
+    def check_width(self, width: int) -> None:
+        """A factor for each pair."""
+        if not len(self.short_factors) == len(self.long_factors) == width // 2:
+            raise ConfigError(
+                f"LongRoPE has {len(self.short_factors)} short and {len(self.long_factors)} long factors, and a head "
+                f"has {width // 2} pairs that turn; give one for each"
+            )
+
+    def check_cache(self, capacity: int) -> None:
+        """Refuse a cache in which keys could go stale."""
+        if capacity > self.original_length:
+            raise ConfigError(
+                f"LongRoPE rotates anew beyond {self.original_length} tokens and a cache for {capacity} would go "
+                f"stale; use a cache of at most {self.original_length} tokens"
+            )

@@ -1,0 +1,88 @@
+"""Tables of positions, which are added to the embeddings: learned and sinusoidal."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import Config, Configured, config
+from qkv.errors import ConfigError
+from qkv.ops.rotary import frequencies
+from qkv.shapes import Float, Int, Tensor
+
+
+class PositionTable(Configured, nn.Module, ABC):
+    """Base of what is added to the embeddings: a vector for each index."""
+
+    @abstractmethod
+    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of these indices."""
+
+
+@config
+class PositionTableConfig(Config, ABC):
+    """Base of the configs of position tables."""
+
+    def build(self, d_model: int) -> PositionTable:
+        """The table for embeddings of width `d_model`."""
+        return self._build(d_model)
+
+
+@final
+@config
+class LearnedPositionsConfig(PositionTableConfig):
+    """One trained vector for each of `length` positions (Gehring et al. 2017; GPT-2, BERT)."""
+
+    length: int
+
+
+@final
+class LearnedPositions(PositionTable, config=LearnedPositionsConfig):
+    """A trained table."""
+
+    def __init__(self, config: LearnedPositionsConfig, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.length, d_model))
+
+    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of these indices.
+
+        Raises:
+            ConfigError: There is no such index (on CPUs; the stack has checked that none is too large).
+        """
+        try:
+            return F.embedding(index, self.weight).to(dtype)  # `weight[index]` would take -1 for the last
+        except IndexError:
+            raise ConfigError(
+                f"indices from {int(index.min())} to {int(index.max())} do not fit a table of {len(self.weight)} "
+                "positions; an index counts from 0 at the start of its document"
+            ) from None
+
+
+@final
+@config
+class SinusoidalPositionsConfig(PositionTableConfig):
+    """sin and cos of position / base^(2i / D), neighbours in the vector, for any length.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+
+    base: float = 10_000.0
+
+
+@final
+class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
+    """A table that is computed and has no weights."""
+
+    def __init__(self, config: SinusoidalPositionsConfig, d_model: int) -> None:
+        super().__init__()
+        if d_model % 2:
+            raise ConfigError(f"sinusoidal positions need an even width and d_model={d_model}; make it even")
+        self.base, self.d_model = config.base, d_model
+
+    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of these indices; the angles are computed in float64."""
+        angle = index[..., None] * frequencies(self.base, self.d_model, index.device)
+        return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
