@@ -129,6 +129,19 @@ class Tokens:
         """Some of the rows, in this order."""
         return Tokens(self.index[rows], self.order[rows], self.segment[rows], self.coords[rows], self.layout)
 
+    def join(self, other: "Tokens") -> "Tokens":
+        """The rows of both; those of the shorter one are padded on the right."""
+        pairs = (
+            (self.index, other.index),
+            (self.order, other.order),
+            (self.segment, other.segment),
+            (self.coords, other.coords),
+        )
+        layout = Layout.GENERAL if Layout.GENERAL in (self.layout, other.layout) else Layout.RAGGED
+        if self.layout is other.layout is Layout.FULL and self.shape[1] == other.shape[1]:
+            layout = Layout.FULL
+        return Tokens(*(join_rows(a, b) for a, b in pairs), layout=layout)
+
 
 def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
     return Tokens(index, index, segment, index[..., None], layout)
@@ -137,3 +150,23 @@ def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
 def _check_fits(row: int, n: int, width: int) -> None:
     if not 0 <= n <= width:
         raise ConfigError(f"row {row} has {n} tokens and the batch has length {width}; cut the row or raise the length")
+
+
+def join_rows(a: Tensor, b: Tensor) -> Tensor:
+    """The rows of both; whichever is smaller in another dimension is filled up with zeros."""
+    sizes = [max(pair) for pair in zip(a.shape[1:], b.shape[1:], strict=True)]
+    both = a.new_zeros(len(a) + len(b), *sizes)
+    for rows, x in ((both[: len(a)], a), (both[len(a) :], b)):
+        rows[tuple(slice(n) for n in x.shape)] = x
+    return both
+
+
+def pad_ids(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "B T"], Tokens]:
+    """Token ids as one batch, padded on the right where their lengths differ, and where they stand."""
+    lengths = [len(text) for text in texts]
+    ids = torch.zeros(len(texts), max(lengths), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    even = min(lengths) == max(lengths)
+    tokens = Tokens.full(*ids.shape, device=device) if even else Tokens.padded(lengths, device=device)
+    return ids.to(device), tokens

@@ -66,8 +66,8 @@ def test_a_window_keeps_a_ring_and_its_memory_does_not_grow():
         steps = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(40)], 1)
         close(steps, model(ids))
     assert cache.n_bytes == sizes[0] // 2
-    assert isinstance(cache._filings[4], Ring)
-    assert isinstance(model.make_cache(1, 4)._filings[4], Dense)  # no ring larger than the text
+    assert isinstance(cache._storages[4], Ring)
+    assert isinstance(model.make_cache(1, 4)._storages[4], Dense)  # no ring larger than the text
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.describe())

@@ -10,7 +10,8 @@ from torch import nn
 from qkv.errors import ConfigError
 from qkv.generation import BeamConfig, beam_search
 from qkv.masks import Full
-from qkv.models.pairs import Decoding, Pair
+from qkv.models.decoding import Decoding
+from qkv.models.pairs import Pair
 from qkv.models.transformer import Repeat
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig
@@ -167,14 +168,20 @@ class Rereading(Decoding):
 
     def __init__(self, model):
         self.model, self.rows, self.texts = model, list(range(3)), [[] for _ in range(3)]
+        self.advance(torch.zeros(3, dtype=torch.long))
 
     def advance(self, ids):
         self.texts = [[*text, token] for text, token in zip(self.texts, ids.tolist(), strict=True)]
         rows = [SOURCES[row][None] for row in self.rows]
         pairs = [Pair(s, Tokens.full(*s.shape), torch.tensor([t])) for s, t in zip(rows, self.texts, strict=True)]
-        return torch.cat([self.model(pair)[:, -1] for pair in pairs])
+        self.logits = torch.cat([self.model(pair)[:, -1] for pair in pairs])
+        return self.logits
+
+    def join(self, other):
+        raise NotImplementedError
 
     def reorder(self, rows):
+        super().reorder(rows)
         self.texts = [self.texts[i] for i in rows.tolist()]
         self.rows = [self.rows[i] for i in rows.tolist()]
 
@@ -186,8 +193,8 @@ def test_beam_search_over_ragged_sources_with_a_cache_and_without(beams):
     search = BeamConfig(beams=beams, max_new_tokens=6)
     source, there = padded(SOURCES, fill=5)
     found = [
-        beam_search(decoding, [0] * 3, end_ids=[0], search=search)
-        for decoding in (model.start(source, there, capacity=6), Rereading(model))
+        beam_search(decoding, end_ids=[0], search=search)
+        for decoding in (model.start(source, there, [[0]] * 3, capacity=6), Rereading(model))
     ]
     for a, b in zip(*found, strict=True):
         assert [x.ids for x in a] == [x.ids for x in b]
@@ -215,12 +222,13 @@ def test_mistakes():
         dataclasses.replace(config, encoder=config.decoder)
     model, (source, there) = make(), padded(SOURCES)
     with pytest.raises(ConfigError, match="each row needs one source with at least one token"):
-        model.start(source, Tokens.padded([5, 0, 7], 8), capacity=4)
+        model.start(source, Tokens.padded([5, 0, 7], 8), [[0]] * 3, capacity=4)
     with pytest.raises(ConfigError, match="row 1 has 0 sources and 1 targets"):
         model(Pair(source, Tokens.padded([5, 0, 7], 8), torch.ones(3, 2).long()))
     with pytest.raises(ConfigError, match=r"tokens of the source are \(3, 8\) and its ids \(3, 7\)"):
         model(Pair(source[:, 1:], there, torch.ones(3, 2).long()))
-    decoding = model.start(source, there, capacity=10**12)  # there is memory for what comes, not for what might
+    # There is memory for what comes, not for what might.
+    decoding = model.start(source, there, [[1]] * 3, capacity=10**12)
     assert decoding.advance(torch.ones(3).long()).shape == (3, TARGET)
     with pytest.raises(ConfigError, match="the data have two tokenizers"):
         dataclasses.replace(config, source=None).with_vocabularies(5, 5, shared=False)

@@ -102,8 +102,8 @@ def test_packed_is_padded(model):
 
 def test_teacher_forcing_is_the_step_loop(model):
     (source, there), (target, here) = padded(SOURCES), padded(TARGETS)
-    decoding = model.start(source, there, capacity=8)
-    steps = torch.stack([decoding.advance(ids) for ids in target.unbind(1)], dim=1)
+    decoding = model.start(source, there, target[:, :1].tolist(), capacity=8)
+    steps = torch.stack([decoding.logits, *(decoding.advance(ids) for ids in target[:, 1:].unbind(1))], dim=1)
     logits = model(Pair(source, there, target), here)
     torch.testing.assert_close(steps[here.valid], logits[here.valid], rtol=0, atol=FLOAT64)
 
@@ -134,9 +134,7 @@ def test_the_alignment_stands_where_the_tokens_do(name, sides):
 def test_reordered_rows_go_on_as_they_were(model):
     source, there = padded(SOURCES)
     first, second = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
-    decoding, other = (model.start(source, there, capacity=8) for _ in range(2))
-    decoding.advance(first)
-    other.advance(first)
+    decoding, other = (model.start(source, there, first[:, None].tolist(), capacity=8) for _ in range(2))
     want = other.advance(second)
     rows = torch.tensor([2, 0, 0])
     decoding.reorder(rows)
@@ -276,8 +274,8 @@ def test_keys_are_computed_once_per_sentence(monkeypatch):
     project = model.decoder.score.keys
     monkeypatch.setattr(model.decoder.score, "keys", lambda memory: calls.append(1) or project(memory))
     source, there = padded(SOURCES)
-    decoding = model.start(source, there, capacity=8)
-    for token in (1, 2, 3):
+    decoding = model.start(source, there, [[1]] * 3, capacity=8)
+    for token in (2, 3):
         decoding.advance(torch.tensor([token] * 3))
     model(Pair(source, there, padded(TARGETS)[0]), padded(TARGETS)[1])
     assert len(calls) == 2
@@ -303,10 +301,12 @@ def test_mistakes():
         model(Pair(F.pad(source, (0, 1)), there, torch.ones(3, 2).long()))
     with pytest.raises(ConfigError, match=r"tokens of the target are \(3, 4\) and its ids \(3, 2\)"):
         model(Pair(source, there, torch.ones(3, 2).long()), Tokens.full(3, 4))
+    with pytest.raises(ConfigError, match="a recurrent decoder reads prompts of one length"):
+        model.start(source, there, [[1], [1, 2], [1]], capacity=4)
     with pytest.raises(ConfigError, match="tokens of the source are"):
-        model.start(source[:, 1:], there, capacity=4)
+        model.start(source[:, 1:], there, [[1]] * 3, capacity=4)
     with pytest.raises(ConfigError, match="each row needs one source"):
-        model.start(torch.zeros(2, 0).long(), Tokens.full(2, 0), capacity=4)
+        model.start(torch.zeros(2, 0).long(), Tokens.full(2, 0), [[1]] * 2, capacity=4)
     with pytest.raises(ConfigError, match="each row needs one source"):
         model.align(Pair(source, Tokens.packed([[3, 4], [7], [7]]), ones), Tokens.packed([[1, 1], [2], [2]]))
     with pytest.raises(ConfigError, match="width=0 must be at least 1"):
@@ -315,5 +315,5 @@ def test_mistakes():
         RecurrentEncoderConfig(dropout=0.3)
     assert dataclasses.replace(model.config, encoder=RecurrentEncoderConfig(rests=18)).longest == 18
     with pytest.raises(ConfigError, match="each row needs one source"):
-        model.start(source, Tokens.padded([5, 0, 7]), capacity=4)
+        model.start(source, Tokens.padded([5, 0, 7]), [[1]] * 3, capacity=4)
     assert AdditiveScoreConfig(width=3).build(8, 16).v.shape == (3,)

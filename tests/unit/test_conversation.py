@@ -1,7 +1,6 @@
 """Conversations: what is re-used, what is dropped, what stays."""
 
 import dataclasses
-import sys
 from contextlib import closing
 
 import pytest
@@ -11,6 +10,7 @@ from chats import write_chat_run
 from qkv import Conversation, SamplingConfig
 from qkv.errors import ConfigError
 from qkv.generation import Finish, Kept, generate
+from qkv.models.transformer import Transformer
 
 GREEDY = SamplingConfig(temperature=0)
 QUESTIONS = ["Hello", "And then?", "é <|im_end|>", "Why"]
@@ -24,14 +24,13 @@ def loaded(tmp_path_factory):
 @pytest.fixture
 def reads(monkeypatch):
     """How many tokens are read at each step."""
-    module = sys.modules["qkv.generation.generate"]
-    lengths, read = [], module._read
+    lengths, encode = [], Transformer.encode
 
-    def counted(model, texts, cache):
-        lengths.append(len(texts[0]))
-        return read(model, texts, cache)
+    def counted(self, inputs, *arguments, **options):
+        lengths.append(inputs.shape[1])
+        return encode(self, inputs, *arguments, **options)
 
-    monkeypatch.setattr(module, "_read", counted)
+    monkeypatch.setattr(Transformer, "encode", counted)
     return lengths
 
 
@@ -110,15 +109,18 @@ def test_a_step_that_is_broken_off_leaves_nothing_behind(loaded, monkeypatch):
     kept = Kept()
     steps = generate(loaded.model, [[1, 2, 3]], max_new_tokens=9, sampling=GREEDY, kept=kept)
     next(steps)
-    assert kept.open([1, 2, 3, 4], 5) is not None
+    decoding = kept._decoding
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loaded.model, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        next(steps)
-    assert kept.open([1, 2, 3, 4], 5) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loaded.model.blocks[1]), "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(steps)
+    again = kept.start(loaded.model, [1, 2, 3, 4], 5, None)
+    assert again is not decoding
+    assert kept.start(loaded.model, [1, 2, 3, 5], 5, None) is again
 
 
 def test_what_was_said_before_a_stop_stays(loaded):

@@ -1,19 +1,21 @@
-"""Text from a model: sampling, generation token by token with a cache, and beam search."""
+"""Text from a model: sampling, generation token by token, continuous batching, and beam search."""
 
-from qkv.generation.beam import BeamConfig, Hypothesis, TextDecoding, beam_search
-from qkv.generation.generate import Finish, Kept, Step, context_of, generate
+from qkv.generation.beam import BeamConfig, Hypothesis, beam_search
+from qkv.generation.engine import Engine, Finish, Row
+from qkv.generation.generate import Kept, Step, context_of, generate
 from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
 from qkv.generation.stops import StopFilter
 
 __all__ = [
     "BeamConfig",
+    "Engine",
     "Finish",
     "Hypothesis",
     "Kept",
+    "Row",
     "SamplingConfig",
     "Step",
     "StopFilter",
-    "TextDecoding",
     "beam_search",
     "context_of",
     "generate",

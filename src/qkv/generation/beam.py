@@ -1,4 +1,4 @@
-"""Beam search, for whatever can go on with rows in another order: recurrent decoders, Transformers with a cache."""
+"""Beam search, with any model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,11 @@ from typing import final
 
 import torch
 
-from qkv.caches import SEARCH_ROOM, Cache
 from qkv.config import Config, config
-from qkv.errors import ConfigError, QkvError
-from qkv.models.pairs import Decoding
-from qkv.models.transformer import Transformer
-from qkv.shapes import Float, Int, Tensor
-from qkv.tokens import Tokens
+from qkv.errors import ConfigError
+from qkv.generation.sampling import check_finite, log_probabilities
+from qkv.models.decoding import Decoding
+from qkv.shapes import Float, Tensor
 
 _MOST_BEAMS = 1000
 """Each is a row of the model's batch."""
@@ -75,14 +73,11 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def beam_search(
-    decoding: Decoding, first: Sequence[int], *, end_ids: Sequence[int], search: BeamConfig
-) -> list[list[Hypothesis]]:
+def beam_search(decoding: Decoding, *, end_ids: Sequence[int], search: BeamConfig) -> list[list[Hypothesis]]:
     """The best texts of each row, best first; at most `search.beams` of each, none twice.
 
     Args:
-        decoding: Rows about to read a token. They have no influence on each other.
-        first: The token each row reads first; its text comes after that.
+        decoding: From the `start` of any model; a text is what comes after what its row holds.
         end_ids: Tokens that end a text.
         search: How to search.
 
@@ -90,14 +85,14 @@ def beam_search(
         ConfigError: There is no row.
         QkvError: The logits are not finite.
     """
-    if not first:
+    sentences = [_Sentence(search, frozenset(end_ids)) for _ in decoding.logits]
+    if not sentences:
         raise ConfigError("there is nothing to search for; give at least one row")
-    sentences = [_Sentence(search, frozenset(end_ids)) for _ in first]
-    going, ids = list(sentences), list(first)
+    going = list(sentences)
     for n in range(1, search.max_new_tokens + 1):
-        log_p = _log_softmax(decoding.advance(torch.tensor(ids)))
-        start, rows = 0, []
-        ids.clear()
+        check_finite(decoding.logits)
+        log_p = log_probabilities(decoding.logits).cpu()
+        start, rows, ids = 0, [], []
         for sentence in going:
             k = len(sentence.live)
             kept = sentence.step(log_p[start : start + k], n)
@@ -109,6 +104,7 @@ def beam_search(
             break
         if rows != list(range(start)):
             decoding.reorder(torch.tensor(rows))
+        decoding.advance(torch.tensor(ids))
     return [sentence.done for sentence in sentences]
 
 
@@ -171,43 +167,3 @@ class _Sentence:
             return True
         worst = self.done[-1].score
         return all(self._search.bound(live.log_probability, n + 1) <= worst for live in self.live)
-
-
-def _log_softmax(logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
-    if not bool(logits.amax(-1).isfinite().all()):  # one token may be impossible, not all
-        raise QkvError(
-            "the model's logits are not finite: its weights are damaged, or its type is too narrow; use float32"
-        )
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).cpu()
-
-
-@final
-class TextDecoding(Decoding):
-    """Texts of a language model on their way, with a cache.
-
-    Args:
-        model: With causal masks.
-        prompts: Ids that are read before the search begins, all but the last of each text; rows may differ in length.
-        capacity: Tokens to come, the first included.
-    """
-
-    def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]], *, capacity: int) -> None:
-        self._model = model
-        lengths, device = [len(prompt) for prompt in prompts], next(model.parameters()).device
-        room = max(lengths) + SEARCH_ROOM
-        self._cache: Cache = model.make_cache(len(prompts), max(lengths) + capacity, room=room)
-        if max(lengths):
-            ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-            for row, prompt in enumerate(prompts):
-                ids[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-            with torch.inference_mode():
-                model.encode(ids.to(device), Tokens.padded(lengths, device=device), cache=self._cache)
-
-    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """See `Decoding`."""
-        ids = ids.to(next(self._model.parameters()).device)
-        return self._model(ids[:, None], cache=self._cache)[:, 0]
-
-    def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """See `Decoding`."""
-        self._cache.reorder(rows)

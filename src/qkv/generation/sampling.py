@@ -8,7 +8,7 @@ from typing import final
 import torch
 
 from qkv.config import Config, config
-from qkv.errors import ConfigError
+from qkv.errors import ConfigError, QkvError
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -75,6 +75,23 @@ def next_ids(
     probabilities = filtered(logits, sampling).softmax(-1)
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
     return torch.cat(drawn)
+
+
+def log_probabilities(logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+    """In nats, in at least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def check_finite(logits: Float[Tensor, "R V"]) -> None:
+    """Refuse rows of which nothing can be drawn; one token may be impossible, not all.
+
+    Raises:
+        QkvError: A row holds NaN or infinity, or nothing but -infinity.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise QkvError(
+            "the model's logits are not finite: its weights are damaged, or its type is too narrow; use float32"
+        )
 
 
 def filtered(logits: Float[Tensor, "B V"], sampling: SamplingConfig) -> Float[Tensor, "B V"]:

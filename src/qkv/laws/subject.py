@@ -163,8 +163,9 @@ class PairSubject(Subject):
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         """See `Subject`: as a search does, token by token."""
         source, there = self._padded_sources(len(inputs), "right", 0)
-        decoding = self.model.start(source, there, capacity=cuts[-1])
-        return torch.stack([decoding.advance(ids) for ids in inputs[:, : cuts[-1]].unbind(1)], dim=1)
+        first, *others = inputs[:, : cuts[-1]].unbind(1)
+        decoding = self.model.start(source, there, first[:, None].tolist(), capacity=cuts[-1])
+        return torch.stack([decoding.logits, *(decoding.advance(ids) for ids in others)], dim=1)
 
     def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See `Subject`: the sources are of different lengths."""

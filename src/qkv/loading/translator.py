@@ -16,7 +16,7 @@ from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.pairs import Pair, PairModel
 from qkv.shapes import Int, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Tokens, pad_ids
 
 
 @final
@@ -179,17 +179,12 @@ class Translator(Ready):
             raise
 
     def _search(self, sources: list[list[int]], search: BeamConfig) -> list[list[Hypothesis]]:
-        with torch.inference_mode():
-            decoding = self.model.start(*self._batch(sources), capacity=search.max_new_tokens)
-        return beam_search(decoding, [self.begin_id] * len(sources), end_ids=[self.end_id], search=search)
+        begin = [[self.begin_id]] * len(sources)
+        decoding = self.model.start(*self._batch(sources), begin, capacity=search.max_new_tokens)
+        return beam_search(decoding, end_ids=[self.end_id], search=search)
 
     def _batch(self, sources: list[list[int]]) -> tuple[Int[Tensor, "B S"], Tokens]:
-        device = next(self.model.parameters()).device
-        lengths = [len(ids) for ids in sources]
-        ids = torch.zeros(len(sources), max(lengths), dtype=torch.long)
-        for row, source in enumerate(sources):
-            ids[row, : len(source)] = torch.tensor(source)
-        return ids.to(device), Tokens.padded(lengths, device=device)
+        return pad_ids(sources, next(self.model.parameters()).device)
 
     def _read(self, text: Hypothesis) -> Translation:
         return Translation(self.target.decode(text.ids), text.score, text.log_probability, text.ended)

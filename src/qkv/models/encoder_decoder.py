@@ -1,18 +1,18 @@
 """The Transformer of pairs: a stack reads the source, another writes the target and attends to what was read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import final
 
 import torch
 from torch import nn
 
-from qkv.caches import SEARCH_ROOM, Cache
 from qkv.config import config
 from qkv.context import Memory
 from qkv.errors import ConfigError
+from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig
-from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
+from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.transformer import Repeat, Transformer, TransformerConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.cross import CrossAttentionConfig
@@ -189,11 +189,17 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
             self(inputs, tokens, recorder=kept)
         return torch.stack(kept.weights).mean(0)
 
-    def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "EncoderDecoderDecoding":
-        """See `PairModel`."""
+    def start(
+        self, source: Int[Tensor, "B S"], tokens: Tokens, prompts: Sequence[Sequence[int]], *, capacity: int
+    ) -> CachedDecoding:
+        """Keys and values of the source are computed once, in the cache."""
         check_sources(source, tokens)
-        cache = self.decoder.make_cache(len(source), capacity, room=SEARCH_ROOM)
-        return EncoderDecoderDecoding(self, self.read(source, tokens), cache)
+        cache = self.decoder.make_cache(len(source), capacity, room=max(map(len, prompts)) + ROOM)
+        with torch.inference_mode():
+            memory = self.read(source, tokens)
+        decoding = CachedDecoding(self.decoder.encode, self.readout, cache, memory)
+        decoding.read(prompts)
+        return decoding
 
 
 def _reads_memory(part: Sublayer) -> bool:
@@ -220,22 +226,3 @@ class _Weights(Recorder):
         """See `Recorder`."""
         if slot in self._slots:
             self.weights.append(weights_of(problem.without_padding()).mean(1))
-
-
-@final
-class EncoderDecoderDecoding(Decoding):
-    """Targets of an `EncoderDecoder` on their way. Keys and values of the source are computed once, in the cache."""
-
-    def __init__(self, model: EncoderDecoder, memory: Memory, cache: Cache) -> None:
-        self._model, self._memory, self._cache = model, memory, cache
-
-    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """See `Decoding`."""
-        ids = ids.to(self._memory.x.device)
-        x, _ = self._model.decoder.encode(ids[:, None], cache=self._cache, memory=self._memory)
-        return self._model.readout(x)[:, 0]
-
-    def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """See `Decoding`. The mask of each row's source goes with it."""
-        self._cache.reorder(rows)
-        self._memory = Memory(self._memory.x[rows], self._memory.tokens.take(rows))

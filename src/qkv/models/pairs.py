@@ -1,12 +1,14 @@
 """Models of pairs: a source is read as a whole, and a target written token by token."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from qkv.config import config
 from qkv.errors import ConfigError
+from qkv.models.decoding import Decoding
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHead
@@ -34,21 +36,6 @@ class Pair:
     def to(self, device: torch.device) -> "Pair":
         """The same on a device."""
         return Pair(self.source.to(device), self.tokens.to(device), self.target.to(device))
-
-
-class Decoding(ABC):
-    """Targets on their way: what a search needs of a model, whatever the model keeps of what it has read.
-
-    A row is one unfinished target.
-    """
-
-    @abstractmethod
-    def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """Read one more token of each row; the logits of what follows it."""
-
-    @abstractmethod
-    def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """Go on with these rows, in this order; a row may come twice, or not at all."""
 
 
 @config
@@ -189,9 +176,17 @@ class PairModel(Model, ABC):
         """
 
     @abstractmethod
-    def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> Decoding:
-        """Read sources, one in each row, and be ready to write targets of at most `capacity` tokens.
+    def start(
+        self, source: Int[Tensor, "B S"], tokens: Tokens, prompts: Sequence[Sequence[int]], *, capacity: int
+    ) -> Decoding:
+        """Read sources, one in each row, and be ready to write their targets.
+
+        Args:
+            source: Ids to read.
+            tokens: Where they stand.
+            prompts: What each target begins with, at least one token.
+            capacity: Tokens of the longest target that will be read.
 
         Raises:
-            ConfigError: A row has no token, or several documents.
+            ConfigError: A source has no token, or a row several documents.
         """

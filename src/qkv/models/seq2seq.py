@@ -1,5 +1,6 @@
 """The recurrent translator: an encoder reads, a decoder writes and looks back at what was read; or cannot look back."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -9,8 +10,9 @@ from qkv.config import config
 from qkv.documents import Documents
 from qkv.errors import ConfigError
 from qkv.models.decoders import BahdanauConfig, DecoderConfig, DecoderState, FixedVector
+from qkv.models.decoding import Decoding
 from qkv.models.init import InitConfig
-from qkv.models.pairs import Decoding, Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
+from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.recurrent_encoder import Encoded, RecurrentEncoderConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.embedders.embedder import Table
@@ -19,7 +21,7 @@ from qkv.nn.sublayer import Aux
 from qkv.ops.backend import Problem
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Tokens, join_rows
 
 
 @final
@@ -157,10 +159,19 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         placed.scatter_(2, columns[:, None].expand_as(weights), weights)
         return placed[..., :width] if self.encoder.rests is None else placed
 
-    def start(self, source: Int[Tensor, "B S"], tokens: Tokens, *, capacity: int) -> "Seq2SeqDecoding":
-        """See `PairModel`; a recurrent decoder has room for any number of tokens."""
+    def start(
+        self, source: Int[Tensor, "B S"], tokens: Tokens, prompts: Sequence[Sequence[int]], *, capacity: int
+    ) -> "Seq2SeqDecoding":
+        """A recurrent decoder has room for any number of tokens; the prompts must be equally long."""
         check_sources(source, tokens)
-        return Seq2SeqDecoding(self, self.decoder.begin(self._encode(source, Documents.of(tokens))))
+        if len({len(prompt) for prompt in prompts}) > 1:
+            raise ConfigError("a recurrent decoder reads prompts of one length; give each target as many tokens")
+        with torch.inference_mode():
+            state = self.decoder.begin(self._encode(source, Documents.of(tokens)))
+        decoding = Seq2SeqDecoding(self, state, len(source))
+        for ids in zip(*prompts, strict=True):
+            decoding.advance(torch.tensor(ids))
+        return decoding
 
 
 @final
@@ -180,19 +191,29 @@ class _Kept(Recorder):
 
 @final
 class Seq2SeqDecoding(Decoding):
-    """Targets of a `Seq2Seq` on their way."""
+    """Targets of a `Seq2Seq`: the state of its decoder, and how many tokens each row has."""
 
-    def __init__(self, model: Seq2Seq, state: DecoderState) -> None:
-        self._model, self._state, self._n = model, state, 0
+    def __init__(self, model: Seq2Seq, state: DecoderState, rows: int) -> None:
+        self._model, self._state = model, state
+        self._length = torch.zeros(rows, dtype=torch.long, device=state.encoded.memory.device)
 
+    @torch.inference_mode()
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """See `Decoding`."""
-        ids = ids.to(self._state.encoded.memory.device)
-        y = self._model.target(ids[:, None], Tokens.full(len(ids), 1, start=self._n, device=ids.device))
-        self._n += 1
+        """Append one token to each row; returns the new logits."""
+        device = self._length.device
+        y = self._model.target(ids.to(device)[:, None], Tokens.full(len(ids), 1, start=self._length, device=device))
+        self._length = self._length + 1
         readout, self._state = self._model.decoder(y, self._state)
-        return self._model.head(readout, self._model.table)[:, 0]
+        self.logits = self._model.head(readout, self._model.table)[:, 0]
+        return self.logits
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """See `Decoding`."""
-        self._state = self._state.take(rows)
+        """Go on with these rows, in this order."""
+        super().reorder(rows)
+        self._state, self._length = self._state.take(rows), self._length[rows]
+
+    def join(self, other: Decoding) -> None:
+        """Put the rows of another decoding below these, with their states."""
+        assert isinstance(other, Seq2SeqDecoding)
+        super().join(other)
+        self._state, self._length = self._state.join(other._state), join_rows(self._length, other._length)

@@ -1,7 +1,7 @@
 """The Transformer: an embedder, a stack of blocks, a norm and a head."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, final
 
 import torch
@@ -14,6 +14,7 @@ from qkv.context import Context, Memory
 from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask, sees_ahead
+from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.attention import AttentionConfig
@@ -250,6 +251,24 @@ class Transformer(Model):
         if scale is None:
             scale = 1 / max(1, self.head.count(targets, tokens.valid))
         return self.head.loss(x, self.embed.table, targets, tokens.valid, scale), aux
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], *, capacity: int, recorder: Recorder | None = None
+    ) -> CachedDecoding:
+        """Read prompts, one for each row, and be ready to write on.
+
+        Args:
+            prompts: Token ids, at least one each; the lengths may differ.
+            capacity: Tokens of the longest text that will be read.
+            recorder: Handed queries, keys and outputs of every attention, at each step.
+
+        Raises:
+            ConfigError: The model cannot work on texts of that length.
+        """
+        cache = self.make_cache(len(prompts), capacity, room=max(map(len, prompts)) + ROOM)
+        decoding = CachedDecoding(self.encode, self.readout, cache, recorder=recorder)
+        decoding.read(prompts)
+        return decoding
 
     def make_cache(self, batch: int, capacity: int, *, rollback: int = 0, room: int | None = None) -> Cache:
         """An empty cache for `batch` rows of at most `capacity` tokens, in the model's type and on its device.

@@ -1,7 +1,8 @@
 """What the decoders of the recurrent translator have in common: where they stand, and how they begin."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder, check_networ
 from qkv.nn.recurrent import CellConfig, GRUConfig, Recurrent, State
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import join_rows
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,42 @@ class DecoderState:
 
     def take(self, rows: Int[Tensor, " r"]) -> "DecoderState":
         """The same for some of the rows, in this order."""
-        memory, valid, final = self.encoded
-        return DecoderState(
-            Encoded(memory[rows], None if valid is None else valid[rows], tuple(part[rows] for part in final)),
-            None if self.keys is None else self.keys[rows],
-            tuple(tuple(part[rows] for part in layer) for layer in self.hidden),
-            None if self.feed is None else self.feed[rows],
-        )
+        return _each(lambda x: x[rows], self)
+
+    def join(self, other: "DecoderState") -> "DecoderState":
+        """The rows of both; shorter sources are padded."""
+        a, b = self, other
+        if a.encoded.valid is not None or b.encoded.valid is not None or a.width != b.width:
+            a, b = a._masked(), b._masked()
+        return _each(join_rows, a, b)
+
+    @property
+    def width(self) -> int:
+        """Vectors of the memory in each row."""
+        return self.encoded.memory.shape[1]
+
+    def _masked(self) -> "DecoderState":
+        memory, valid, _ = self.encoded
+        valid = torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device) if valid is None else valid
+        return replace(self, encoded=self.encoded._replace(valid=valid))
+
+
+def _each(change: Callable[..., Tensor], *states: DecoderState) -> DecoderState:
+    """A state of which each tensor comes from the same tensors of `states`."""
+
+    def several(*parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(change(*tensors) for tensors in zip(*parts, strict=True))
+
+    def optional(*tensors: Tensor | None) -> Tensor | None:
+        return None if tensors[0] is None else change(*tensors)
+
+    memory, valid, final = zip(*(state.encoded for state in states), strict=True)
+    return DecoderState(
+        Encoded(change(*memory), optional(*valid), several(*final)),
+        optional(*(state.keys for state in states)),
+        tuple(several(*layers) for layers in zip(*(state.hidden for state in states), strict=True)),
+        optional(*(state.feed for state in states)),
+    )
 
 
 @config
