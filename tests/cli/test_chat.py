@@ -21,14 +21,13 @@ CODE = "import sys\nfrom qkv.cli import main\nsys.exit(main(sys.argv[1:]))"
 # What a script runs in its background ignores Ctrl-C, and so would all that it starts; in a terminal nothing does.
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 SLOW = """
-import sys, time
-import qkv.generation.generate
-module = sys.modules["qkv.generation.generate"]
-read = module._read
-def slowly(*arguments):
+import time
+from qkv.generation import Engine
+step = Engine.step
+def slowly(engine):
     time.sleep(0.05)
-    return read(*arguments)
-module._read = slowly
+    return step(engine)
+Engine.step = slowly
 """
 
 
