@@ -1,6 +1,6 @@
 """Models of pairs: a source is read as a whole, and a target written token by token."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
