@@ -34,7 +34,7 @@ SEQ2SEQ, ENCODER_DECODER, STATEFUL = (
 )
 TRANSLATE = "tests/cli/test_translate.py"
 BEAM, LOOKING = "tests/unit/generation/test_beam.py", "tests/unit/ops/test_attentive_gru.py"
-FLIPS, OPCODES = "tests/reliability/test_flips.py", "tests/unit/checkpoints/test_opcodes.py"
+FLIPS = "tests/reliability/test_flips.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
@@ -262,6 +262,7 @@ MUTANTS = [
     Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),
     Mutant("a split loses the source", "data/rendered.py", "found.append(text[at : at + len(part)])", "found.append(part)", CHAT),
     Mutant("a cut keeps the places", "data/rendered.py", "yield i, max(a, start) - start, min(b, stop) - start", "yield i, a, b", CHAT),
+    Mutant("a pickle imports", "checkpoints/keras_transly.py", "        return _Inert\n", "        return super().find_class(module, name)\n", "tests/parity/test_transly.py"),
     Mutant("the answer's end is not in the span", "data/chat.py", "start, end = len(before), len(until.rstrip())", "start, end = len(before), _end(until, place)", CHAT),
     Mutant("special tokens in messages", "data/tokenizer.py", "wanted = self._special.find(text.own())", "wanted = self._special.find(text)", TOKENIZERS),
     Mutant("special tokens in messages, unseen", "data/tokenizer.py", "if self._special.holds(whole, wanted):", "if True:", TOKENIZERS),
@@ -360,9 +361,6 @@ MUTANTS = [
     Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
     Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
     Mutant("certificate: of weights in sixteen bits", "loading/convert.py", "copy.deepcopy(ready.model).float()", "ready.model", f"{CONVERT}::test_a_file_is_opened_once_and_the_certificate_is_of_float32"),
-    Mutant("files: a pickle without a mark", "checkpoints/opcodes.py", 'raise ValueError("a mark is missing")', "raise StopIteration", FLIPS),
-    Mutant("files: a pickle's parts in one another", "checkpoints/opcodes.py", "        _check_tree(found, len(data))\n", "", OPCODES),
-    Mutant("files: layers of Keras as they come", "checkpoints/keras_transly.py", "RuntimeError, LookupError, TypeError, ValueError", "RuntimeError", FLIPS),
     Mutant("files: any number of layers of pairs", "checkpoints/maps.py", "if depth > max(n_tensors, _MAX_SHARED):", "if False:", FLIPS),
     Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
     Mutant("dates: the alignment is shifted", "loading/translator.py", "self.model.align(inputs)[0].cpu()", "self.model.align(inputs)[0].cpu().roll(1, -2)", "tests/laws/test_alignment_of_dates.py"),

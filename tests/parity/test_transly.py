@@ -1,5 +1,7 @@
 """The trained translators of the package transly: our model gives their answers."""
 
+import os
+import pickle
 import shutil
 
 import h5py
@@ -89,6 +91,32 @@ def test_what_it_reads_and_what_it_writes_have_limits_of_their_own(folder):
     assert (writes.facts.longest, writes.facts.longest_target) == (16, 18)
     assert len(reads.source.encode("नमस्तेनमस्तेनमस्ते"[:17])) == 17
     assert reads.translate("नमस्तेनमस्तेनमस्ते"[:17])
+
+
+class Touch:
+    """Runs a command when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_of_transly_runs_nothing(tmp_path):
+    transly.write_tiny(tmp_path)
+    facts = pickle.loads((tmp_path / "config.pkl").read_bytes())
+    (tmp_path / "config.pkl").write_bytes(pickle.dumps(facts | {"x": Touch(tmp_path / "ran")}, protocol=2))
+    assert load_transly(tmp_path).source == {text: i for i, text in enumerate(transly.TINY["source"])}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arrays_that_are_not_in_the_file(tmp_path):
+    transly.write_tiny(tmp_path)
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        file["model_weights"].create_dataset("huge", shape=(1 << 40,), dtype="float32")
+    with pytest.raises(FileError, match=r"no model that Keras wrote .*/huge is not plain float32 within the file"):
+        load_transly(tmp_path)
 
 
 def test_mistakes(folder, tmp_path):

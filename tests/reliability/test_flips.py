@@ -22,10 +22,9 @@ import torch
 
 import qkv
 import transly
-from qkv.checkpoints import Store, hdf5_worker, keras_transly, read_folder, read_tensors
+from qkv.checkpoints import Store, read_folder, read_tensors
 from qkv.checkpoints.huggingface import load_model
 from qkv.checkpoints.keras_transly import load_transly
-from qkv.checkpoints.opcodes import read_plain
 from qkv.checkpoints.pickled import read_pickled
 from qkv.config import parse_yaml
 from qkv.data import END_OF_TEXT, Tokenizer, template_of, unit_tokenizer
@@ -182,18 +181,6 @@ def latest(folder):
     return found and found.tensors("model")
 
 
-def keras(folder):
-    transly.write_tiny(folder)
-    hdf5_worker.convert(folder / "model.h5", folder)
-
-
-def load_keras(folder):
-    """`load_transly` without a process for each file, which takes half a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras_transly, "_read", lambda path: keras_transly._parse(path, path.parent))
-        return load_transly(folder)
-
-
 STEP = "checkpoints/step-00000001"
 FORMATS = {
     "safetensors": Format(write_safetensors, "x", lambda f: read_tensors(f / "x"), header_of_safetensors),
@@ -214,10 +201,7 @@ FORMATS = {
     "attending pairs": Format(run_on_pairs("EncoderDecoder", ATTENDING), "recipe.yaml", qkv.load, none, 300),
     "manifest.json": Format(zoo.run_folder, f"{STEP}/manifest.json", latest),
     "state.json": Format(zoo.run_folder, f"{STEP}/state.json", latest),
-    "HDF5": Format(transly.write_tiny, "model.h5", load_transly, none, 6),
-    "layers of Keras": Format(keras, "config.json", load_keras, none, 1000),
-    "config.pkl": Format(keras, "config.pkl", lambda f: read_plain(f / "config.pkl")),
-    "config.pkl of a model": Format(keras, "config.pkl", load_keras, none, 400),
+    "config.pkl": Format(transly.write_tiny, "config.pkl", load_transly, none, 400),
 }  # fmt: skip
 
 
@@ -277,19 +261,6 @@ def test_every_damage_is_refused_or_another_good_file(tmp_path, name):
             assert time.process_time() - start < SECONDS, what
     assert lines == {1}
     assert refused > n / 3  # most bits matter; another letter in a name does not
-
-
-def test_a_bit_that_sends_the_library_of_hdf5_round_in_circles(tmp_path):
-    """What is free in a heap gets another size; behind it is an object of 0 bytes, and behind that itself again."""
-    transly.write_tiny(tmp_path)
-    content = bytearray((tmp_path / "model.h5").read_bytes())
-    text = content.index(b'{"config"')
-    size = int.from_bytes(content[text - 8 : text], "little")
-    free = text + size + -size % 8 + 8  # where the size of what is free stands
-    content[free + 1] ^= 2
-    (tmp_path / "model.h5").write_bytes(content)
-    with pytest.raises(FileError, match=r"no model that Keras wrote"):
-        load_transly(tmp_path)
 
 
 ROUNDS = f"encoder: {{type: Repeat, n: 1000000000, pattern: {NORMED('{type: FFN}')}}}, decoder: {NORMED(READS)}"

@@ -5,20 +5,16 @@ are Keras's: masked places repeat the last output, and the attention, which is n
 """
 
 import importlib.util
-import subprocess
-import sys
-import tempfile
+import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 
-from qkv.checkpoints import hdf5_worker
 from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.maps import KeyMap, Rule, Transpose, check_fit
-from qkv.checkpoints.opcodes import read_plain
-from qkv.checkpoints.tensors import read_json, read_tensors
 from qkv.errors import ConfigError, FileError
 from qkv.models.decoders import LuongConfig
 from qkv.models.recurrent_encoder import RecurrentEncoderConfig
@@ -31,7 +27,7 @@ from qkv.shapes import Tensor
 
 WEIGHTS, VOCABULARIES = "model.h5", "config.pkl"
 _MAX_LENGTH = 1 << 12
-_PATIENCE = 30  # seconds by the clock, of a worker that ends itself after some of computing
+_MAX_PICKLE = 1 << 26  # bytes
 _GATES = ("kernel", "recurrent_kernel", "bias")
 
 Unit = Literal["character", "word"]
@@ -62,14 +58,14 @@ class TranslyModel:
 
 
 def load_transly(folder: Path) -> TranslyModel:
-    """Read a folder of the package's `trained_models`. Nothing in it is unpickled or run.
+    """Read a folder of the package's `trained_models`. Nothing in it is run.
 
     Raises:
         FileError: A file is missing, damaged, or of another model; or h5py is not installed.
     """
     path = folder / WEIGHTS
     state, layers = _read(path)
-    facts = ConfigReader(read_plain(folder / VOCABULARIES), str(folder / VOCABULARIES))
+    facts = ConfigReader(_facts(folder / VOCABULARIES), str(folder / VOCABULARIES))
     try:
         config = _config(layers, path)
         names = _keys(layers)
@@ -117,35 +113,84 @@ def _vocabulary(facts: ConfigReader, key: str, n: int | None) -> dict[str, int]:
     return found
 
 
+# --- config.pkl -----------------------------------------------------------------------------------------------------
+
+
+@final
+class _Inert:
+    """Stands for whatever the pickle names: it takes all that is handed to it, and does nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+@final
+class _Unpickler(pickle._Unpickler):  # the one in Python: no index in the file makes it allocate
+    """Imports and calls nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Of every module."""
+        return _Inert
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """The texts, numbers and vocabularies of the pickled dict."""
+    try:
+        if (size := path.stat().st_size) > _MAX_PICKLE:
+            raise FileError(f"{path}: has {size} bytes, more than {_MAX_PICKLE}; give the model's own file")
+        with path.open("rb") as file:
+            found = _Unpickler(file).load()
+        return {key: value for key, value in found.items() if isinstance(value, str | int) or _is_vocabulary(value)}
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except FileError:
+        raise
+    except Exception as error:  # the unpickler has no fixed set for damage
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise FileError(f"{path}: no pickle of plain data ({reason}); get the model again") from None
+
+
+def _is_vocabulary(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(k) is str and type(i) is int for k, i in value.items())
+
+
 # --- model.h5 -------------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The weights, as `layer/name`, and the configs of the layers; see `hdf5_worker`."""
+    """The weights, as `layer/name`, and the configs of the layers."""
     if importlib.util.find_spec("h5py") is None:
         raise FileError(f'{path}: reading HDF5 needs h5py; pip install "qkv[keras]"')
     if not path.is_file():
         raise FileError(f"{path}: no such file; give a folder with {WEIGHTS} and {VOCABULARIES}")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, hdf5_worker.__file__, str(path.absolute()), folder]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)
-            reason = " ".join(done.stderr.decode(errors="replace").split())[-150:] or f"exit code {done.returncode}"
-        except subprocess.TimeoutExpired:
-            done, reason = None, "reading it does not come to an end"
-        if done is None or done.returncode:
-            raise FileError(f"{path}: no model that Keras wrote ({reason}); get it again")
-        return _parse(path, Path(folder))
+    import h5py
 
-
-def _parse(path: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """What the worker made of a file."""
     try:
-        weights = {name: data.clone() for name, data in read_tensors(folder / "weights.safetensors").items()}
-        return weights, _layers(read_json(folder / "config.json"))
-    except (FileError, LookupError, TypeError) as error:
-        reason = str(error).replace(str(folder), "").split(";")[0]
+        with h5py.File(path, "r") as file:
+            weights = _arrays(file["model_weights"], path.stat().st_size)
+            return weights, _layers(json.loads(cast(bytes, file.attrs["model_config"])))
+    except Exception as error:  # h5py has no fixed set for damage
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise FileError(f"{path}: no model that Keras wrote ({reason}); get it again") from None
+
+
+def _arrays(group: Any, size: int) -> dict[str, Tensor]:
+    """All arrays below a group, by their paths; those of a file of `size` bytes, plain float32 that lies in it."""
+    arrays = dict[str, Tensor]()
+    left = size
+
+    def keep(name: str, item: Any) -> None:
+        nonlocal left
+        if not hasattr(item, "dtype"):  # a group
+            return
+        left -= item.nbytes
+        if item.is_virtual or item.external or item.chunks or item.dtype.str != "<f4" or left < 0:
+            raise ValueError(f"{item.name} is not plain float32 within the file")
+        arrays[name] = torch.from_numpy(item[()])
+
+    group.visititems(keep)  # follows no link out of the file
+    return arrays
 
 
 def _layers(config: Any) -> dict[str, dict[str, Any]]:
