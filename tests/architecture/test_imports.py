@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -37,13 +39,20 @@ def importers(library):
                 "data/tokenizer_files.py",
             },
         ),
-        ("pickle", set()),
+        ("pickle", {"checkpoints/transly.py"}),
+        ("h5py", {"checkpoints/transly.py"}),
+        ("safetensors", set()),
         ("transformers", {"loading/certificate.py"}),
         ("huggingface_hub", {"loading/names.py"}),
     ],
 )
 def test_few_modules_import_it(library, modules):
     assert importers(library) == modules
+
+
+def test_the_reader_of_transly_waits_until_it_is_asked_for():
+    code = "import sys, qkv.loading.layouts, qkv.cli; sys.exit('qkv.checkpoints.transly' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_every_module_is_on_a_floor():

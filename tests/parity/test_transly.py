@@ -11,7 +11,7 @@ import torch
 
 import qkv
 import transly
-from qkv.checkpoints.keras_transly import load_transly
+from qkv.checkpoints.transly import load_transly
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
 from qkv.models.pairs import Pair

@@ -24,8 +24,8 @@ import qkv
 import transly
 from qkv.checkpoints import Store, read_folder, read_tensors
 from qkv.checkpoints.huggingface import load_model
-from qkv.checkpoints.keras_transly import load_transly
 from qkv.checkpoints.pickled import read_pickled
+from qkv.checkpoints.transly import load_transly
 from qkv.config import parse_yaml
 from qkv.data import END_OF_TEXT, Tokenizer, template_of, unit_tokenizer
 from qkv.errors import FileError, QkvError

@@ -6,7 +6,6 @@ from typing import Final, TypeVar, cast
 import torch
 
 from qkv.checkpoints import peft
-from qkv.checkpoints.keras_transly import WEIGHTS
 from qkv.errors import ConfigError, FileError
 from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, read_gguf_config
 from qkv.loading.layout import Layout, Options
@@ -28,7 +27,7 @@ LAYOUTS: Final = (
     Layout(peft.CONFIG, "adapters of PEFT", open_peft),
     Layout("config.json", "Hugging Face", open_hugging_face),
     Layout(MODEL, "qkv.save", open_saved),
-    Layout(WEIGHTS, "transly", open_transly),
+    Layout("model.h5", "transly", open_transly),
     Layout("", "GGUF", open_gguf_file, read_gguf_config),
 )
 """Tried in this order."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from qkv.checkpoints.keras_transly import Unit, load_transly
 from qkv.data import Tokenizer, unit_tokenizer
 from qkv.loading.facts import Facts
 from qkv.loading.layout import Options
@@ -15,9 +14,11 @@ def open_transly(folder: Path, options: Options) -> Translator:
     Raises:
         FileError: A file is missing or damaged, or of another model; or h5py is not installed.
     """
+    from qkv.checkpoints.transly import load_transly  # nothing else needs it
+
     found = load_transly(folder)
 
-    def tokenizer(vocabulary: dict[str, int], unit: Unit) -> Tokenizer:
+    def tokenizer(vocabulary: dict[str, int], unit: str) -> Tokenizer:
         names = {token: name for name, token in vocabulary.items()}
         return unit_tokenizer(vocabulary, words=unit == "word", special=(names[found.end], names[found.begin]))
 
