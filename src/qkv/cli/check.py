@@ -1,11 +1,8 @@
 """`qkv check`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from qkv.cli.opening import Whole
-
-if TYPE_CHECKING:
-    from qkv.models.model import ModelConfig
 
 _MOST = 2 * 10**9  # parameters of a model that is built for a check
 
@@ -25,6 +22,7 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
     from qkv.config import expand_home
+    from qkv.cost import parameters
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
     from qkv.loading.layouts import load
@@ -32,8 +30,8 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
         built = load(model, dtype=getattr(torch, dtype)).model
     else:
-        config = _closed(find_config(model))
-        n = _size(config)
+        config = find_config(model).closed()
+        n = parameters(config)
         if n > _MOST:
             raise ConfigError(
                 f"{model} has {n:,} parameters; check one of at most {_MOST:,}, with fewer or narrower blocks"
@@ -43,37 +41,3 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
     report = ask(built.to(getattr(torch, dtype)))
     print(report)
     return 0 if report.holds else 1
-
-
-def _size(config: "ModelConfig") -> int:
-    """Parameters; those of a stack without building it, however deep it is."""
-    import torch
-
-    from qkv.cost import summary
-    from qkv.models.transformer import TransformerConfig
-
-    if isinstance(config, TransformerConfig):
-        return summary(config).parameters
-    with torch.device("meta"):
-        return sum(p.numel() for p in config.build().parameters())
-
-
-def _closed(config: "ModelConfig") -> "ModelConfig":
-    """The config with sizes that a tokenizer or the data would set."""
-    from dataclasses import replace
-
-    from qkv.models.pairs import PairModelConfig
-    from qkv.models.transformer import TransformerConfig
-    from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
-
-    if isinstance(config, PairModelConfig):
-        source, target = config.vocabularies
-        return config.with_vocabularies(source or target or 256, target or source or 256, shared=source == target)
-    if not isinstance(config, TransformerConfig):
-        return config
-    match config.embed:
-        case TokenEmbedderConfig(vocab_size=None):
-            return replace(config, embed=replace(config.embed, vocab_size=256))
-        case VectorEmbedderConfig(n_features=None):
-            return replace(config, embed=replace(config.embed, n_features=8))
-    return config

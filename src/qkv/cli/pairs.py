@@ -1,4 +1,4 @@
-"""A model of pairs, shown: what it is, its tokenizers, and its weights part by part."""
+"""A model that is no single stack, shown: what it is, its tokenizers, and its weights part by part."""
 
 import math
 import re
@@ -14,42 +14,26 @@ from rich.table import Table
 from qkv.cli.drawing import size_in_bytes
 from qkv.data import Tokenizer
 from qkv.data.pairs import SIDES
-from qkv.models.encoder_decoder import EncoderDecoderConfig
-from qkv.models.pairs import PairModelConfig
-from qkv.models.seq2seq import Seq2SeqConfig
-
-_OPEN = 256  # tokens of a vocabulary that only the data know
+from qkv.models.model import ModelConfig
+from qkv.nn.embedders.token import OPEN_SIZE
 
 
-def show_pairs(name: str, config: PairModelConfig, folder: Path, dtype: torch.dtype) -> None:
+def show_parts(name: str, config: ModelConfig, folder: Path, dtype: torch.dtype) -> None:
     """Print what the model is, which tokenizers stand in the folder, and a table of its weights."""
-    source, target = config.vocabularies
-    config = config.with_vocabularies(source or target or _OPEN, target or source or _OPEN, shared=source == target)
     with torch.device("meta"):
-        model = config.build()
+        model = config.closed().build()
     n = sum(p.numel() for p in model.parameters())
     console = Console(highlight=False)
     console.print(
-        f"[bold]{escape(name)}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}\n{describe(config)}"
+        f"[bold]{escape(name)}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}\n{config.sentence}"
     )
-    for side, size in zip(SIDES, (source, target), strict=True):
+    for side, size in zip(SIDES, config.vocabularies, strict=False):
         file = folder / side / "tokenizer.json"
         has = f"{Tokenizer.load(file).vocab_size:,} tokens, {file}" if file.is_file() else f"{size or 0:,} tokens"
-        console.print(f"{side}: {has if size else f'set by the data; counted as {_OPEN} tokens'}", markup=False)
+        console.print(f"{side}: {has if size else f'set by the data; counted as {OPEN_SIZE} tokens'}", markup=False)
     if config.longest is not None:
         console.print(f"a text has at most {config.longest:,} tokens")
     console.print(_table(model, n))
-
-
-def describe(config: PairModelConfig) -> str:
-    """What kind of model it is, in a sentence."""
-    match config:
-        case Seq2SeqConfig(encoder=encoder, decoder=decoder):
-            reads = f"{encoder.layers} × {encoder.cell.tag()}{' in both directions' if encoder.bidirectional else ''}"
-            return f"a recurrent translator: reads with {reads}, writes with {decoder.layers} × {decoder.tag()}"
-        case EncoderDecoderConfig(d_model=width):
-            return f"a Transformer of pairs, {width:,} wide: an encoder reads, a decoder writes and attends to it"
-    return config.tag()
 
 
 def _table(model: torch.nn.Module, n: int) -> Table:

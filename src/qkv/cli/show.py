@@ -40,22 +40,19 @@ def show(
     from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.loading.certificate import read_certificate
-    from qkv.models.pairs import PairModelConfig
-    from qkv.models.transformer import TransformerConfig
 
     for name, given in (("--tokens", tokens), ("--batch", batch)):
         if given is not None and not kernels:
             raise ConfigError(f"{name} is for --kernels; add that, or leave it out")
-    config = find_config(model)
-    if isinstance(config, PairModelConfig):
-        from qkv.cli.pairs import show_pairs
+    whole = find_config(model)
+    config = whole.single_stack
+    if config is None:
+        from qkv.cli.pairs import show_parts
 
         for name, given in (("--kernels", kernels), ("--context", context is not None)):
             if given:
                 raise ConfigError(f"{name} is for language models and {model} is a model of pairs; leave it out")
-        return show_pairs(expand_home(model).absolute().name, config, expand_home(model), getattr(torch, dtype))
-    if not isinstance(config, TransformerConfig):
-        raise ConfigError(f"{model} is a {config.tag()}, which cannot be drawn; give a Transformer or a model of pairs")
+        return show_parts(expand_home(model).absolute().name, whole, expand_home(model), getattr(torch, dtype))
     if kernels:
         from qkv.cli.kernels import kernels as table_of_kernels
 

@@ -10,7 +10,7 @@ from torch import nn
 from qkv.config import Config
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Full, Mask, Place
-from qkv.models.pairs import PairModelConfig
+from qkv.models.model import ModelConfig
 from qkv.models.transformer import Repeat, TransformerConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig, TokenEmbedder, TokenEmbedderConfig, VectorEmbedderConfig
@@ -119,24 +119,30 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
     return Cost(tuple(parts), context, dtype)
 
 
-def training_flops_per_token(
-    config: TransformerConfig | PairModelConfig, context: int, *, frozen: bool = False
-) -> float:
+def parameters(config: ModelConfig) -> int:
+    """How many a model has whose sizes are all set; those of a stack are counted without building it."""
+    if config.single_stack is not None:
+        return summary(config.single_stack).parameters
+    with torch.device("meta"):
+        return _count(config.build().parameters())
+
+
+def training_flops_per_token(config: ModelConfig, context: int, *, frozen: bool = False) -> float:
     """What `Cost` says about training on texts of `context` tokens.
 
-    Of a model of pairs it is an estimate: every weight but those of the embeddings once for each token of the target,
-    as if the source were as long, and no scores.
+    Of a model that is no single stack it is an estimate: every weight but those of the embeddings once for each token
+    of the target, as if the source were as long, and no scores.
 
     Where the weights are `frozen`, their gradients are left out, and so are the few operations of adapters.
     """
-    if isinstance(config, PairModelConfig):
+    if config.single_stack is None:
         with torch.device("meta"):
             model = config.build()
         tables = {id(part.weight) for part in model.modules() if isinstance(part, TokenEmbedder)}
-        tied = model.head.weight is None
+        tied = isinstance(model.head, LMHead) and model.head.weight is None
         weights = [p for p in model.parameters() if p.dim() > 1 and (tied or id(p) not in tables)]
         return 6.0 * _count(weights)
-    cost = summary(config, context=context)
+    cost = summary(config.single_stack, context=context)
     return 2 * cost.flops_per_token if frozen else cost.training_flops_per_token
 
 

@@ -102,6 +102,11 @@ class EncoderDecoderConfig(PairModelConfig):
         return source.vocab_size, self.target.vocab_size
 
     @property
+    def sentence(self) -> str:
+        """See `ModelConfig`."""
+        return f"a Transformer of pairs, {self.d_model:,} wide: an encoder reads, a decoder writes and attends to it"
+
+    @property
     def depth(self) -> int:
         """See `PairModelConfig`."""
         return self._transformer(self.encoder).depth + self._transformer(self.decoder).depth

@@ -26,9 +26,28 @@ class ModelConfig(Config, ABC):
     def longest(self) -> int | None:
         """Tokens of the longest text it can take; None: any."""
 
+    @property
+    def single_stack(self) -> Any:
+        """The config itself where the model is one stack of blocks, which can be drawn block by block; else None."""
+        return None
+
+    @property
+    def vocabularies(self) -> tuple[int | None, ...]:
+        """Tokens of each vocabulary, a source's before a target's; None: open."""
+        return ()
+
+    @property
+    def sentence(self) -> str:
+        """What kind of model it is, for people."""
+        return self.tag()
+
     @abstractmethod
     def with_dropout(self, p: float) -> "ModelConfig":
         """The same with the probability of every dropout set."""
+
+    @abstractmethod
+    def closed(self) -> "ModelConfig":
+        """The same with a size for each that only data would set, so that it can be built without any."""
 
     def build(self) -> "Model":
         """The model, with fresh weights (none on the meta device)."""

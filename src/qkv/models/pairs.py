@@ -11,6 +11,7 @@ from qkv.errors import ConfigError
 from qkv.models.decoding import Decoding
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.embedders.token import OPEN_SIZE
 from qkv.nn.heads import LMHead
 from qkv.nn.sublayer import Aux
 from qkv.recorder import Recorder
@@ -59,6 +60,12 @@ class PairModelConfig(ModelConfig, ABC):
     @abstractmethod
     def vocabularies(self) -> tuple[int | None, int | None]:
         """Tokens of the source and of the target; None: open."""
+
+    def closed(self) -> "PairModelConfig":
+        """See `ModelConfig`. Two vocabularies of one size may be one."""
+        source, target = self.vocabularies
+        sizes = source or target or OPEN_SIZE, target or source or OPEN_SIZE
+        return self.with_vocabularies(*sizes, shared=source == target)
 
     def build(self) -> "PairModel":
         """The model, with fresh weights (none on the meta device)."""

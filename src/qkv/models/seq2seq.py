@@ -70,6 +70,13 @@ class Seq2SeqConfig(PairModelConfig):
         )
 
     @property
+    def sentence(self) -> str:
+        """See `ModelConfig`."""
+        encoder, decoder = self.encoder, self.decoder
+        reads = f"{encoder.layers} × {encoder.cell.tag()}{' in both directions' if encoder.bidirectional else ''}"
+        return f"a recurrent translator: reads with {reads}, writes with {decoder.layers} × {decoder.tag()}"
+
+    @property
     def depth(self) -> int:
         """See `PairModelConfig`."""
         return self.encoder.layers + self.decoder.layers

@@ -98,6 +98,11 @@ class TransformerConfig(ModelConfig):
         )
 
     @property
+    def single_stack(self) -> "TransformerConfig":
+        """See `ModelConfig`."""
+        return self
+
+    @property
     def longest(self) -> int | None:
         """That of the table of positions."""
         return self.embed.max_length
@@ -112,6 +117,10 @@ class TransformerConfig(ModelConfig):
         """The same with the probability of dropout set, of the embeddings and of every sublayer's update."""
         embed = dataclasses.replace(self.embed, dropout=p)
         return dataclasses.replace(self, embed=embed, blocks=_with_dropout(self.blocks, p))
+
+    def closed(self) -> "TransformerConfig":
+        """See `ModelConfig`."""
+        return dataclasses.replace(self, embed=self.embed.closed())
 
     def build(self) -> "Transformer":
         """The model, with fresh weights (none on the meta device)."""

@@ -34,6 +34,10 @@ class EmbedderConfig(Config, ABC):
         """Tokens of the longest document that the table of positions admits; None: any."""
         return self.position.length if isinstance(self.position, LearnedPositionsConfig) else None
 
+    def closed(self) -> "EmbedderConfig":
+        """The same with a size for each that only data would set; here there is none."""
+        return self
+
     def build(self, d_model: int) -> "Embedder":
         """The embedder for a stream of width `d_model`."""
         return self._build(d_model)

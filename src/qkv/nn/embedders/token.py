@@ -1,7 +1,8 @@
 """Token ids to vectors."""
 
 import math
-from typing import final
+from dataclasses import replace
+from typing import Final, final
 
 import torch
 from torch import nn
@@ -11,6 +12,9 @@ from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
 from qkv.nn.quantised import Table, look_up
 from qkv.shapes import Float, Int, Tensor
+
+OPEN_SIZE: Final = 256
+"""Tokens of a vocabulary that only a tokenizer knows, where a model is built without one."""
 
 
 @final
@@ -26,6 +30,10 @@ class TokenEmbedderConfig(EmbedderConfig):
 
     vocab_size: int | None = None
     scale: float | None = 1.0
+
+    def closed(self) -> "TokenEmbedderConfig":
+        """See `EmbedderConfig`."""
+        return replace(self, vocab_size=self.vocab_size or OPEN_SIZE)
 
 
 @final

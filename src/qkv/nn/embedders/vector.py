@@ -1,5 +1,6 @@
 """The user's own vectors: any sequence of measurements, features or frames."""
 
+from dataclasses import replace
 from typing import final
 
 from torch import nn
@@ -22,6 +23,10 @@ class VectorEmbedderConfig(EmbedderConfig):
 
     n_features: int | None = None
     bias: bool = True
+
+    def closed(self) -> "VectorEmbedderConfig":
+        """See `EmbedderConfig`."""
+        return replace(self, n_features=self.n_features or 8)
 
 
 @final
