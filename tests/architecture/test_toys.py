@@ -1,5 +1,6 @@
 """The rooms are open: a task defined here goes through recipe, command line, trainer, evaluation, save and load."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -11,6 +12,7 @@ from qkv.cli import main
 from qkv.config import config, dump_yaml
 from qkv.data import Batch, Batches
 from qkv.errors import ConfigError
+from qkv.loading.ready import Ready
 from qkv.tasks import Measure, Task, TaskConfig
 from qkv.tokens import Tokens
 from qkv.training import train
@@ -21,10 +23,17 @@ pytestmark = pytest.mark.usefixtures("fast")
 
 @final
 @dataclass(frozen=True)
-class Sorter:
+class Sorter(Ready):
     """What `qkv.load` hands out for a run that learned to sort."""
 
+    what = "a sorter"
+    verbs = "qkv eval"
+
     model: qkv.Transformer
+    facts: None = None
+
+    def files(self):
+        return {}
 
     def sort(self, rows):
         with torch.no_grad():
@@ -164,3 +173,23 @@ def test_a_task_refuses_what_does_not_fit(tmp_path, capsys):
     recipe = write_recipe(tmp_path, sample={})
     assert main(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
     assert "sample.prompt is empty; give tokens to sort" in capsys.readouterr().err
+
+
+def test_a_task_evaluates_saves_and_loads(tmp_path, capsys):
+    run, saved = tmp_path / "run", tmp_path / "saved"
+    assert train(write_recipe(tmp_path), out=run) == 0
+    capsys.readouterr()
+    assert main(["eval", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(metrics(run)[-1]["validation_loss"])
+    assert found["exact"] == metrics(run)[-1]["exact"]
+    assert main(["eval", str(run)]) == 0
+    assert "exact" in capsys.readouterr().out
+    assert main(["eval", str(run), "--beams", "3"]) == 2
+    opened = qkv.load(run)
+    assert isinstance(opened, Sorter)
+    qkv.save(opened, saved)
+    again = qkv.load(saved)
+    assert isinstance(again, Sorter)
+    assert again.sort([[3, 1, 2, 0, 2]]) == opened.sort([[3, 1, 2, 0, 2]])
+    assert main(["show", str(run)]) == main(["check", str(run)]) == 0

@@ -25,6 +25,7 @@ from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer
 from qkv.nn.adapters import LoRALinear
 from qkv.nn.quantised import Packed
+from qkv.tasks import task_named, task_of
 
 MODEL = "model.yaml"
 """The file with the config, and the facts beside it."""
@@ -44,10 +45,12 @@ def open_saved(folder: Path, options: Options) -> Ready:
         if not isinstance(data, dict):
             raise ConfigError("it is no mapping")
         config = model_config(data.pop("model", {}))
+        task = task_named(data.pop("task")) if "task" in data else None
         known = Facts.from_dict(data) if data else None
     except ConfigError as error:
         raise FileError(f"{path}: not a model of qkv: {error}") from None
-    ready = ready_in(build_with(config, read_folder(folder), path, str(folder)), folder, known)
+    model = build_with(config, read_folder(folder), path, str(folder))
+    ready = ready_in(model, folder, known) if task is None else task.open(folder, model)
     if isinstance(ready, Loaded) and known is not None and "begins" not in data:  # an older folder
         begins = ready.tokenizer is not None and ready.tokenizer.prefix == (known.begin_id,)
         return replace(ready, facts=replace(known, begins=begins))
@@ -96,7 +99,9 @@ def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
     state = _plain_state(ready.model)
     facts = {} if ready.facts is None else ready.facts.to_dict()
     facts.pop("type", None)
-    text = dump_yaml({"model": ready.config.to_dict()} | facts)
+    task = None if isinstance(ready, Loaded | Translator | Bare) else task_of(ready)
+    named = {} if task is None else {"task": task.tag()}
+    text = dump_yaml({"model": ready.config.to_dict()} | named | facts)
     files = {MODEL: text.encode()} | ready.files() | dict(files)
     _require_free(folder)
     try:

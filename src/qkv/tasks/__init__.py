@@ -3,7 +3,7 @@
 from qkv.tasks.documents import DataConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.pairs import PairDataConfig
-from qkv.tasks.task import Asked, Opened, Recipe, SampleConfig, Start, Task, TaskConfig, task_of
+from qkv.tasks.task import Asked, Opened, Recipe, SampleConfig, Start, Task, TaskConfig, task_named, task_of
 
 __all__ = [
     "Asked",
@@ -19,5 +19,6 @@ __all__ = [
     "Task",
     "TaskConfig",
     "evaluate",
+    "task_named",
     "task_of",
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, final
 
 from qkv.config import Config, config, expand_home
 from qkv.data import Batches
-from qkv.errors import ConfigError, FileError
+from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.adapters import LoRAConfig
@@ -238,6 +238,18 @@ def check_same(task: Task, asked: Asked) -> None:
             f"{asked.path}: its corpus is another one than it was trained on, so that nothing is known to be held out; "
             "put it back as it was, or give DATA"
         )
+
+
+def task_named(tag: object) -> type[TaskConfig]:
+    """The task whose config has this name in files.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    known = {cls.tag(): cls for cls in TaskConfig.__subclasses__()}
+    if not isinstance(tag, str) or tag not in known:
+        raise ConfigError(f"there is no task {str(tag)!r}; {suggest(str(tag), known)}")
+    return known[tag]
 
 
 def task_of(opened: object) -> type[TaskConfig] | None:
