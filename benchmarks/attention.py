@@ -15,12 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qkv.lowered import LoweredMask, lower
+from qkv.lowered import Form, LoweredMask, lower
 from qkv.masks import Causal, Mask, Window
 from qkv.ops import attend
 from qkv.tokens import Tokens
@@ -48,7 +49,8 @@ def step(case: str, backend: str, n: int) -> Callable[[], None]:
     """Forward and backward."""
     qkv, mask = inputs(n), mask_of(case, n)
     if backend == "dense":
-        mask, backend = LoweredMask(allow=mask.dense(n, n, torch.device("cpu"))), "sdpa"
+        mask, backend = replace(mask, form=Form.DENSE), "sdpa"
+        _ = mask.dense
 
     def run() -> None:
         out = attend(*qkv, mask=mask, backend=backend)

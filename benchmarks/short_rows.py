@@ -2,7 +2,7 @@
 
     python benchmarks/short_rows.py
 
-Where the one begins to win over the other is `SHORT` in `qkv.ops.attend`.
+Where the one begins to win over the other is `SHORT` in `qkv.lowered`.
 """
 
 import statistics
@@ -10,9 +10,9 @@ import time
 
 import torch
 
-from qkv.lowered import lower
+from qkv.lowered import SHORT, lower
 from qkv.masks import Causal
-from qkv.ops.attend import SHORT, solve
+from qkv.ops.attend import solve
 from qkv.ops.backend import Problem
 from qkv.tokens import Tokens
 

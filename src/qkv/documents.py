@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from qkv.shapes import Bool, Int, Tensor
 from qkv.tokens import Layout, Tokens
@@ -73,3 +74,23 @@ class Documents(NamedTuple):
         valid = self.valid
         flat = y.new_zeros(self.shape[0] * self.shape[1], *y.shape[2:])
         return flat.index_put((self.place[valid],), y[valid]).view(*self.shape, *y.shape[2:])
+
+
+@torch.library.custom_op("qkv::document_bounds", mutates_args=())
+def document_bounds(documents: Tensor) -> Tensor:
+    """(row, start, stop) of every document, from ids (B, T) in which 0 is padding and a document is one unbroken run.
+
+    On the CPU, and always B·T of them, so that a compiled model sees one shape: behind the last one come zeros.
+    """
+    ids = documents.cpu()
+    edge, valid = ids[:, 1:] != ids[:, :-1], ids > 0
+    first = (F.pad(edge, (1, 0), value=True) & valid).nonzero()
+    last = (F.pad(edge, (0, 1), value=True) & valid).nonzero()
+    bounds = ids.new_zeros(ids.numel(), 3, dtype=torch.long)
+    bounds[: len(first)] = torch.cat([first, last[:, 1:] + 1], dim=1)
+    return bounds
+
+
+@document_bounds.register_fake
+def _(documents: Tensor) -> Tensor:
+    return documents.new_empty(documents.numel(), 3, dtype=torch.long, device="cpu")

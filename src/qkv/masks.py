@@ -3,10 +3,8 @@
 Padding, documents and prefixes are not masks: they are data in `Tokens`, and hold under every mask.
 """
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
 from typing import NamedTuple, cast, final
 
 import torch
@@ -68,16 +66,17 @@ class Mask(Config, ABC):
         """In a few words: `causal & window 256`."""
         return " ".join([self.tag().lower(), *(f"{getattr(self, f.name):,}" for f in fields(self))])
 
-    @cached_property
-    def text(self) -> str:
-        """This mask as JSON: operators take no objects. `Mask.from_text` is the inverse."""
-        return json.dumps(self.to_dict())
+    @property
+    def number(self) -> int:
+        """The number of this mask in this process, by which an operator, which takes no objects, finds it again."""
+        if self not in _numbered:
+            _numbered.append(self)
+        return _numbered.index(self)
 
     @staticmethod
-    @lru_cache(maxsize=64)
-    def from_text(text: str) -> "Mask":
-        """The mask that has this `text`."""
-        return Mask.from_dict(json.loads(text))
+    def numbered(number: int) -> "Mask":
+        """The mask that has this `number`."""
+        return _numbered[number]
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
         """What holds for whole tiles: where some pair may be allowed, and where all pairs are.
@@ -101,6 +100,9 @@ class Mask(Config, ABC):
 
     def __invert__(self) -> "Not":
         return Not(a=self)
+
+
+_numbered: list[Mask] = []
 
 
 @final
@@ -293,40 +295,22 @@ def _distance(q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
     return q.index.low - k.index.high, q.index.high - k.index.low
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A mask together with the tokens that it is about: enough for any pair, or any tile, to be asked.
-
-    Attributes:
-        mask: Who may attend to whom.
-        q: Index, order and segment of the queries; one row where all rows of the batch are alike.
-        k: The same for the keys.
-    """
-
-    mask: Mask
-    q: Int[Tensor, "3 #B T"]
-    k: Int[Tensor, "3 #B S"]
-
-    def allow(self, q: Int[Tensor, "3 #B t"], k: Int[Tensor, "3 #B s"]) -> Bool[Tensor, "#B t s"]:
-        """The mask over some of the queries and keys, with padding and documents applied."""
-        q_index, q_order, a = q[..., :, None]
-        k_index, k_order, b = k[..., None, :]
-        return self.mask.allow(Place(q_index, q_order), Place(k_index, k_order)) & (a == b) & (b > 0)
-
-    def dense(self) -> Bool[Tensor, "#B 1 T S"]:
-        """The whole of it; quadratic."""
-        return self.allow(self.q, self.k)[:, None]
+def allowed(mask: Mask, q: Int[Tensor, "3 #B T"], k: Int[Tensor, "3 #B S"]) -> Bool[Tensor, "#B T S"]:
+    """The mask for queries and keys of which index, order and segment are given, with padding and documents applied."""
+    q_index, q_order, a = q[..., :, None]
+    k_index, k_order, b = k[..., None, :]
+    return mask.allow(Place(q_index, q_order), Place(k_index, k_order)) & (a == b) & (b > 0)
 
 
 def dense(mask: Mask, q: Tokens, k: Tokens) -> Bool[Tensor, "#B 1 T S"]:
     """The mask as a tensor, with padding and documents applied. Quadratic: for small inputs, and to define the rest."""
-    return Rule(mask, places(q), places(k)).dense()
+    return allowed(mask, places(q), places(k))[:, None]
 
 
 def places(tokens: Tokens) -> Int[Tensor, "3 #B T"]:
-    """Index, order and segment; one row where all are alike."""
+    """Index, order and segment, in 32 bits for speed; one row if all are alike."""
     alike = tokens.layout is Layout.FULL and tokens.index.stride(0) == 0
-    return torch.stack([x[:1] if alike else x for x in (tokens.index, tokens.order, tokens.segment)])
+    return torch.stack([x[:1] if alike else x for x in (tokens.index, tokens.order, tokens.segment)]).int()
 
 
 def sees_ahead(mask: Mask) -> bool:

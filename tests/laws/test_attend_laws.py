@@ -1,6 +1,7 @@
 """The laws of `attend`, on every backend that honours what is asked."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError
-from qkv.lowered import LoweredMask, lower
+from qkv.lowered import SHORT, Form, lower
 from qkv.masks import Causal, Chunked, Full, Strided, Window
 from qkv.ops import attend, attention_weights, kernels_used
-from qkv.ops.attend import SHORT
 from qkv.tokens import Tokens
 from tolerances import FLOAT64
 
@@ -87,8 +87,6 @@ def test_masks_drawn():
 
 def test_order_makes_a_prefix():
     """Equal ranks see each other: a prefix, an image block."""
-    from dataclasses import replace
-
     from qkv.masks import dense
     from qkv.tokens import Layout
 
@@ -99,16 +97,16 @@ def test_order_makes_a_prefix():
         [1, 1, 1, 0],
         [1, 1, 1, 1],
     ]
-    assert lower(Causal(), tokens, tokens).allow is not None
+    assert lower(Causal(), tokens, tokens).form is Form.DENSE
 
 
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 def test_a_query_that_sees_nothing_gives_zero_and_finite_gradients(backend):
     """Law 2."""
     q, k, v = draw()
-    allow = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
-    allow[0, :, 2] = False
-    out = attend(q, k, v, mask=LoweredMask(allow=allow), backend=backend)
+    tokens, padded = Tokens.full(2, 5), Tokens.from_padding(torch.tensor([[1, 1, 0, 1, 1], [1] * 5]))
+    mask = replace(lower(Causal(), padded, tokens), query_valid=None)
+    out = attend(q, k, v, mask=mask, backend=backend)
     assert (out[0, :, 2] == 0).all()
     assert (out[0, :, 3] != 0).any()
     out.sum().backward()
@@ -165,7 +163,7 @@ def test_documents_passes_gradcheck_and_opcheck():
     qkv = draw(width=4)
     assert torch.autograd.gradcheck(lambda *x: attend(*x, mask=mask, backend="documents"), qkv)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # tests/compiled compiles it
-    torch.library.opcheck(torch.ops.qkv.attend_documents.default, (*qkv, mask.documents, True, 0.5), test_utils=checks)
+    torch.library.opcheck(torch.ops.qkv.attend_documents.default, (*qkv, mask.bounds, True, 0.5), test_utils=checks)
 
 
 def test_the_choice_of_kernel():
@@ -182,8 +180,8 @@ def test_the_choice_of_kernel():
         attend(q, k, v, mask=lower(Causal(), packed, packed), dropout=0.5)
         attend(x, x, x, mask=lower(Causal(), long, long))
     assert names == ["sdpa:flash", "sdpa:flash", "sdpa:flash", "sdpa:flash", "sdpa:math", "documents"]
-    assert lower(Causal(), full, full) == LoweredMask(causal=True)
-    assert lower(Causal(), packed, packed).allow is None
+    assert lower(Causal(), full, full).form is Form.CAUSAL
+    assert not lower(Causal(), long, long).at_hand  # no square was made
 
 
 def test_a_backend_honours_or_raises():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError
-from qkv.lowered import LoweredMask, lower
+from qkv.lowered import Form, LoweredMask, lower
 from qkv.masks import Causal, Chunked, Full, Strided, Window
 from qkv.ops import BACKENDS, Problem, attend, choose, kernels_used
 from qkv.tokens import Tokens
@@ -73,7 +73,8 @@ def run(tensors, how, backend, dtype=torch.float64):
 
 
 def refused(tensors, how, backend):
-    mask = how["mask"] if isinstance(how["mask"], LoweredMask) else LoweredMask(causal=True)
+    tokens, mask = Tokens.full(2, tensors[1].shape[2]), how["mask"]
+    mask = mask if isinstance(mask, LoweredMask) else lower(Causal(), tokens, tokens)
     named = {name: how.get(name) for name in ("bias", "sinks", "softcap")}
     return BACKENDS[backend].refuses(Problem(*tensors, mask, 1.0, **named))
 
@@ -148,8 +149,8 @@ def test_gradcheck_and_opcheck():
         return attend(q, k, v, mask=how["mask"], bias=bias, sinks=sinks, softcap=1.5, backend="tiled")
 
     assert torch.autograd.gradcheck(call, inputs)
-    rule = how["mask"].rule
-    arguments = (*tensors, rule.q, rule.k, how["bias"], how["sinks"], rule.mask.text, 0.5, 1.5)
+    *places, number = how["mask"].tiles
+    arguments = (*tensors, *places, how["bias"], how["sinks"], number, 0.5, 1.5)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.qkv.attend_tiled.default, arguments, test_utils=checks)
 
@@ -192,7 +193,7 @@ def test_the_choice_and_strict():
         attend(*tensors, mask=window, dropout=0.5)
         attend(*tensors, mask=window, dropout=0.5, softcap=2.0)
     assert names == ["tiled", "tiled", "tiled", "sdpa:math", "reference"]
-    assert window.allow is None  # no square was made
+    assert window.form is Form.TILES
     assert choose(Problem(*tensors, window, 1.0, dropout=0.5)).passed == (("tiled", "has no dropout (asked for 0.5)"),)
     with pytest.raises(ConfigError, match="strict: 'tiled' is the fastest backend here and has no dropout"):
         attend(*tensors, mask=window, dropout=0.5, strict=True)
@@ -209,8 +210,6 @@ def test_wrong_use():
         attend(*tensors, mask=Causal(), sinks=torch.zeros(3))
     with pytest.raises(ConfigError, match=r"softcap=0\.0 must be above 0"):
         attend(*tensors, mask=Causal(), softcap=0.0)
-    with pytest.raises(ConfigError, match="'tiled' needs a mask that says more than a tensor; use 'sdpa'"):
-        attend(*tensors, mask=LoweredMask(allow=torch.ones(2, 1, 5, 5, dtype=torch.bool)), backend="tiled")
     with pytest.raises(ConfigError, match=r"Window\.size=0 must be at least 1"):
         Window(size=0)
     with pytest.raises(ConfigError, match=r"Strided\.stride=-1 must be at least 1"):

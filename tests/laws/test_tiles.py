@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.lowered import lower
-from qkv.masks import Causal, Chunked, Full, Mask, Rule, Strided, Window
-from qkv.ops.tiles import tiles, work
+from qkv.masks import Causal, Chunked, Full, Mask, Strided, Window, allowed
+from qkv.tiles import EMPTY, FULL, tile_kinds, work
 from qkv.tokens import Tokens
 
 leaves = st.one_of(
@@ -27,7 +27,7 @@ masks = st.recursive(leaves, composed, max_leaves=4)
 
 
 @st.composite
-def rules(draw):
+def lowered(draw):
     """A mask over packed, padded or full rows, with queries that may be the last of the keys."""
     mask: Mask = draw(masks)
     kind = draw(st.sampled_from(["packed", "left", "right", "full", "past"]))
@@ -41,35 +41,38 @@ def rules(draw):
     if kind == "past":
         queries = Tokens.full(2, 3, start=tokens.shape[1])
         tokens = Tokens.full(2, tokens.shape[1] + 3)
-        rule = lower(mask, queries, tokens, past=True).rule
-        return rule or Rule(mask, *(torch.stack([x.index[:1], x.order[:1], x.segment[:1]]) for x in (queries, tokens)))
-    return lower(mask, tokens, tokens).as_rule(tokens.shape[1], tokens.shape[1], torch.device("cpu"))
+        return lower(mask, queries, tokens, past=True)
+    return lower(mask, tokens, tokens)
+
+
+def square(mask):
+    return allowed(mask.mask, *mask.places)
 
 
 @settings(max_examples=200, deadline=None)
-@given(rule=rules(), n_queries=st.integers(1, 6), n_keys=st.integers(1, 6))
-def test_a_tile_is_what_its_pairs_are(rule, n_queries, n_keys):
-    square = rule.dense()[:, 0]
-    some, every = tiles(rule, n_queries, n_keys)
-    for i, j in torch.cartesian_prod(torch.arange(some.shape[1]), torch.arange(some.shape[2])).tolist():
-        pairs = square[:, i * n_queries : (i + 1) * n_queries, j * n_keys : (j + 1) * n_keys].flatten(1)
-        assert not (pairs.any(1) & ~some[:, i, j]).any()
-        assert not (~pairs.all(1) & every[:, i, j]).any()
+@given(mask=lowered(), n_queries=st.integers(1, 6), n_keys=st.integers(1, 6))
+def test_a_tile_is_what_its_pairs_are(mask, n_queries, n_keys):
+    kinds = tile_kinds(mask.mask, *mask.places, n_queries, n_keys)
+    for i, j in torch.cartesian_prod(torch.arange(kinds.shape[1]), torch.arange(kinds.shape[2])).tolist():
+        pairs = square(mask)[:, i * n_queries : (i + 1) * n_queries, j * n_keys : (j + 1) * n_keys].flatten(1)
+        assert not (pairs.any(1) & (kinds[:, i, j] == EMPTY)).any()
+        assert not (~pairs.all(1) & (kinds[:, i, j] == FULL)).any()
 
 
 @settings(max_examples=200, deadline=None)
-@given(rule=rules(), n_queries=st.integers(1, 6), n_keys=st.integers(1, 6), longest=st.integers(1, 20))
-def test_the_work_covers_what_is_allowed_once(rule, n_queries, n_keys, longest):
-    square = rule.dense()[:, 0]
-    seen = torch.zeros_like(square, dtype=torch.long)
-    for at in work(rule, n_queries, n_keys, longest):
+@given(mask=lowered(), size=st.integers(1, 6), together=st.integers(1, 4), longest=st.integers(1, 20))
+def test_the_work_covers_what_is_allowed_once(mask, size, together, longest):
+    pairs = square(mask)
+    seen = torch.zeros_like(pairs, dtype=torch.long)
+    for at in work(tile_kinds(mask.mask, *mask.places, size, size), *mask.size, together, longest, size):
+        assert at.queries.stop - at.queries.start <= size * together
         for run in at.runs:
-            assert run.keys.stop - run.keys.start <= max(longest, n_keys)
+            assert run.keys.stop - run.keys.start <= max(longest, size)
             part = (at.rows, at.queries, run.keys)
             seen[part] += 1
-            assert not run.full or square[part].all()
+            assert not run.full or pairs[part].all()
     assert seen.max() <= 1
-    assert not (square & (seen == 0)).any()
+    assert not (pairs & (seen == 0)).any()
 
 
 def test_simple_masks_are_known_exactly():
@@ -77,12 +80,8 @@ def test_simple_masks_are_known_exactly():
     tokens = Tokens.full(1, 64)
 
     def picture(mask):
-        rule = lower(mask, tokens, tokens).as_rule(64, 64, torch.device("cpu"))
-        some, every = (x[0].tolist() for x in tiles(rule, 8, 8))
-        return [
-            "".join("#" if e else "+" if s else "." for s, e in zip(*row, strict=True))
-            for row in zip(some, every, strict=True)
-        ]
+        kinds = tile_kinds(mask, *lower(mask, tokens, tokens).places, 8, 8)
+        return ["".join(".+#"[kind] for kind in row) for row in kinds[0].tolist()]
 
     assert picture(Causal())[:3] == ["+.......", "#+......", "##+....."]
     assert picture(Causal() & Window(size=9))[:4] == ["+.......", "++......", ".++.....", "..++...."]
@@ -90,7 +89,6 @@ def test_simple_masks_are_known_exactly():
     assert picture(Chunked(size=16))[2] == "..##...."
     assert picture(~Causal())[0] == "+#######"
     packed = Tokens.packed([[16, 8, 40]])
-    rule = lower(Full(), packed, packed).as_rule(64, 64, torch.device("cpu"))
-    some, every = tiles(rule, 8, 8)
-    assert torch.equal(some, every)
-    assert some[0].sum() == 2 * 2 + 1 + 5 * 5
+    kinds = tile_kinds(Full(), *lower(Full(), packed, packed).places, 8, 8)
+    assert set(kinds.unique().tolist()) == {EMPTY, FULL}
+    assert (kinds[0] == FULL).sum() == 2 * 2 + 1 + 5 * 5

@@ -1,12 +1,12 @@
 """One signature for attention, and the choice of what runs behind it."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from qkv.errors import ConfigError, suggest
-from qkv.lowered import LoweredMask, lower
+from qkv.lowered import Form, LoweredMask, lower
 from qkv.masks import Mask
 from qkv.ops import sdpa
 from qkv.ops.backend import Backend, Problem
@@ -16,21 +16,30 @@ from qkv.ops.tiled import TILED
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (REFERENCE, sdpa.SDPA, DOCUMENTS, TILED)}
 
-ORDER = {
-    "plain": ("sdpa", "tiled", "reference"),
-    "documents": ("documents", "tiled", "sdpa", "reference"),
-    "short": ("sdpa", "documents", "tiled", "reference"),
-    "small": ("sdpa", "tiled", "reference"),
-    "large": ("tiled", "sdpa", "reference"),
-}
-"""Backends from the fastest to the slowest, as `benchmarks/attention.py` measured them, for each kind of mask: nothing
-but causal or full rows; whole documents side by side, in rows of some length and in short ones; anything else on a
-small square, and on a large one."""
-SHORT = 64
-"""In padded rows of at most so many tokens a mask costs less than taking the documents apart: a quarter with 16, two
-thirds with 64. From 128 on it costs more (`benchmarks/short_rows.py`)."""
+def _needs_no_new_mask(p: Problem) -> bool:
+    """Whether PyTorch's kernel runs with what is there: a flag, or a square that all layers share."""
+    return p.mask.at_hand or (p.mask.plain and p.bias is None)
+
+
+def _documents_on_cpu(p: Problem) -> bool:
+    return p.mask.form is Form.DOCUMENTS and p.q.device.type == "cpu"
+
+
+def _always(_: Problem) -> bool:
+    return True
+
+
+FASTEST_FIRST: tuple[tuple[Backend, Callable[[Problem], bool]], ...] = (
+    (sdpa.SDPA, _needs_no_new_mask),
+    (DOCUMENTS, _documents_on_cpu),
+    (TILED, _always),
+    (sdpa.SDPA, _always),
+    (REFERENCE, _always),
+)
+"""Each backend with the masks and devices for which it is meant, as `benchmarks/attention.py` measured them."""
+
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend, _ in reversed(FASTEST_FIRST)}
 
 _log: list[str] | None = None
 
@@ -63,21 +72,15 @@ class Choice(NamedTuple):
 
 def choose(problem: Problem) -> Choice:
     """The fastest backend that honours all that is asked."""
-    passed: list[tuple[str, str]] = []
-    for name in ORDER[_kind(problem)]:
-        why = BACKENDS[name].refuses(problem)
+    passed: dict[str, str] = {}
+    for backend, meant_for in FASTEST_FIRST:
+        if backend.name in passed or not meant_for(problem):
+            continue
+        why = backend.refuses(problem)
         if not why:
-            return Choice(name, tuple(passed))
-        passed.append((name, why))
+            return Choice(backend.name, tuple(passed.items()))
+        passed[backend.name] = why
     raise AssertionError("the reference refuses nothing")
-
-
-def _kind(p: Problem) -> str:
-    if p.mask.documents is not None:
-        return "short" if p.q.shape[2] <= SHORT else "documents"
-    if p.mask.plain and p.bias is None:
-        return "plain"
-    return "small" if p.mask.allow is not None else "large"
 
 
 def attend(
@@ -190,7 +193,7 @@ def _check_shapes(
 
 def _lowered(mask: Mask | LoweredMask, q: Tensor, k: Tensor) -> LoweredMask:
     if isinstance(mask, LoweredMask):
-        if mask.size not in (None, (q.shape[2], k.shape[2])):
+        if mask.size != (q.shape[2], k.shape[2]):
             queries, keys = mask.size
             raise ConfigError(
                 f"the mask is for {queries} queries and {keys} keys, and there are {q.shape[2]} and {k.shape[2]}; "

@@ -39,7 +39,7 @@ class Problem:
 
     def without_padding(self) -> "Problem":
         """The same with zeros where there is padding: a kernel that reads masked values lets a NaN through."""
-        queries, keys = self.mask.padding()
+        queries, keys = self.mask.query_valid, self.mask.key_valid
         if queries is None and keys is None:
             return self
         k, v = (self.k, self.v) if keys is None else (_zeroed(self.k, keys), _zeroed(self.v, keys))
@@ -48,10 +48,10 @@ class Problem:
     def bias_tensor(self) -> Float[Tensor, "#B H T S"]:
         """The bias of every pair; quadratic."""
         assert self.bias is not None
-        rule = self.mask.as_rule(self.q.shape[2], self.k.shape[2], self.q.device)
+        q, k = self.mask.places
         # Wide, so that its gradient is: a sum over all pairs of one distance.
         bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
-        return bias[:, place_of_distance(rule.q[0], rule.k[0], bias.shape[1])].transpose(0, 1)
+        return bias[:, place_of_distance(q[0], k[0], bias.shape[1])].transpose(0, 1)
 
 
 def place_of_distance(q_index: Int[Tensor, "#B T"], k_index: Int[Tensor, "#B S"], size: int) -> Int[Tensor, "#B T S"]:

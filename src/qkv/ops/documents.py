@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from qkv.lowered import Form
 from qkv.ops.backend import Backend, Problem
 from qkv.shapes import Tensor
 
@@ -18,15 +18,10 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def runs(documents: Tensor) -> Iterator[tuple[int, slice]]:
-    """(row, place) of every document, from ids (B, T) in which 0 is padding."""
-    ids = documents.cpu()
-    ends = F.pad(ids[:, 1:] != ids[:, :-1], (0, 1), value=True)
-    start = 0
-    for row, last in ends.nonzero().tolist():
-        if ids[row, last] > 0:
-            yield row, slice(start, last + 1)
-        start = last + 1 if last + 1 < ids.shape[1] else 0
+def _documents(bounds: Tensor) -> Iterator[tuple[int, slice]]:
+    """(row, place) of every document."""
+    n = int(bounds[:, 2].count_nonzero())
+    return ((row, slice(start, stop)) for row, start, stop in bounds[:n].tolist())
 
 
 def _like(x: Tensor) -> Tensor:
@@ -40,16 +35,16 @@ def _cut(x: Tensor, row: int, place: slice) -> Tensor:
 
 @torch.library.custom_op("qkv::attend_documents", mutates_args=())
 def attend_documents(
-    q: Tensor, k: Tensor, v: Tensor, documents: Tensor, causal: bool, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every document to itself; q (B, H, T, K), k and v (B, G, T, K), `documents` (B, T).
+    """Attention of every document to itself; q (B, H, T, K), k and v (B, G, T, K); `bounds` from `document_bounds`.
 
     Returns:
         The output (B, H, T, K), 0 at padding, and the log-sum-exp of the scores (B, H, T), for the backward pass.
     """
     out = _like(q)
     lse = q.new_zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for row, place in runs(documents):
+    for row, place in _documents(bounds):
         o, part = _flash(_cut(q, row, place), _cut(k, row, place), _cut(v, row, place), 0.0, causal, scale=scale)
         _cut(out, row, place).copy_(o)
         lse[row : row + 1, :, place] = part
@@ -64,13 +59,13 @@ def attend_documents_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    documents: Tensor,
+    bounds: Tensor,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v; 0 at padding."""
     grads = _like(q), _like(k), _like(v)
-    for row, place in runs(documents):
+    for row, place in _documents(bounds):
         g, a, b, c, o = (_cut(x, row, place) for x in (grad, q, k, v, out))
         part = lse[row : row + 1, :, place].contiguous()
         for whole, piece in zip(grads, _flash_backward(g, a, b, c, o, part, 0.0, causal, scale=scale), strict=True):
@@ -79,7 +74,7 @@ def attend_documents_backward(
 
 
 @attend_documents.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, documents: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     return _like(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
@@ -91,7 +86,7 @@ def _(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    documents: Tensor,
+    bounds: Tensor,
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,23 +94,23 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, documents, ctx.causal, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, documents)
+    q, k, v, bounds, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, bounds)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    q, k, v, out, lse, documents = ctx.saved_tensors
-    return *attend_documents_backward(grad, q, k, v, out, lse, documents, ctx.causal, ctx.scale), None, None, None
+    q, k, v, out, lse, bounds = ctx.saved_tensors
+    return *attend_documents_backward(grad, q, k, v, out, lse, bounds, ctx.causal, ctx.scale), None, None, None
 
 
 torch.library.register_autograd("qkv::attend_documents", _backward, setup_context=_setup)  # pyright: ignore
 
 
 def _refuses(p: Problem) -> str:
-    if p.mask.documents is None:
+    if p.mask.form is not Form.DOCUMENTS:
         return "needs documents side by side, under Full or Causal"
     if p.q.device.type != "cpu":
         return f"runs on the CPU only (the tensors are on {p.q.device.type})"
@@ -127,8 +122,7 @@ def _refuses(p: Problem) -> str:
 
 
 def _run(p: Problem) -> Tensor:
-    assert p.mask.documents is not None
-    out, _ = attend_documents(p.q, p.k, p.v, p.mask.documents, p.mask.causal, p.scale)
+    out, _ = attend_documents(p.q, p.k, p.v, p.mask.bounds, p.mask.causal, p.scale)
     return out
 
 

@@ -21,7 +21,7 @@ def weights_of(p: Problem) -> Float[Tensor, "B H T S"]:
         scores = p.softcap * torch.tanh(scores / p.softcap)
     if p.bias is not None:
         scores = scores + p.bias_tensor()
-    allowed = p.mask.dense(p.q.shape[2], p.k.shape[2], p.q.device)
+    allowed = p.mask.dense
     if allowed is not None:
         # The lowest finite number, not -inf: a row of -inf has a NaN gradient.
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)

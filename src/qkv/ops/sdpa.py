@@ -19,8 +19,8 @@ def _refuses(p: Problem) -> str:
 def _mask(p: Problem) -> Tensor | None:
     """The mask and the bias as one tensor; None where the causal flag says it all."""
     if p.bias is None:
-        return None if p.mask.plain else p.mask.dense(p.q.shape[2], p.k.shape[2], p.q.device)
-    bias, allowed = p.bias_tensor().to(p.q.dtype), p.mask.dense(p.q.shape[2], p.k.shape[2], p.q.device)
+        return None if p.mask.plain else p.mask.dense
+    bias, allowed = p.bias_tensor().to(p.q.dtype), p.mask.dense
     return bias if allowed is None else bias.masked_fill(~allowed, -torch.inf)
 
 

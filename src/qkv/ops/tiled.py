@@ -3,24 +3,22 @@
 
 Source: Milakov and Gimelshein 2018 for the online softmax; Rabe and Staats 2021 and Dao et al. 2022 (FlashAttention),
 algorithms 1 and 4, for attention with it. Differs in that a tile is a batched matrix product of PyTorch's, so that it
-runs anywhere, and in that whole tiles are skipped by what the mask says of them (`ops/tiles.py`).
+runs anywhere, and in that whole tiles are skipped by what the mask says of them (`tiles.py`).
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from qkv.masks import Mask, Rule
+from qkv.masks import Mask, allowed
 from qkv.ops.backend import Backend, Problem, place_of_distance
-from qkv.ops.tiles import Run, Work, work
 from qkv.shapes import Tensor
+from qkv.tiles import TILE, Run, Work, work
 
 _ROWS = 256
-"""Query rows of a tile: tokens of a block times query heads per kv head."""
-
-_KEYS = 64
-"""Keys of a tile: what lies between a window and the next multiple is computed for nothing."""
+"""Query rows of a block: tokens times query heads per kv head. A block has at least the tokens of one tile."""
 
 _LONGEST = 512
 """Keys of neighbouring tiles that are taken together. Scores of 8 heads, 256 x 512, take 4 MiB: about a cache."""
@@ -38,25 +36,27 @@ def attend_tiled(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    kinds: Tensor,
     q_places: Tensor,
     k_places: Tensor,
     bias: Tensor | None,
     sinks: Tensor | None,
-    mask: str,
+    mask: int,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attention under a `Rule`; q (B, H, T, K), k (B, G, S, K), v (B, G, S, v).
+    """Attention under a `TiledMask`; q (B, H, T, K), k (B, G, S, K), v (B, G, S, v).
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
-        q_places: `Rule.q`.
-        k_places: `Rule.k`.
+        kinds: `TiledMask.kinds`.
+        q_places: `TiledMask.q`.
+        k_places: `TiledMask.k`.
         bias: Added to the scores by distance, (H, 2 R + 1): see `Problem.bias`.
         sinks: Logits of a key without value, one for each head (H,).
-        mask: `Mask.text` of its mask.
+        mask: `Mask.number`.
         scale: What q·k is multiplied with.
         softcap: Bound of the scores; 0: none.
 
@@ -64,7 +64,7 @@ def attend_tiled(
         The output (B, H, T, v); and for the backward pass the highest score of each query, and the sum of the
         exponentials beyond it, (2, B, H, T). (Their one log-sum-exp, which others keep, would round the weights.)
     """
-    tiles = _Tiles(q, k, v, q_places, k_places, bias, mask, scale, softcap)
+    tiles = _Tiles(q, k, v, kinds, q_places, k_places, bias, mask, scale, softcap)
     out, sums = _empty_outputs(q, v)
     out.zero_()
     sums[0], sums[1] = 0.0, math.inf  # of a query that sees nothing: its weights are 0 in the backward pass
@@ -101,16 +101,17 @@ def attend_tiled_backward(
     v: Tensor,
     out: Tensor,
     sums: Tensor,
+    kinds: Tensor,
     q_places: Tensor,
     k_places: Tensor,
     bias: Tensor | None,
     sinks: Tensor | None,
-    mask: str,
+    mask: int,
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, bias and sinks (the last two empty where there are none)."""
-    tiles = _Tiles(q, k, v, q_places, k_places, bias, mask, scale, softcap)
+    tiles = _Tiles(q, k, v, kinds, q_places, k_places, bias, mask, scale, softcap)
     wide = sums.dtype
     grad_q = _like(q, q.shape[-1]).zero_()
     grad_k, grad_v = torch.zeros_like(tiles.k, dtype=wide), torch.zeros_like(tiles.v, dtype=wide)
@@ -153,30 +154,30 @@ class _Tiles:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        kinds: Tensor,
         q_places: Tensor,
         k_places: Tensor,
         bias: Tensor | None,
-        mask: str,
+        mask: int,
         scale: float,
         softcap: float,
     ) -> None:
         self.batch, self.n_heads, self.groups = q.shape[0], q.shape[1], k.shape[1]
         self.per_key = self.n_heads // self.groups
         self.k, self.v = k.contiguous().flatten(0, 1), v.contiguous().flatten(0, 1)  # (B·G, S, width)
-        self.rule = Rule(Mask.from_text(mask), q_places.int(), k_places.int())  # half the work of 64 bits
+        self.mask, self.kinds, self.q_places, self.k_places = Mask.numbered(mask), kinds, q_places, k_places
+        self.together = _together(self.per_key)
         self.bias = q.new_zeros(0) if bias is None else bias
         self.scale, self.softcap = scale, softcap
         self.wide = torch.promote_types(q.dtype, torch.float32)
         # Two buffers for all tiles: fresh memory of this size costs a page fault for every 4 KiB.
-        size = self.batch * self.groups * self._block() * self.per_key * min(_LONGEST, max(k.shape[2], 1))
+        block = self.together * TILE
+        size = self.batch * self.groups * block * self.per_key * min(_LONGEST, max(k.shape[2], 1))
         self.buffers = [q.new_empty(size), q.new_empty(0)]
 
-    def _block(self) -> int:
-        return max(1, _ROWS // self.per_key)
-
-    def work(self) -> list[Work]:
+    def work(self) -> Iterator[Work]:
         """What is to be computed."""
-        return list(work(self.rule, self._block(), _KEYS, _LONGEST))
+        return work(self.kinds, self.q_places.shape[-1], self.k_places.shape[-1], self.together, _LONGEST)
 
     def queries(self, x: Tensor, at: Work) -> Tensor:
         """(B, H, T, n) to (b·G, H/G·t, n): the query heads of a kv head one after the other."""
@@ -231,8 +232,8 @@ class _Tiles:
             self.heads(scores).add_(added.unflatten(0, (self.groups, self.per_key)).movedim(2, 0))
         if run.full:
             return scores, None, slope
-        q, k = self._rows(self.rule.q, at)[..., at.queries], self._rows(self.rule.k, at)[..., run.keys]
-        return scores, self.rule.allow(q, k).to(self.wide)[:, None, None], slope
+        q, k = self._rows(self.q_places, at)[..., at.queries], self._rows(self.k_places, at)[..., run.keys]
+        return scores, allowed(self.mask, q, k).to(self.wide)[:, None, None], slope
 
     def heads(self, scores: Tensor) -> Tensor:
         """(b·G, H/G·t, s) seen as (b, G, H/G, t, s)."""
@@ -251,8 +252,8 @@ class _Tiles:
 
     def distance(self, at: Work, run: Run) -> Tensor:
         """Where in the bias each pair of a tile stands, (b or 1, t, s)."""
-        q = self._rows(self.rule.q, at)[0, :, at.queries]
-        k = self._rows(self.rule.k, at)[0, :, run.keys]
+        q = self._rows(self.q_places, at)[0, :, at.queries]
+        k = self._rows(self.k_places, at)[0, :, run.keys]
         return place_of_distance(q, k, self.bias.shape[1])
 
     def add_to_bias(self, grad: Tensor, at: Work, run: Run, tile: Tensor) -> None:
@@ -263,6 +264,11 @@ class _Tiles:
         heads = self.heads(tile).flatten(1, 2)  # (b, H, t, s)
         heads = heads.sum(0, keepdim=True) if place.shape[0] == 1 else heads
         grad.index_add_(1, place.flatten(), heads.transpose(0, 1).flatten(1).to(grad.dtype))
+
+
+def _together(per_key: int) -> int:
+    """Tiles of queries in a block, with so many query heads per kv head."""
+    return max(1, _ROWS // (TILE * per_key))
 
 
 def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
@@ -295,6 +301,7 @@ def _(
     v: Tensor,
     out: Tensor,
     sums: Tensor,
+    kinds: Tensor,
     q_places: Tensor,
     k_places: Tensor,
     bias: Tensor | None,
@@ -315,34 +322,32 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
-    q, k, v, q_places, k_places, bias, sinks, out, sums = ctx.saved_tensors
-    places_and_more = (q_places, k_places, bias, sinks, ctx.mask, ctx.scale, ctx.softcap)
-    dq, dk, dv, dbias, dsinks = attend_tiled_backward(grad, q, k, v, out, sums, *places_and_more)
-    return dq, dk, dv, None, None, None if bias is None else dbias, None if sinks is None else dsinks, None, None, None
+        return (None,) * 11
+    q, k, v, *rest, out, sums = ctx.saved_tensors
+    dq, dk, dv, dbias, dsinks = attend_tiled_backward(grad, q, k, v, out, sums, *rest, ctx.mask, ctx.scale, ctx.softcap)
+    bias, sinks = rest[-2:]
+    options = None if bias is None else dbias, None if sinks is None else dsinks
+    return dq, dk, dv, None, None, None, *options, None, None, None
 
 
 torch.library.register_autograd("qkv::attend_tiled", _backward, setup_context=_setup)  # pyright: ignore
 
 
 def _refuses(p: Problem) -> str:
-    if p.dropout:
-        return f"has no dropout (asked for {p.dropout})"
-    if p.mask.allow is not None and p.mask.rule is None:
-        return "needs a mask that says more than a tensor"
-    return ""
+    return f"has no dropout (asked for {p.dropout})" if p.dropout else ""
 
 
 def _run(p: Problem) -> Tensor:
     p = p.without_padding()
-    rule = p.mask.as_rule(p.q.shape[2], p.k.shape[2], p.q.device)
-    out, _ = attend_tiled(p.q, p.k, p.v, rule.q, rule.k, p.bias, p.sinks, rule.mask.text, p.scale, p.softcap or 0.0)
+    *tensors, number = p.mask.tiles
+    out, _ = attend_tiled(p.q, p.k, p.v, *tensors, p.bias, p.sinks, number, p.scale, p.softcap or 0.0)
     return out
 
 
 def _memory(p: Problem) -> int:
     """The scores of a tile."""
-    return p.q.shape[0] * p.q.shape[1] * max(1, _ROWS * p.k.shape[1] // p.q.shape[1]) * _LONGEST * p.q.dtype.itemsize
+    block = _together(p.q.shape[1] // p.k.shape[1]) * TILE
+    return p.q.shape[0] * p.q.shape[1] * block * _LONGEST * p.q.dtype.itemsize
 
 
 TILED = Backend(
