@@ -20,6 +20,7 @@ from qkv.data import (
     TokenizerFileConfig,
     tokenizer_files,
 )
+from qkv.data import tokenizer as module
 from qkv.errors import ConfigError, FileError
 
 CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
