@@ -3,7 +3,8 @@
 import torch
 
 from qkv.masks import Causal
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig

@@ -54,7 +54,7 @@ from qkv.models.pairs import Pair as Pair
 from qkv.models.recurrent_encoder import RecurrentEncoderConfig as RecurrentEncoderConfig
 from qkv.models.seq2seq import Seq2Seq as Seq2Seq
 from qkv.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
-from qkv.models.transformer import Repeat as Repeat
+from qkv.models.stack import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
 from qkv.nn.adapters import LoRAConfig as LoRAConfig
@@ -72,7 +72,6 @@ from qkv.nn.blocks import PreNormConfig as PreNormConfig
 from qkv.nn.blocks import SandwichConfig as SandwichConfig
 from qkv.nn.convolution import ConvolutionConfig as ConvolutionConfig
 from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
-from qkv.nn.embedders import StreamEmbedderConfig as StreamEmbedderConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig

@@ -9,7 +9,7 @@ from qkv import CrossAttentionConfig, Memory, PreNormConfig, RMSNormConfig
 from qkv.caches import Dense, Ring
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Chunked, Full, Strided, Window
-from qkv.models.transformer import Repeat
+from qkv.models.stack import Repeat
 from qkv.tokens import Tokens
 from tiny import tiny_config, tiny_model, token_ids
 from tolerances import FLOAT64

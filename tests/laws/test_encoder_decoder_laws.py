@@ -12,7 +12,7 @@ from qkv.generation import BeamConfig, beam_search
 from qkv.masks import Full
 from qkv.models.decoding import Decoding
 from qkv.models.pairs import Pair
-from qkv.models.transformer import Repeat
+from qkv.models.stack import Repeat
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig

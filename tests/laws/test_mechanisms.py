@@ -18,7 +18,7 @@ from qkv import (
     Window,
 )
 from qkv.errors import ConfigError
-from qkv.models.transformer import Repeat
+from qkv.models.stack import Repeat
 from qkv.nn.blocks import PreNormConfig
 from qkv.ops import attention_weights
 from tiny import tiny_config, tiny_model, token_ids

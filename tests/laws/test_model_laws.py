@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.masks import Causal, Full, Window
-from qkv.models.transformer import Repeat
+from qkv.models.stack import Repeat
 from qkv.nn.blocks import OutputNormConfig, ParallelConfig, PostNormConfig, PreNormConfig, SandwichConfig
 from qkv.nn.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
 from qkv.recorder import Recorder

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from qkv.cost import mean_keys, summary, training_flops_per_token
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Chunked, Full, Window, dense
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import ParallelConfig, PreNormConfig, SandwichConfig
 from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig

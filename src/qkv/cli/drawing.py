@@ -11,7 +11,8 @@ from rich.text import Text
 
 from qkv.config import Config
 from qkv.cost import Cost, PartCost
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import (
     BlockConfig,

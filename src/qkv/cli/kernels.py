@@ -9,7 +9,8 @@ from rich.table import Table
 
 from qkv.cli.drawing import size_in_bytes
 from qkv.lowered import LoweredMask, lower
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import Attention
 from qkv.nn.blocks import sublayers_of
 from qkv.nn.mixer import Mixer

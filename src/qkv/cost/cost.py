@@ -11,7 +11,8 @@ from qkv.config import Config
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Full, Mask, Place
 from qkv.models.model import ModelConfig
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.embedders import EmbedderConfig, TokenEmbedder, TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import LMHead, VectorHeadConfig

@@ -13,22 +13,19 @@ from qkv.errors import ConfigError
 from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig
 from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
-from qkv.models.transformer import Repeat, Transformer, TransformerConfig
-from qkv.nn.blocks import Block, BlockConfig, sublayers_of
-from qkv.nn.cross import CrossAttentionConfig
-from qkv.nn.embedders import StreamEmbedderConfig, TokenEmbedderConfig
+from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
+from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.mixer import Mixer
 from qkv.nn.norms import NormConfig
-from qkv.nn.stateful import Stateful
-from qkv.nn.sublayer import Aux, Sublayer
+from qkv.nn.quantised import Table
+from qkv.nn.sublayer import Aux, SublayerConfig, merge
 from qkv.ops.backend import Problem
 from qkv.ops.reference import weights_of
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
-
-Blocks = BlockConfig | Repeat | tuple[BlockConfig | Repeat, ...]
 
 
 @final
@@ -61,19 +58,20 @@ class EncoderDecoderConfig(PairModelConfig):
     init: InitConfig = InitConfig()
 
     def __post_init__(self) -> None:
-        reads, writes = self._transformer(self.encoder), self._transformer(self.decoder)
-        if not any(isinstance(part, CrossAttentionConfig) for part in writes.sublayers()):
+        if not any(part.reads_memory for part in sublayers(self.decoder)):
             raise ConfigError("decoder has no CrossAttention, so it cannot read the source; give its blocks one")
-        if any(isinstance(part, CrossAttentionConfig) for part in reads.sublayers()):
+        if any(part.reads_memory for part in sublayers(self.encoder)):
             raise ConfigError("encoder has CrossAttention and there is nothing before it to read; use Attention")
-        if (mask := writes.mask_ahead) is not None:
+        if (mask := mask_ahead(self.decoder)) is not None:
             raise ConfigError(
                 f"the mask {mask.tag()} of the decoder's attention lets a token see what it is to predict; "
                 "use Causal, alone or as one side of And"
             )
 
-    def _transformer(self, blocks: Blocks) -> TransformerConfig:
-        return TransformerConfig(d_model=self.d_model, embed=StreamEmbedderConfig(), blocks=blocks)
+    def layers(self) -> Iterator[SublayerConfig]:
+        """The sublayers' configs of both stacks from the input up, each pattern of blocks once."""
+        yield from sublayers(self.encoder)
+        yield from sublayers(self.decoder)
 
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "EncoderDecoderConfig":
         """See `PairModelConfig`."""
@@ -91,8 +89,8 @@ class EncoderDecoderConfig(PairModelConfig):
             self,
             source=None if self.source is None else replace(self.source, dropout=p),
             target=replace(self.target, dropout=p),
-            encoder=self._transformer(self.encoder).with_dropout(p).blocks,
-            decoder=self._transformer(self.decoder).with_dropout(p).blocks,
+            encoder=with_dropout(self.encoder, p),
+            decoder=with_dropout(self.decoder, p),
         )
 
     @property
@@ -109,7 +107,7 @@ class EncoderDecoderConfig(PairModelConfig):
     @property
     def depth(self) -> int:
         """See `PairModelConfig`."""
-        return self._transformer(self.encoder).depth + self._transformer(self.decoder).depth
+        return depth(self.encoder) + depth(self.decoder)
 
     @property
     def longest(self) -> int | None:
@@ -126,13 +124,10 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         super().__init__()
         self.config = config
         width, init = config.d_model, config.init
-        reads = StreamEmbedderConfig()
         self.source = None if config.source is None else config.source.build(width)
-        self.encoder = Transformer(
-            TransformerConfig(
-                d_model=width, embed=reads, blocks=config.encoder, final_norm=config.encoder_norm, init=init
-            )
-        )
+        self.encoder = Stack(width, config.encoder, config.encoder_norm)
+        if not next(self.encoder.parameters()).is_meta:
+            self.encoder.draw(init)
         self.decoder = Transformer(
             TransformerConfig(
                 d_model=width, embed=config.target, blocks=config.decoder, final_norm=config.decoder_norm, init=init
@@ -162,34 +157,36 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
     ) -> Float[Tensor, "B T V"]:
         """See `PairModel`. The recorder is shown every attention of the decoder."""
         tokens = check_pair(inputs, tokens)
-        memory = self.read(inputs.source, inputs.tokens)
+        memory, _ = self.encode(inputs.source, inputs.tokens)
         x, _ = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
-        return self.readout(x)
+        return self.head(x, tokens, self.table)
 
     def loss(
         self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
     ) -> tuple[Float[Tensor, ""], Aux | None]:
         """See `PairModel`."""
         tokens = check_pair(inputs, tokens)
-        x, aux = self.decoder.encode(inputs.target, tokens, memory=self.read(inputs.source, inputs.tokens))
-        if scale is None:
-            scale = 1 / max(1, self.head.count(targets, tokens.valid))
-        return self.head.loss(x, self.decoder.embed.table, targets, tokens.valid, scale), aux
+        memory, read = self.encode(inputs.source, inputs.tokens)
+        x, written = self.decoder.encode(inputs.target, tokens, memory=memory)
+        aux = merge(read and read.under("encoder"), written and written.under("decoder"))
+        return self.head_loss(x, tokens, targets, scale), aux
 
-    def read(self, source: Int[Tensor, "B S"], tokens: Tokens) -> Memory:
-        """What cross-attention reads of sources."""
+    def encode(self, source: Int[Tensor, "B S"], tokens: Tokens) -> tuple[Memory, Aux | None]:
+        """What cross-attention reads of sources, and what the encoder's sublayers report."""
         embed = self.decoder.embed if self.source is None else self.source
-        x, _ = self.encoder.encode(embed(torch.where(tokens.valid, source, 0), tokens), tokens)
-        return Memory(x, tokens)
+        x, aux = self.encoder.run(embed(torch.where(tokens.valid, source, 0), tokens), tokens)
+        return Memory(x, tokens), aux
 
-    def readout(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T V"]:
-        """Logits."""
-        return self.head(x, self.decoder.embed.table)
+    @property
+    def table(self) -> Table | None:
+        """The vectors of the target's tokens."""
+        return self.decoder.table
 
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """See `PairModel`: the mean over the heads of all cross-attention."""
         check_sources(inputs.source, inputs.tokens)
-        kept = _Weights(frozenset(slot for slot, part in enumerate(_keepers(self.decoder)) if _reads_memory(part)))
+        readers = [isinstance(part, Mixer) and part.reads_memory for _, part in self.decoder.keepers()]
+        kept = _Weights(frozenset(slot for slot, reads in enumerate(readers) if reads))
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)
         return torch.stack(kept.weights).mean(0)
@@ -201,22 +198,10 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         check_sources(source, tokens)
         cache = self.decoder.make_cache(len(source), capacity, room=max(map(len, prompts)) + ROOM)
         with torch.inference_mode():
-            memory = self.read(source, tokens)
+            memory, _ = self.encode(source, tokens)
         decoding = CachedDecoding(self.decoder.encode, self.readout, cache, memory)
         decoding.read(prompts)
         return decoding
-
-
-def _reads_memory(part: Sublayer) -> bool:
-    return isinstance(part, Mixer) and part.reads_memory
-
-
-def _keepers(model: Transformer) -> Iterator[Sublayer]:
-    """What has a slot, in the order in which it is applied; a block may be applied several times."""
-    for i in model.order:
-        block = model.blocks[i]
-        assert isinstance(block, Block)
-        yield from (part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful))
 
 
 @final

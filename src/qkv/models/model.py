@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from qkv.config import Config, Configured, config
+from qkv.errors import ConfigError
+from qkv.nn.quantised import Table
 from qkv.nn.sublayer import Aux, Sublayer
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -77,9 +79,37 @@ class Model(Configured, nn.Module, ABC):
         Args:
             loads: From `Aux`, summed over the batches of the update.
         """
-        for name, part in self.named_modules() if loads else ():
-            if isinstance(part, Sublayer) and (load := loads.get(name.replace(".sublayers.", "."))) is not None:
-                part.after_step(load)
+        for path, part in self.named_modules() if loads else ():
+            name = path.replace(".sublayers.", ".") + "."
+            own = {key.removeprefix(name): load for key, load in loads.items() if key.startswith(name)}
+            if own and isinstance(part, Sublayer):
+                part.after_step(own)
+
+    @property
+    @abstractmethod
+    def table(self) -> Table | None:
+        """The embedder's vectors, for a head that shares them; None: there are none."""
+
+    def readout(self, x: Float[Tensor, "B T D"], tokens: Tokens | None = None) -> Float[Tensor, "B T out"]:
+        """The head's outputs for a stream; without `tokens` each row is one full sequence."""
+        if self.head is None:
+            return x
+        tokens = Tokens.full(*x.shape[:2], device=x.device) if tokens is None else tokens
+        return self.head(x, tokens, self.table)
+
+    def head_loss(
+        self, x: Float[Tensor, "B T D"], tokens: Tokens, targets: Tensor, scale: float | None
+    ) -> Float[Tensor, ""]:
+        """The loss of a stream that is ready for the head; arguments as in `loss`.
+
+        Raises:
+            ConfigError: The model has no head.
+        """
+        if self.head is None:
+            raise ConfigError("the model has no head and so no loss; give its config a head, such as LMHead")
+        if scale is None:
+            scale = 1 / max(1, self.head.count(targets, tokens))
+        return self.head.loss(x, tokens, self.table, targets, scale)
 
     @abstractmethod
     def loss(

@@ -124,7 +124,7 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
     ) -> Float[Tensor, "B T V"]:
         """See `PairModel`."""
         readout, documents = self._read(inputs, tokens, recorder)
-        return documents.scatter(self.head(readout, self.table))
+        return documents.scatter(self.head(readout, documents.tokens, self.table))
 
     def loss(
         self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
@@ -134,10 +134,7 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         if not documents.full:  # what is behind the ends never reaches the vocabulary
             valid = documents.valid
             readout, targets = readout[valid][None], documents.gather(targets)[valid][None]
-        valid = torch.ones_like(targets, dtype=torch.bool)
-        if scale is None:
-            scale = 1 / max(1, self.head.count(targets, valid))
-        return self.head.loss(readout, self.table, targets, valid, scale), None
+        return self.head_loss(readout, Tokens.full(*targets.shape, device=targets.device), targets, scale), None
 
     def _read(self, inputs: Pair, tokens: Tokens | None, recorder: Recorder | None) -> tuple[Tensor, Documents]:
         """What the head reads for each token of each target."""
@@ -208,10 +205,11 @@ class Seq2SeqDecoding(Decoding):
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         """Append one token to each row; returns the new logits."""
         device = self._length.device
-        y = self._model.target(ids.to(device)[:, None], Tokens.full(len(ids), 1, start=self._length, device=device))
+        tokens = Tokens.full(len(ids), 1, start=self._length, device=device)
+        y = self._model.target(ids.to(device)[:, None], tokens)
         self._length = self._length + 1
         readout, self._state = self._model.decoder(y, self._state)
-        self.logits = self._model.head(readout, self._model.table)[:, 0]
+        self.logits = self._model.head(readout, tokens, self._model.table)[:, 0]
         return self.logits
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:

@@ -10,6 +10,7 @@ from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask
+from qkv.masks import Mask
 from qkv.nn.mixer import Heads, HeadsConfig, Mixer
 from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
 from qkv.nn.sublayer import in_turn
@@ -46,6 +47,11 @@ class AttentionConfig(HeadsConfig):
         super().__post_init__()
         if self.softcap is not None and self.softcap <= 0:
             raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
+
+    @property
+    def stream_mask(self) -> Mask:
+        """`mask`."""
+        return self.mask
 
 
 @final

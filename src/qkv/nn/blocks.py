@@ -1,7 +1,8 @@
 """Blocks: where the norms stand around the sublayers. One class and one equation each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import final
 
 from torch import nn
@@ -35,8 +36,12 @@ class BlockConfig(Config, ABC):
         return self._build(d_model)
 
 
+Part = Callable[[Tensor], Tensor]
+"""A sublayer or a norm, as an equation sees it: the stream, or something of its shape, in and out."""
+
+
 class Block(Configured, nn.Module, ABC):
-    """Base of the blocks: holds the sublayers by name."""
+    """Base of the blocks: holds the sublayers by name and collects what they report. A block states its equation."""
 
     def __init__(self, config: BlockConfig, d_model: int) -> None:
         super().__init__()
@@ -48,19 +53,38 @@ class Block(Configured, nn.Module, ABC):
         """A norm for each sublayer, under its name."""
         return nn.ModuleDict({name: norm.build(d_model) for name in self.sublayers})
 
-    def parts(self, *norms: nn.ModuleDict) -> list[tuple]:
-        """(sublayer, its norm from each of `norms`), in the order in which they act."""
-        return list(zip(self.sublayers.values(), *(each.values() for each in norms), strict=True))
-
     @abstractmethod
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
+        """The stream after this block.
+
+        Args:
+            x: The stream before it.
+            sublayers: Each gives its update, in the order in which they act.
+        """
+
+    @final
     def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The stream after this block, and what its sublayers report."""
+        reports: list[Aux] = []
+
+        def part(name: str, sublayer: nn.Module) -> Part:
+            def update(h: Tensor) -> Tensor:
+                out, aux = sublayer(h, ctx)
+                if aux is not None:
+                    reports.append(aux.under(name))
+                return out
+
+            return update
+
+        x = self.equation(x, [part(name, sublayer) for name, sublayer in self.sublayers.items()])
+        return x, reduce(merge, reports, None)
 
 
 def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
+    """A name for each: its own, with a number from the second of that name on."""
     names: list[str] = []
-    for part in sublayers:
-        n = sum(name.split("_")[0] == part.name for name in names)
+    for i, part in enumerate(sublayers):
+        n = sum(earlier.name == part.name for earlier in sublayers[:i])
         names.append(part.name if n == 0 else f"{part.name}_{n + 1}")
     return names
 
@@ -79,13 +103,11 @@ class PreNorm(Block, config=PreNormConfig):
         super().__init__(config, d_model)
         self.norms = self.norm_each(config.norm, d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = x + f(norm(x))."""
-        aux = None
-        for f, norm in self.parts(self.norms):
-            update, report = f(norm(x), ctx)
-            x, aux = x + update, merge(aux, report)
-        return x, aux
+        for f, norm in zip(sublayers, self.norms.values(), strict=True):
+            x = x + f(norm(x))
+        return x
 
 
 @final
@@ -102,13 +124,11 @@ class PostNorm(Block, config=PostNormConfig):
         super().__init__(config, d_model)
         self.norms = self.norm_each(config.norm, d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = norm(x + f(x))."""
-        aux = None
-        for f, norm in self.parts(self.norms):
-            update, report = f(x, ctx)
-            x, aux = norm(x + update), merge(aux, report)
-        return x, aux
+        for f, norm in zip(sublayers, self.norms.values(), strict=True):
+            x = norm(x + f(x))
+        return x
 
 
 @final
@@ -125,13 +145,11 @@ class OutputNorm(Block, config=OutputNormConfig):
         super().__init__(config, d_model)
         self.norms = self.norm_each(config.norm, d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = x + norm(f(x))."""
-        aux = None
-        for f, norm in self.parts(self.norms):
-            update, report = f(x, ctx)
-            x, aux = x + norm(update), merge(aux, report)
-        return x, aux
+        for f, norm in zip(sublayers, self.norms.values(), strict=True):
+            x = x + norm(f(x))
+        return x
 
 
 @final
@@ -149,13 +167,11 @@ class Sandwich(Block, config=SandwichConfig):
         self.norms = self.norm_each(config.norm, d_model)
         self.out_norms = self.norm_each(config.norm, d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = x + out_norm(f(norm(x)))."""
-        aux = None
-        for f, norm, out_norm in self.parts(self.norms, self.out_norms):
-            update, report = f(norm(x), ctx)
-            x, aux = x + out_norm(update), merge(aux, report)
-        return x, aux
+        for f, norm, out_norm in zip(sublayers, self.norms.values(), self.out_norms.values(), strict=True):
+            x = x + out_norm(f(norm(x)))
+        return x
 
 
 @final
@@ -172,13 +188,12 @@ class Parallel(Block, config=ParallelConfig):
         super().__init__(config, d_model)
         self.norm: Norm = config.norm.build(d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = x + Σ f(norm(x))."""
-        aux, h = None, self.norm(x)
-        for f in self.sublayers.values():
-            update, report = f(h, ctx)
-            x, aux = x + update, merge(aux, report)
-        return x, aux
+        h = self.norm(x)
+        for f in sublayers:
+            x = x + f(h)
+        return x
 
 
 @final
@@ -195,13 +210,12 @@ class ParallelPreNorm(Block, config=ParallelPreNormConfig):
         super().__init__(config, d_model)
         self.norms = self.norm_each(config.norm, d_model)
 
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
         """x = x + Σ f(norm_f(x))."""
-        aux, h = None, x
-        for f, norm in self.parts(self.norms):
-            update, report = f(norm(h), ctx)
-            x, aux = x + update, merge(aux, report)
-        return x, aux
+        before = x
+        for f, norm in zip(sublayers, self.norms.values(), strict=True):
+            x = x + f(norm(before))
+        return x
 
 
 def sublayers_of(block: Block) -> list[Sublayer]:

@@ -28,6 +28,7 @@ class CrossAttentionConfig(HeadsConfig):
     """
 
     name: ClassVar[str] = "cross_attention"
+    reads_memory: ClassVar[bool] = True
 
     memory_dim: int | None = None
 

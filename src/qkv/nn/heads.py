@@ -13,7 +13,8 @@ from qkv.nn.embedders.token import TokenEmbedderConfig
 from qkv.nn.embedders.vector import VectorEmbedderConfig
 from qkv.nn.quantised import Packed, Table, project
 from qkv.ops.loss import IGNORE, linear_cross_entropy
-from qkv.shapes import Bool, Float, Int, Tensor
+from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
 
 
 class Head(nn.Module, ABC):
@@ -24,22 +25,22 @@ class Head(nn.Module, ABC):
     """
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T out"]:
-        """The outputs for each token."""
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T out"]:
+        """The outputs: for each token, or of a head that pools for each document."""
 
     @abstractmethod
     def loss(
         self,
         x: Float[Tensor, "B T D"],
+        tokens: Tokens,
         table: Table | None,
         targets: Tensor,
-        valid: Bool[Tensor, "B T"],
         scale: float,
     ) -> Float[Tensor, ""]:
         """`scale` times the loss summed over the tokens that have a target."""
 
     @abstractmethod
-    def count(self, targets: Tensor, valid: Bool[Tensor, "B T"]) -> int:
+    def count(self, targets: Tensor, tokens: Tokens) -> int:
         """How many tokens have a target."""
 
 
@@ -102,7 +103,7 @@ class LMHead(Head):
         assert weight is not None
         return weight
 
-    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T V"]:
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T V"]:
         """Logits."""
         logits = project(x, self._weight(table))
         logits = logits if self.bias is None else logits + self.bias
@@ -111,13 +112,13 @@ class LMHead(Head):
     def loss(
         self,
         x: Float[Tensor, "B T D"],
+        tokens: Tokens,
         table: Table | None,
         targets: Int[Tensor, "B T"],
-        valid: Bool[Tensor, "B T"],
         scale: float,
     ) -> Float[Tensor, ""]:
         """Cross-entropy in nats, without the logits of all tokens at once."""
-        targets = torch.where(valid, targets, IGNORE)
+        targets = torch.where(tokens.valid, targets, IGNORE)
         weight = self._weight(table)
         if isinstance(weight, Packed):
             raise ConfigError("a packed head has no loss; load the model with a dtype such as float32")
@@ -131,9 +132,9 @@ class LMHead(Head):
             smoothing=self.smoothing if self.training else 0.0,
         )
 
-    def count(self, targets: Int[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> int:
+    def count(self, targets: Int[Tensor, "B T"], tokens: Tokens) -> int:
         """How many tokens have a target: those that are no padding and whose target is not -100."""
-        return int(((targets != IGNORE) & valid).sum())
+        return int(((targets != IGNORE) & tokens.valid).sum())
 
 
 @final
@@ -169,23 +170,23 @@ class VectorHead(Head):
         super().__init__()
         self.proj = nn.Linear(d_model, n_out)
 
-    def forward(self, x: Float[Tensor, "B T D"], table: Table | None) -> Float[Tensor, "B T out"]:
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T out"]:
         """The predicted vectors."""
         return self.proj(x)
 
     def loss(
         self,
         x: Float[Tensor, "B T D"],
+        tokens: Tokens,
         table: Table | None,
         targets: Float[Tensor, "B T out"],
-        valid: Bool[Tensor, "B T"],
         scale: float,
     ) -> Float[Tensor, ""]:
         """Squared error, averaged over the numbers of a vector and summed over the tokens that are no padding."""
         wide = torch.promote_types(x.dtype, torch.float32)
         error = (self.proj(x).to(wide) - targets.to(wide)).square().mean(-1)
-        return torch.where(valid, error, 0.0).sum() * scale
+        return torch.where(tokens.valid, error, 0.0).sum() * scale
 
-    def count(self, targets: Tensor, valid: Bool[Tensor, "B T"]) -> int:
+    def count(self, targets: Tensor, tokens: Tokens) -> int:
         """How many tokens are no padding."""
-        return int(valid.sum())
+        return int(tokens.valid.sum())

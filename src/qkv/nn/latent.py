@@ -62,6 +62,11 @@ class LatentAttentionConfig(SublayerConfig):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
+    @property
+    def stream_mask(self) -> Mask:
+        """`mask`."""
+        return self.mask
+
 
 @final
 class LatentAttention(Mixer, config=LatentAttentionConfig):

@@ -137,15 +137,16 @@ class Mixer(Sublayer, ABC):
             ConfigError: The layer reads a memory, and there is none.
         """
         tokens = Tokens.full(x.shape[0], x.shape[1], device=x.device)
-        rotations = ()
+        rotations, places = (), self.seat.mask + 1  # in a stack it has a seat, and looks there
         if self.rope is not None:
-            rotations = (self.rope.rotation(tokens, self.rotated, x.shape[1], x.dtype),)
+            rotation = self.rope.rotation(tokens, self.rotated, x.shape[1], x.dtype)
+            rotations = (rotation,) * (self.seat.rotation + 1)
         if not self.reads_memory:
-            return Context(tokens, (lower(self.mask, tokens, tokens),), rotations)
+            return Context(tokens, (lower(self.mask, tokens, tokens),) * places, rotations)
         if memory is None:
             raise ConfigError("cross-attention reads a memory; call it as layer(x, layer.alone(x, memory))")
         there = Tokens.full(memory.shape[0], memory.shape[1], device=x.device)
-        masks = (lower(self.mask, tokens, there),)
+        masks = (lower(self.mask, tokens, there),) * places
         return Context(tokens, (), rotations, memory=Memory(memory, there), memory_masks=masks)
 
     def attend(self, problem: Problem, ctx: Context) -> Float[Tensor, "B T heads"]:

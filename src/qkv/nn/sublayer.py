@@ -1,6 +1,7 @@
 """What stands on the residual stream: a sublayer maps the stream to an update, whatever it does inside."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -11,6 +12,7 @@ from torch import nn
 from qkv.config import Config, Configured, config
 from qkv.context import Context
 from qkv.errors import ConfigError
+from qkv.masks import Mask
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -18,13 +20,20 @@ from qkv.shapes import Float, Int, Tensor
 class Aux:
     """What sublayers report besides their update. Returned, and summed by the blocks and the stack.
 
+    A sublayer gives each entry a plain name, such as `balance`. The block and the stack put its place in front, as in
+    `blocks.3.moe.balance`, so that layers stay apart. Applications of one layer are summed, and so are batches.
+
     Attributes:
-        losses: Terms to add to the loss, by name, summed over the tokens; terms of one name are summed over the layers.
-        loads: How many tokens each expert received, by the name of the routed layer, such as `blocks.3.moe`.
+        losses: Terms to add to the loss, each summed over the tokens like the loss of the head.
+        loads: How many tokens each expert received.
     """
 
-    losses: dict[str, Tensor]
+    losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     loads: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def under(self, place: str) -> "Aux":
+        """The same with a place in front of the names."""
+        return Aux(*({f"{place}.{name}": x for name, x in each.items()} for each in (self.losses, self.loads)))
 
     def detach(self) -> "Aux":
         """The numbers alone, without what their gradients need."""
@@ -32,7 +41,7 @@ class Aux:
 
 
 def merge(a: Aux | None, b: Aux | None) -> Aux | None:
-    """The sum of two reports."""
+    """The sum of two reports, name by name."""
     if a is None or b is None:
         return b if a is None else a
     return Aux(_sum(a.losses, b.losses), _sum(a.loads, b.loads))
@@ -72,8 +81,8 @@ class Sublayer(Configured, nn.Module, ABC):
     def flops(self, n_keys: int) -> int:
         """Floating-point operations for one token's forward pass, its queries reading `n_keys` keys."""
 
-    def after_step(self, load: Tensor) -> None:
-        """Called in training after the optimiser's step, with what the sublayer reported as its load; does nothing."""
+    def after_step(self, loads: Mapping[str, Tensor]) -> None:
+        """Called in training after the optimiser's step, with the loads that the sublayer reported; does nothing."""
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """What adapters may sit on: for each projection, the rows of its named slices (`q`, `up`, …)."""
@@ -97,7 +106,15 @@ class SublayerConfig(Config, ABC):
     name: ClassVar[str]
     """What the sublayer is called among the parameters of its block."""
 
+    reads_memory: ClassVar[bool] = False
+    """Whether it reads the context's memory, such as an encoder's output."""
+
     dropout: float = 0.0
+
+    @property
+    def stream_mask(self) -> Mask | None:
+        """Which tokens of the stream a token reads; None: no other, or none after it."""
+        return None
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:

@@ -1,7 +1,8 @@
 """Gemma 2 (Gemma Team 2024): norms around sublayers, windows in every other layer, bounded scores and logits."""
 
 from qkv.masks import Causal, Mask, Window
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import SandwichConfig
 from qkv.nn.embedders import TokenEmbedderConfig

@@ -1,7 +1,8 @@
 """GPT-2 (Radford et al. 2019): pre-norm, learned positions, tanh-GELU, biases everywhere, tied head."""
 
 from qkv.masks import Causal
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig

@@ -4,7 +4,8 @@ Mistral, Phi-3 and Qwen differ from it in windows, and in biases or norms of que
 """
 
 from qkv.masks import Causal, Mask
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig

@@ -1,7 +1,8 @@
 """OLMo 2 (OLMo Team 2024): norms behind the sublayers, and of queries and keys over all heads at once."""
 
 from qkv.masks import Causal
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import OutputNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig

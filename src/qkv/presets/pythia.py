@@ -1,7 +1,8 @@
 """Pythia (Biderman et al. 2023), of the GPT-NeoX family: parallel sublayers, a quarter of each head rotated."""
 
 from qkv.masks import Causal
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import ParallelPreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig

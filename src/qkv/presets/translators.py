@@ -9,7 +9,7 @@ from qkv.models.encoder_decoder import EncoderDecoderConfig
 from qkv.models.init import InitConfig
 from qkv.models.pairs import PairModelConfig
 from qkv.models.seq2seq import Seq2SeqConfig
-from qkv.models.transformer import Repeat
+from qkv.models.stack import Repeat
 from qkv.nn.additive import GeneralScoreConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig

@@ -87,7 +87,7 @@ def evaluate(model: Model, batches: Batches, *, limit: int | None = None) -> Eva
     with torch.no_grad():
         for i in range(len(batches) if limit is None else min(limit, len(batches))):
             batch = batches.batch(0, i)
-            count += model.head.count(batch.targets, batch.tokens.valid)
+            count += model.head.count(batch.targets, batch.tokens)
             batch = batch.to(device)
             loss, aux = model.loss(batch.inputs, batch.targets, batch.tokens, scale=1.0)
             total, report = total + loss.item(), merge(report, aux)

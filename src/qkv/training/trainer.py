@@ -127,7 +127,7 @@ class Trainer:
         Returns:
             The loss, how many tokens, and what the sublayers reported, summed.
         """
-        count = sum(self.model.head.count(batch.targets, batch.tokens.valid) for batch in batches)
+        count = sum(self.model.head.count(batch.targets, batch.tokens) for batch in batches)
         scale, total, report = 1 / max(1, count), torch.zeros((), dtype=torch.float64), None
         for batch in batches:
             loss, aux = self._loss(batch, precision, scale)

@@ -419,7 +419,7 @@ def test_the_dropout_of_the_checkpoint_is_kept_or_set(base):
     assert read_recipe(write_fine_tune(base)).start.model(before) is before
     for want in (0.0, 0.4):
         config = read_recipe(write_fine_tune(base, dropout=want)).start.model(before)
-        assert {part.dropout for part in config.sublayers()} == {config.embed.dropout} == {want}
+        assert {part.dropout for part in config.layers()} == {config.embed.dropout} == {want}
         assert isinstance(config.blocks, qkv.Repeat)
 
 

@@ -41,10 +41,10 @@ class Routed(Sublayer):
         valid = torch.ones_like(expert, dtype=torch.bool) if ctx is None else ctx.tokens.valid
         load = torch.bincount(expert[valid], minlength=2)
         push = self.weight * (self.experts.sum() * valid).sum()  # a loss for each token
-        return self.experts[expert], Aux({"push": push}, {"blocks.0.routed": load})
+        return self.experts[expert], Aux({"push": push}, {"load": load})
 
-    def after_step(self, load):
-        self.balance += load
+    def after_step(self, loads):
+        self.balance += loads["load"]
 
     def residual_weights(self):
         return [self.experts]
@@ -82,23 +82,23 @@ def test_an_extra_loss_is_scaled_by_tokens(tmp_path, accumulation):
         _, count, report = trainer._gradients(trainer._micro_batches(0), "float32")
         found.append(routed_of(trainer).experts.grad)
     torch.testing.assert_close(found[0] - found[1], torch.full_like(found[0], 0.5), rtol=0, atol=FLOAT32)
-    assert int(report.loads["blocks.0.routed"].sum()) == count
+    assert int(report.loads["blocks.0.routed.load"].sum()) == count
 
 
 def test_reports_reach_the_metrics_and_the_layer(tmp_path):
     trainer = make_trainer(tmp_path, accumulation=3, optimizer={"lr": 1e-9})
     each = 0.5 * routed_of(trainer).experts.sum().item()
     entry = trainer.update()
-    assert entry["aux.push"] == pytest.approx(each, rel=1e-4)
-    assert sum(entry["load.blocks.0.routed"]) == entry["tokens"]
-    assert routed_of(trainer).balance.tolist() == entry["load.blocks.0.routed"]
+    assert entry["aux.blocks.0.routed.push"] == pytest.approx(each, rel=1e-4)
+    assert sum(entry["load.blocks.0.routed.load"]) == entry["tokens"]
+    assert routed_of(trainer).balance.tolist() == entry["load.blocks.0.routed.load"]
     before = routed_of(trainer).balance.clone()
     found = trainer.evaluate(2)
-    assert found["validation_aux.push"] == pytest.approx(each, rel=1e-4)
+    assert found["validation_aux.blocks.0.routed.push"] == pytest.approx(each, rel=1e-4)
     assert torch.equal(routed_of(trainer).balance, before), "only training moves what balances"
 
 
 def test_a_run_with_a_routed_layer(tmp_path):
     path = write_recipe(tmp_path, steps=3)
     assert train(path, sets=["model.blocks.pattern.sublayers.1={type: Routed}"], out=tmp_path / "run") == 0
-    assert all("aux.push" in entry for entry in metrics(tmp_path / "run") if "loss" in entry)
+    assert all("aux.blocks.0.routed.push" in entry for entry in metrics(tmp_path / "run") if "loss" in entry)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar, cast, final
 from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.config import Config
 from qkv.errors import ConfigError, FileError
-from qkv.models.transformer import Repeat, TransformerConfig
+from qkv.models.stack import Repeat
+from qkv.models.transformer import TransformerConfig
 from qkv.nn.activations import ActivationName
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import BlockConfig, ParallelPreNormConfig, PreNormConfig

@@ -1,15 +1,12 @@
 """Embedders: raw input of one modality to the stream. One file each."""
 
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
-from qkv.nn.embedders.stream import StreamEmbedder, StreamEmbedderConfig
 from qkv.nn.embedders.token import TokenEmbedder, TokenEmbedderConfig
 from qkv.nn.embedders.vector import VectorEmbedder, VectorEmbedderConfig
 
 __all__ = [
     "Embedder",
     "EmbedderConfig",
-    "StreamEmbedder",
-    "StreamEmbedderConfig",
     "TokenEmbedder",
     "TokenEmbedderConfig",
     "VectorEmbedder",

@@ -55,7 +55,7 @@ class Embedder(Configured, nn.Module, ABC):
         """The stream that the first block sees."""
         x = self.embed(inputs)
         if self.position is not None:
-            x = x + self.position(tokens.index, x.dtype)
+            x = x + self.position(tokens, x.dtype)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     @abstractmethod

@@ -10,15 +10,15 @@ from torch import nn
 from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Float, Tensor
 
 
 class PositionTable(Configured, nn.Module, ABC):
-    """Base of what is added to the embeddings: a vector for each index."""
+    """Base of what is added to the embeddings: a vector for each place."""
 
     @abstractmethod
-    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
-        """The vectors of these indices."""
+    def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of the places where these tokens stand: by their index, or their coordinates."""
 
 
 @config
@@ -46,12 +46,13 @@ class LearnedPositions(PositionTable, config=LearnedPositionsConfig):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.length, d_model))
 
-    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+    def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
         """The vectors of these indices.
 
         Raises:
             ConfigError: There is no such index (on CPUs; the stack has checked that none is too large).
         """
+        index = tokens.index
         try:
             return F.embedding(index, self.weight).to(dtype)  # `weight[index]` would take -1 for the last
         except IndexError:
@@ -82,7 +83,7 @@ class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
             raise ConfigError(f"sinusoidal positions need an even width and d_model={d_model}; make it even")
         self.base, self.d_model = config.base, d_model
 
-    def forward(self, index: Int[Tensor, "B T"], dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+    def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
         """The vectors of these indices; the angles are computed in float64."""
-        angle = index[..., None] * frequencies(self.base, self.d_model, index.device)
+        angle = tokens.index[..., None] * frequencies(self.base, self.d_model, tokens.index.device)
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)

@@ -1,0 +1,262 @@
+"""A stack of blocks over one stream: what a Transformer, an encoder and a decoder have in common."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple, final
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from qkv.caches import Cache
+from qkv.config import Config, config
+from qkv.context import Context, Memory
+from qkv.errors import ConfigError
+from qkv.lowered import LoweredMask, lower
+from qkv.masks import Mask, sees_ahead
+from qkv.models.init import InitConfig
+from qkv.nn.blocks import Block, BlockConfig, sublayers_of
+from qkv.nn.mixer import Mixer, Seat
+from qkv.nn.norms import NormConfig
+from qkv.nn.positions import RoPEConfig
+from qkv.nn.stateful import Stateful
+from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
+from qkv.recorder import Recorder
+from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
+
+
+@final
+@config
+class Repeat(Config):
+    """A pattern of blocks, `n` times over.
+
+    Attributes:
+        n: How often.
+        pattern: One block, or several in turn.
+        shared: Whether all rounds use the same weights (Lan et al. 2020, ALBERT, section 3.1).
+    """
+
+    n: int
+    pattern: BlockConfig | tuple[BlockConfig, ...]
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ConfigError(f"Repeat.n={self.n} must not be negative")
+
+    @property
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """The pattern as a tuple."""
+        return self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
+
+
+Blocks = BlockConfig | Repeat | tuple[BlockConfig | Repeat, ...]
+"""The blocks of a stack in a config, from the input up."""
+
+
+def runs(blocks: Blocks) -> Iterator[Repeat]:
+    """The same as repeated patterns, from the input up; a block that stands alone is a pattern once."""
+    for part in blocks if isinstance(blocks, tuple) else (blocks,):
+        yield part if isinstance(part, Repeat) else Repeat(n=1, pattern=part)
+
+
+def sublayers(blocks: Blocks) -> Iterator[SublayerConfig]:
+    """The sublayers of all patterns, from the input up, each pattern once."""
+    return (part for run in runs(blocks) for block in run.blocks for part in block.sublayers)
+
+
+def depth(blocks: Blocks) -> int:
+    """Applications of blocks, counted without building one."""
+    return sum(run.n * len(run.blocks) for run in runs(blocks))
+
+
+def mask_ahead(blocks: Blocks) -> Mask | None:
+    """The first mask that lets a token see one after it; None: there is none."""
+    masks = (part.stream_mask for part in sublayers(blocks))
+    return next((mask for mask in masks if mask is not None and sees_ahead(mask)), None)
+
+
+def with_dropout(blocks: Any, p: float) -> Any:
+    """The same blocks with the dropout of every sublayer set."""
+    if isinstance(blocks, tuple):
+        return tuple(with_dropout(part, p) for part in blocks)
+    if isinstance(blocks, Repeat):
+        return dataclasses.replace(blocks, pattern=with_dropout(blocks.pattern, p))
+    return dataclasses.replace(blocks, sublayers=tuple(dataclasses.replace(f, dropout=p) for f in blocks.sublayers))
+
+
+class Stack(nn.Module):
+    """Blocks that update one stream, and the norm after the last of them.
+
+    It gives each of its layers a seat, lowers each distinct mask and computes each distinct rotation once per forward
+    pass, and knows the layout of a cache.
+
+    Attributes:
+        blocks: The distinct blocks.
+        order: The index of the block of each application.
+        final_norm: The norm after the last block.
+        embed: What makes the stream that goes in, for a stack that has it among its weights; `run` does not call it.
+        checkpoint_blocks: In training, keep only the stream between blocks and compute the rest again in the backward
+            pass (Chen et al. 2016): less memory, a third more time.
+    """
+
+    def __init__(
+        self, d_model: int, blocks: Blocks, final_norm: NormConfig | None = None, *, embed: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.checkpoint_blocks = False
+        self.embed = embed
+        built, self.order = _build(d_model, blocks)
+        self.blocks = nn.ModuleList(built)
+        self.final_norm = nn.Identity() if final_norm is None else final_norm.build(d_model)
+        self._slots = [len(_keepers(block)) for block in built]
+        self._shared = _seat(built)
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """The distinct masks of self-attention."""
+        return tuple(self._shared.masks)
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether there is cross-attention, so that a memory is needed."""
+        return bool(self._shared.memory_masks)
+
+    def applications(self) -> Iterator[tuple[str, Sublayer]]:
+        """Each application of a sublayer in the order in which they act, named as in `Aux`: `blocks.3.attention`."""
+        for i in self.order:
+            for name, part in _block(self.blocks[i]).sublayers.items():
+                assert isinstance(part, Sublayer)
+                yield f"blocks.{i}.{name}", part
+
+    def keepers(self) -> list[tuple[str, Mixer | Stateful]]:
+        """The applications that have a slot in a cache and before a recorder, in the order of the slots."""
+        return [(name, part) for name, part in self.applications() if isinstance(part, Mixer | Stateful)]
+
+    def draw(self, init: InitConfig) -> None:
+        """Draw all weights anew, also those that a subclass adds."""
+        distinct = [part for block in self.blocks for part in sublayers_of(_block(block))]
+        init.apply(self, distinct, max(1, sum(1 for _ in self.applications())))
+
+    def run(
+        self,
+        x: Float[Tensor, "B T D"],
+        tokens: Tokens,
+        *,
+        cache: Cache | None = None,
+        recorder: Recorder | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The stream after the final norm, and what the sublayers report.
+
+        Args:
+            x: The stream that the first block sees.
+            tokens: Where its tokens stand.
+            cache: From `make_cache`; the new tokens are added to it.
+            recorder: Handed queries, keys and outputs of every attention.
+            memory: What cross-attention reads.
+        """
+        ctx = self._context(x, tokens, cache, recorder, memory)
+        aux, slot = None, 0
+        for i in self.order:
+            block = self.blocks[i]
+            if cache is not None or recorder is not None:
+                ctx = dataclasses.replace(ctx, slot=slot)
+            if self.checkpoint_blocks and self.training:
+                x, report = checkpoint(block, x, ctx, use_reentrant=False)  # type: ignore[misc]
+            else:
+                x, report = block(x, ctx)
+            if report is not None:
+                aux = merge(aux, report.under(f"blocks.{i}"))
+            slot += self._slots[i]
+        if cache is not None:
+            cache.advance()
+        return self.final_norm(x), aux
+
+    def make_cache(self, batch: int, capacity: int, *, rollback: int = 0, room: int | None = None) -> Cache:
+        """An empty cache for `batch` rows of at most `capacity` tokens, in the model's type and on its device.
+
+        Args:
+            batch: Rows.
+            capacity: Tokens of the longest row. Layers whose mask is a window keep no more than the window of them.
+            rollback: How many tokens `Cache.rollback` must be able to take back.
+            room: For how many tokens there is memory at first; it doubles as they come. None: for all.
+
+        Raises:
+            ConfigError: The model cannot work on texts of that length.
+        """
+        for position, _ in self._shared.rotations:
+            if position.scaling is not None:
+                position.scaling.check_cache(capacity)
+        weight = next(self.parameters())
+        shapes = [part.cache_shape() for _, part in self.keepers()]
+        return Cache(shapes, batch, capacity, rollback=rollback, room=room, dtype=weight.dtype, device=weight.device)
+
+    def _context(
+        self, x: Tensor, tokens: Tokens, cache: Cache | None, recorder: Recorder | None, memory: Memory | None
+    ) -> Context:
+        keys = {} if cache is None else cache.begin(tokens)
+        masks = tuple(_lowered(mask, tokens, keys.get(mask.reach, tokens)) for mask in self._shared.masks)
+        longest = tokens.shape[1] + (0 if cache is None else cache.bound)
+        rotations = tuple(
+            position.rotation(tokens, width, longest, x.dtype) for position, width in self._shared.rotations
+        )
+        memory_masks = ()
+        if memory is not None:
+            memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._shared.memory_masks)
+        return Context(tokens, masks, rotations, cache, recorder, memory, memory_masks)
+
+
+def _lowered(mask: Mask, tokens: Tokens, keys: Tokens) -> LoweredMask:
+    return lower(mask, tokens, keys, past=keys is not tokens)
+
+
+def _build(d_model: int, blocks: Blocks) -> tuple[list[Block], list[int]]:
+    """The distinct blocks, and the index of the block of each application."""
+    built: list[Block] = []
+    order: list[int] = []
+    for run in runs(blocks):
+        first = len(built)
+        built += [block.build(d_model) for _ in range(1 if run.shared else run.n) for block in run.blocks]
+        new = list(range(first, len(built)))
+        order += new * run.n if run.shared else new
+    return built, order
+
+
+class _Shared(NamedTuple):
+    """What the layers of a stack share: each distinct thing once. A seat holds indices into these lists."""
+
+    masks: list[Mask]
+    memory_masks: list[Mask]
+    rotations: list[tuple[RoPEConfig, int]]
+
+
+def _seat(blocks: list[Block]) -> _Shared:
+    """Give every layer that needs one its seat."""
+    found = _Shared([], [], [])
+    for block in blocks:
+        for slot, part in enumerate(_keepers(block)):
+            if isinstance(part, Stateful):
+                part.seat = Seat(slot=slot)
+                continue
+            mask = _index(part.mask, found.memory_masks if part.reads_memory else found.masks)
+            rotation = 0 if part.rope is None else _index((part.rope, part.rotated), found.rotations)
+            part.seat = Seat(mask, rotation, slot)
+    return found
+
+
+def _index(item: Any, found: list[Any]) -> int:
+    """Its place in the list, where it is put if it is not there."""
+    if item not in found:
+        found.append(item)
+    return found.index(item)
+
+
+def _keepers(block: Block) -> list[Mixer | Stateful]:
+    """What has a slot in a cache."""
+    return [part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful)]
+
+
+def _block(module: nn.Module) -> Block:
+    assert isinstance(module, Block)
+    return module
