@@ -156,7 +156,7 @@ class Stack(nn.Module):
             recorder: Handed queries, keys and outputs of every attention.
             memory: What cross-attention reads.
         """
-        ctx = self._context(x, tokens, cache, recorder, memory)
+        ctx = self.context(x, tokens, cache=cache, recorder=recorder, memory=memory)
         aux, slot = None, 0
         for i in self.order:
             block = self.blocks[i]
@@ -192,9 +192,16 @@ class Stack(nn.Module):
         shapes = [part.cache_shape() for _, part in self.keepers()]
         return Cache(shapes, batch, capacity, rollback=rollback, room=room, dtype=weight.dtype, device=weight.device)
 
-    def _context(
-        self, x: Tensor, tokens: Tokens, cache: Cache | None, recorder: Recorder | None, memory: Memory | None
+    def context(
+        self,
+        x: Float[Tensor, "B T D"],
+        tokens: Tokens,
+        *,
+        cache: Cache | None = None,
+        recorder: Recorder | None = None,
+        memory: Memory | None = None,
     ) -> Context:
+        """What the blocks read besides the stream. Arguments as in `run`."""
         keys = {} if cache is None else cache.begin(tokens)
         masks = tuple(_lowered(mask, tokens, keys.get(mask.reach, tokens)) for mask in self._shared.masks)
         longest = tokens.shape[1] + (0 if cache is None else cache.bound)

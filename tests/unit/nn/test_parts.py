@@ -134,7 +134,7 @@ def test_a_block_is_its_equation(kind):
     for name, f in block.sublayers.items():
         out = block.out_norms[name] if kind is SandwichConfig else None
         want = EQUATIONS[kind](want, lambda h, f=f: f(h)[0], block.norms[name], out)
-    ctx = model._context(x, Tokens.full(2, 5))
+    ctx = model.context(x, Tokens.full(2, 5))
     close(block(x, ctx)[0], want)
 
 
@@ -143,14 +143,14 @@ def test_a_parallel_block_is_its_equation():
     block, x = model.blocks[0], torch.randn(2, 5, 16, dtype=torch.float64)
     h = block.norm(x)
     want = x + sum(f(h)[0] for f in block.sublayers.values())
-    close(block(x, model._context(x, Tokens.full(2, 5)))[0], want)
+    close(block(x, model.context(x, Tokens.full(2, 5)))[0], want)
 
 
 def test_parallel_with_a_norm_for_each():
     model = tiny_model(block=ParallelPreNormConfig, layers=1)
     block, x = model.blocks[0], torch.randn(2, 5, 16, dtype=torch.float64)
     want = x + sum(f(block.norms[name](x))[0] for name, f in block.sublayers.items())
-    close(block(x, model._context(x, Tokens.full(2, 5)))[0], want)
+    close(block(x, model.context(x, Tokens.full(2, 5)))[0], want)
 
 
 def test_equal_sublayers_get_names_of_their_own():
