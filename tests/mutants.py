@@ -113,13 +113,13 @@ MUTANTS = [
            "position[..., None].to(frequencies.dtype) * frequencies", "position[..., None].float() * frequencies.float()", ROTARY),
     Mutant("the first of several coordinates", "nn/positions/rotary.py", "coords.shape[-1]) != 1", "coords.shape[-1]) < 1", PARTS),
     Mutant("learned positions of the slot, not the document", "nn/embedders/embedder.py",
-           "self.position(tokens.index, x.dtype)", "self.position(torch.arange(x.shape[1])[None], x.dtype)", LAWS),
+           "self.position(tokens, x.dtype)", "self.position(Tokens.full(*tokens.shape, device=x.device), x.dtype)", LAWS),
     Mutant("YaRN without its temperature", "nn/positions/rope_scaling.py", "0.1 * math.log(self.factor) + 1 if", "1.0 if", PARITY),
     # Norms, FFN, blocks
     Mutant("ε outside the root", "nn/norms.py",
            "F.rms_norm(x, x.shape[-1:], weight + self.offset if self.offset else weight, self.eps)", "x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * weight", PARTS),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
-    Mutant("pre-norm without the norm", "nn/blocks.py", "update, report = f(norm(x), ctx)\n            x, aux = x + update", "update, report = f(x, ctx)\n            x, aux = x + update", PARTS),
+    Mutant("pre-norm without the norm", "nn/blocks.py", "            x = x + f(norm(x))", "            x = x + f(x)", PARTS),
     # Loss
     Mutant("ignored targets count", "ops/loss.py", "(loss[:, 0] * counted).sum()", "loss.sum()", LOSS),
     Mutant("the scale is lost in the gradient", "ops/loss.py", "counted.to(wide)[:, None] * scale", "counted.to(wide)[:, None]", LOSS),
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant("a NaN is within bounds", "laws/check.py", "if not difference <= worst.difference:", "if difference > worst.difference:", HARNESS),
     Mutant("the neighbour is not changed", "laws/laws.py", "changed = other.clone()", "changed = x.clone()", HARNESS),
     # Models
-    Mutant("a shared block has one slot", "models/transformer.py", "slot + self._slots[i]", "slot", LAWS),
+    Mutant("a shared block has one slot", "models/stack.py", "slot += self._slots[i]", "slot += 0", LAWS),
     Mutant("biases survive initialisation", "models/init.py", "nn.init.zeros_(part.bias)", "pass", PARTS),
     # Training
     Mutant('random numbers are not restored', "training/trainer.py",
@@ -235,7 +235,7 @@ MUTANTS = [
     Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES}[phi3]"),
     Mutant("LongRoPE's factors change places", "nn/positions/rope_scaling.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES}[phi3-part-of-a-head-long]"),
     Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES}[olmo2]"),
-    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(h), ctx)", "f(norm(x), ctx)", f"{FAMILIES}[gpt_neox]"),
+    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(before))", "f(norm(x))", f"{FAMILIES}[gpt_neox]"),
     Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),
     Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
@@ -375,7 +375,7 @@ MUTANTS = [
     Mutant("pairs: every token of a search stands first", "models/seq2seq.py", "start=self._length", "start=0", SEQ2SEQ),
     Mutant("pairs: the alignment begins at the left", "models/seq2seq.py", ".place[:, :1] % width", ".place[:, :1] * 0", SEQ2SEQ),
     Mutant("pairs: a row reads its neighbour's source", "models/pairs.py", "if tokens.shape != ids.shape:", "if False:", SEQ2SEQ),
-    Mutant("pairs: latent attention looks ahead", "models/transformer.py", "isinstance(part, AttentionConfig | LatentAttentionConfig)", "isinstance(part, AttentionConfig)", ENCODER_DECODER),
+    Mutant("pairs: latent attention looks ahead", "nn/latent.py", "    def stream_mask(self)", "    def another_mask(self)", ENCODER_DECODER),
     Mutant("pairs: what a longer one holds is forgotten", "caches.py", "wide.narrow(dim, 0, held).copy_(x.narrow(dim, 0, held))", "pass", CACHES),
     Mutant("pairs: those that were left out are measured", "data/pairs.py", "[pairs[i] for i in np.flatnonzero(fits)]", "pairs", TRANSLATE),
     Mutant("pairs: another corpus is measured", "tasks/task.py", "if asked.fingerprint != task.fingerprint:", "if False:", TRANSLATE),

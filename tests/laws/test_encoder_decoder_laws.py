@@ -94,7 +94,7 @@ def test_it_is_that_of_pytorch():
 
     def embedded(embedder, ids):
         x = embedder.weight[ids] * WIDTH**0.5
-        return x + embedder.position(torch.arange(ids.shape[1]).expand_as(ids), x.dtype)
+        return x + embedder.position(Tokens.full(*ids.shape), x.dtype)
 
     with torch.no_grad():
         memory = encoder(embedded(model.source, source), src_key_padding_mask=~there.valid)

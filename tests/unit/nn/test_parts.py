@@ -229,7 +229,7 @@ def test_rope_refuses_tokens_with_several_coordinates():
 
 def test_sinusoidal_positions_are_those_of_the_paper():
     table = SinusoidalPositionsConfig().build(6)
-    got = table(torch.tensor([[0, 3]]), torch.float64)[0, 1]
+    got = table(Tokens.full(1, 4), torch.float64)[0, 3]
     want = [f(3 / 10_000 ** (2 * i / 6)) for i in range(3) for f in (math.sin, math.cos)]
     close(got, torch.tensor(want, dtype=torch.float64))
 

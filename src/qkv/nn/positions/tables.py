@@ -11,6 +11,7 @@ from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
 from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
 
 
 class PositionTable(Configured, nn.Module, ABC):
