@@ -22,6 +22,7 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
+SAVED = "tests/unit/loading/test_saved.py"
 RESUME, SIGNALS, DISK = (f"tests/reliability/test_{name}.py" for name in ("resume", "signals", "disk"))
 GGUF, GGUF_FILES, GGUF_WORDS, GGUF_MEMORY = (
     "tests/parity/test_gguf.py",
@@ -351,6 +352,10 @@ MUTANTS = [
     Mutant("packed: expanded rows in another order", "ops/int4.py", "wide[:, :, 0] = codes & 15\n    wide[:, :, 1] = codes >> 4", "wide[:, :, 1] = codes & 15\n    wide[:, :, 0] = codes >> 4", QUANTISED),
     Mutant("packed: float16 overflows", "nn/quantised.py", "F.linear((x / size).to(torch.float16), self.weight) * size", "F.linear(x.to(torch.float16), self.weight)", QUANTISED),
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)", "Int4Linear(codes.flatten(1).to(torch.uint8), scale, high, bias)", QUANTISED),
+    Mutant("save: the facts are lost", "loading/saved.py", "facts = {} if ready.facts is None else ready.facts.to_dict()", "facts: dict[str, Any] = {}", SAVED),
+    Mutant("save: a foreign folder is replaced", "loading/saved.py", "and names <= _OURS | set(SIDES)", "", SAVED),
+    Mutant("save: any weights will do", "loading/saved.py", "check_fit(state, model.config.build().state_dict(), source=\"the model\")", "pass", SAVED),
+    Mutant("the context passes the table", "models/transformer.py", "(self.context, self.longest) if n", "(self.context or self.longest,) if n", SAVED),
     Mutant("packed: a certificate of ourselves", "loading/certificate.py", "(our_logits - their_logits)", "(our_logits - our_logits)", CONVERT),
     Mutant("packed: a text begins without its token", "loading/loaded.py", "if self.facts.begins and begin is not None:", "if False:", CONVERT),
     # The loop of Bahdanau's decoder as one operation

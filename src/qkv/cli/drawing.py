@@ -61,7 +61,7 @@ WIRINGS: dict[type[BlockConfig], _Wiring] = {
 def draw(name: str, config: TransformerConfig, cost: Cost) -> Group:
     """The stack, from the input down to the output, 78 columns wide; a repeated block is drawn once."""
     parts = iter(cost.parts)
-    context = f" · made for {config.context:,} tokens" if config.context else ""
+    context = f" · made for {config.limit:,} tokens" if config.limit else ""
     lines = [Text.assemble(" ", (name, _NAME), f" · {cost.parameters:,} parameters{context}\n")]
     lines += [_wire(_input(config.embed)), *_box("embed", next(parts), _embedder(config.embed, config.d_model))]
     lines.append(_wire(f"x  (T, {config.d_model:,})"))

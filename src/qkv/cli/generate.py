@@ -182,7 +182,7 @@ def _stream(
 
 
 def _note(loaded: "Loaded", prompt: str, max_new_tokens: int) -> None:
-    context = loaded.config.context
+    context = loaded.config.limit
     length = len(loaded.tokenizer.encode(prompt)) if loaded.tokenizer else 0
     if context and length < context < length + max_new_tokens:
         print(f"qkv: note: the text can have {context} tokens, the context of this model, and no more", file=sys.stderr)

@@ -31,8 +31,8 @@ def show_parts(name: str, config: ModelConfig, folder: Path, dtype: torch.dtype)
         file = folder / side / "tokenizer.json"
         has = f"{Tokenizer.load(file).vocab_size:,} tokens, {file}" if file.is_file() else f"{size or 0:,} tokens"
         console.print(f"{side}: {has if size else f'set by the data; counted as {OPEN_SIZE} tokens'}", markup=False)
-    if config.longest is not None:
-        console.print(f"a text has at most {config.longest:,} tokens")
+    if config.limit is not None:
+        console.print(f"a text has at most {config.limit:,} tokens")
     console.print(_table(model, n))
 
 

@@ -103,7 +103,7 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
     Raises:
         ConfigError: The config cannot be built, or `context` is less than 1.
     """
-    context = config.context or config.embed.max_length or 1024 if context is None else context
+    context = config.limit or 1024 if context is None else context
     if context < 1:
         raise ConfigError(f"context={context} must be at least 1")
     with torch.device("meta"):

@@ -70,8 +70,7 @@ class Kept:
 
 def context_of(model: Transformer) -> int | None:
     """Tokens of the longest text that the model is made for, as far as its config says."""
-    limits = [model.config.context, model.config.embed.max_length]
-    return min((n for n in limits if n is not None), default=None)
+    return model.config.limit
 
 
 def generate(

@@ -29,6 +29,11 @@ class ModelConfig(Config, ABC):
         """Tokens of the longest text it can take; None: any."""
 
     @property
+    def limit(self) -> int | None:
+        """Tokens of the longest text that it is made for and can take: the context of a text; None: not known."""
+        return self.longest
+
+    @property
     def single_stack(self) -> Any:
         """The config itself where the model is one stack of blocks, which can be drawn block by block; else None."""
         return None

@@ -74,6 +74,11 @@ class TransformerConfig(ModelConfig):
         return self.embed.max_length
 
     @property
+    def limit(self) -> int | None:
+        """The smaller of the context and the table of positions; None: neither is known."""
+        return min((n for n in (self.context, self.longest) if n is not None), default=None)
+
+    @property
     def mask_ahead(self) -> Mask | None:
         """The first mask that lets a token see one after it: such a model learns to look up what it is to predict."""
         return mask_ahead(self.blocks)

@@ -86,7 +86,7 @@ def bits_per_byte(found: Evaluation, n_bytes: int) -> Measure:
 def evaluate_text(opened: Loaded, split: Split) -> Report:
     """Loss, perplexity and bits per byte of a model on the documents of a split."""
     config = opened.config
-    context = config.context or config.embed.max_length or 1024
+    context = config.limit or 1024
     found = evaluate(opened.model, PackedBatches(split, context=context, batch_size=8, seed=0, shuffle=False))
     assert split.n_bytes is not None
     measures = (

@@ -299,12 +299,12 @@ def sublayer(block: BlockConfig, i: int, kind: type[S]) -> S:
 
 
 def context_of(config: TransformerConfig) -> int:
-    """Tokens of the longest text, which every config of Hugging Face must give.
+    """Tokens of the longest text, which every config of Hugging Face must give: it sizes the table of positions too.
 
     Raises:
         ConfigError: It is not known.
     """
-    longest = config.embed.max_length or config.context
+    longest = config.longest or config.limit
     if longest is None:
         raise ConfigError("its context is not known; set TransformerConfig.context")
     return longest
@@ -330,7 +330,7 @@ def _explicit(config: TransformerConfig) -> dict[str, Any]:
         "layers": [block_data(block) for block in layers_of(config)],
         "final_norm": _plain(config.final_norm),
         "head": _plain(config.head),
-        "context": config.embed.max_length or config.context,
+        "context": config.longest or config.limit,
     }
 
 
