@@ -1025,17 +1025,17 @@ YAML = {
     "masks 500 deep": Case(
         model("{type: Causal}", "{type: And, a: {type: Causal}, b: " * 500 + "{type: Causal}" + "}" * 500), "model.yaml"
     ),
-    "stop ids of text": Case(model("[6]", "[a]"), "'stop_ids' is"),
-    "stop ids of lists": Case(model("[6]", "[[6]]"), "'stop_ids' is"),
-    "begin id as a text": Case(model("begin_id: null", "begin_id: x"), "'begin_id' is"),
+    "stop ids of text": Case(model("[6]", "[a]"), "Facts.stop_ids"),
+    "stop ids of lists": Case(model("[6]", "[[6]]"), "Facts.stop_ids"),
+    "begin id as a text": Case(model("begin_id: null", "begin_id: x"), "Facts.begin_id"),
     "begin id beyond the end": Case(model("begin_id: null", f"begin_id: {10**12}"), "", ("generate", "{}", "", "--max-new-tokens", "3")),
     "begin id negative": Case(model("begin_id: null", "begin_id: -5"), "", ("generate", "{}", "", "--max-new-tokens", "3")),
     "a pipe": Case(lambda f: (own(f), (f / "recipe.yaml").unlink(missing_ok=True), os.mkfifo(f / "recipe.yaml"))
                    , "", ("show", "{}/recipe.yaml")),
     "recipe: a billion laughs": Case(recipe(text=BILLION + "model: *m\n"), "recipe.yaml"),
-    "recipe: a billion laughs, shown": Case(recipe(text=BILLION + "model: *m\n"), "recipe.yaml", SHOW, code=OPTION),
+    "recipe: a billion laughs, shown": Case(recipe(text=BILLION + "model: *m\n"), "recipe.yaml", SHOW),
     "recipe: a list": Case(recipe(text="[]"), "it has no 'model'"),
-    "recipe: a list, shown": Case(recipe(text="[]"), "", SHOW, OPTION),
+    "recipe: a list, shown": Case(recipe(text="[]"), "", SHOW),
     "recipe: 10^9 blocks": Case(recipe("n: 1", "n: 1000000000"), "asks for 1000000000 layers"),
     "recipe: 10^9 blocks, shown": Case(recipe("n: 1", "n: 1000000000"), "", SHOW, PASSES),
     "recipe: an adapter without a start": Case(
@@ -1048,7 +1048,7 @@ YAML = {
     "recipe: started from itself, shown": Case(
         lambda f: write(f / "recipe.yaml", f"start: {{path: '{f}'}}\n"), "", SHOW, FILE
     ),
-    "recipe: a preset of lists": Case(recipe(text="model: {preset: [small]}\n"), "", SHOW, OPTION),
+    "recipe: a preset of lists": Case(recipe(text="model: {preset: [small]}\n"), "", SHOW),
     "run: manifest of lists": Case(lambda f: run_folder(f, manifest=lambda _: []), "none of its 1 checkpoints"),
     "run: manifest with a path": Case(
         lambda f: run_folder(f, manifest=lambda made: made | {"files": made["files"] | {
