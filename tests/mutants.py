@@ -87,7 +87,7 @@ MUTANTS = [
     Mutant("the bias of the next distance", "ops/backend.py", "clamp(-reach, reach) + reach", "clamp(-reach, reach - 1) + reach + 1", MORE),
     Mutant("a window's tiles one too few", "masks.py", "return nearest < self.size,", "return nearest < self.size - 1,", TILES),
     Mutant("causal tiles by their first query", "masks.py", "return k.order.low <= q.order.high,", "return k.order.low <= q.order.low,", TILES),
-    Mutant("documents meet in tiles", "tiles.py", " & (a.low == b.low)", "", TILES),
+    Mutant("documents meet in tiles", "tiles.py", " & (a.low == a.high)", "", TILES),
     Mutant("a block of tiles is full if one is", "tiles.py", "torch.where(low == high, low, MIXED)", "high", TILES),
     Mutant("lowered masks keep nothing", "lowered.py", "if name not in self._kept:", "if True:", "tests/unit/test_lowered.py"),
     Mutant("not is not turned round", "masks.py", "return ~a_all, ~a_some", "return ~a_some, ~a_all", TILES),

@@ -59,7 +59,7 @@ def tile_kinds(
     )
     some, every = mask.tiles(Tile(q_index, q_order), Tile(k_index, k_order))
     some = some & (a.low <= b.high) & (b.low <= a.high) & (a.high > 0) & (b.high > 0)
-    every = every & (a.low == a.high) & (b.low == b.high) & (a.low == b.low) & (b.low > 0)
+    every = every & (a.low == a.high) & (b.low == b.high)  # and where they meet, they are one document
     return (some.byte() + (some & every).byte()).cpu()
 
 
