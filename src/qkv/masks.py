@@ -315,5 +315,5 @@ def places(tokens: Tokens) -> Int[Tensor, "3 #B T"]:
 
 def sees_ahead(mask: Mask) -> bool:
     """Whether a token may attend to one that comes after it, in a text of 64 tokens."""
-    tokens = Tokens.full(1, 64)
+    tokens = Tokens.full(1, 64, device=torch.device("cpu"))  # also where a model is built without memory
     return bool(dense(mask, tokens, tokens)[0, 0].triu(1).any())

@@ -10,7 +10,9 @@ import torch
 from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
 from torch._dynamo.utils import counters
 
+from lowering import once_for_six_layers
 from qkv.config import config
+from qkv.masks import Causal, Window
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig, add_adapters
 from qkv.nn.blocks import PreNormConfig
@@ -187,3 +189,12 @@ def test_the_loop_of_a_decoder_is_one_node():
         grads, truth = (torch.autograd.grad(x.states.sum() + x.contexts.square().sum(), numbers) for x in (out, want))
         for got, true in zip((*out, *grads), (*want, *truth), strict=True):
             torch.testing.assert_close(got, true, rtol=0, atol=10 * FLOAT32)  # sums over tokens and rows
+
+
+@pytest.mark.parametrize(
+    ("mask", "computed"),
+    [(Causal(), "document_bounds"), (Causal() & Window(size=99), "tile_kinds")],
+    ids=["documents", "tiles"],
+)
+def test_masks_are_lowered_once_for_six_layers(monkeypatch, mask, computed):
+    once_for_six_layers(monkeypatch, mask, computed, "compiled")

@@ -104,7 +104,7 @@ def test_order_makes_a_prefix():
 def test_a_query_that_sees_nothing_gives_zero_and_finite_gradients(backend):
     """Law 2."""
     q, k, v = draw()
-    tokens, padded = Tokens.full(2, 5), Tokens.from_padding(torch.tensor([[1, 1, 0, 1, 1], [1] * 5]))
+    tokens, padded = Tokens.full(2, 5), Tokens.from_padding(torch.tensor([[1, 1, 0, 1, 1], [1] * 5]).bool())
     mask = replace(lower(Causal(), padded, tokens), query_valid=None)
     out = attend(q, k, v, mask=mask, backend=backend)
     assert (out[0, :, 2] == 0).all()

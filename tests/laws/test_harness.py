@@ -158,7 +158,7 @@ def test_planted_faults_of_models_of_pairs(name, monkeypatch):
         patch.setattr(model, "forward", read_padding)
         assert "padding" in broken(check(model))
     with monkeypatch.context() as patch:
-        patch.setattr(model, "start", lambda source, tokens, **rest: start(source.flip(1), tokens, **rest))
+        patch.setattr(model, "start", lambda source, *how, **rest: start(source.flip(1), *how, **rest))
         assert set(broken(check(model))) == {"cache"}
     for fault in (lambda w: w.roll(1, -1), lambda w: w.transpose(1, 2).softmax(-1).transpose(1, 2)):
         with monkeypatch.context() as patch:

@@ -1,55 +1,16 @@
 """What is known of a mask is computed once per forward pass, for all layers and for the backward pass."""
 
-import dataclasses
-from collections import Counter
-
 import pytest
-import torch
 
-from qkv import lowered
+from lowering import once_for_six_layers
 from qkv.masks import Causal, Window
-from qkv.tokens import Tokens
-from tiny import tiny_config, tiny_model, token_ids
 
 
-def model_of(mask, length):
-    """Six layers with one mask."""
-    config = tiny_config(dropout=0.0)
-    block = config.blocks.pattern
-    attention = dataclasses.replace(block.sublayers[0], mask=mask)
-    block = dataclasses.replace(block, sublayers=(attention, *block.sublayers[1:]))
-    return tiny_model(
-        torch.float32, config=dataclasses.replace(config, blocks=dataclasses.replace(config.blocks, pattern=block, n=6))
-    )
-
-
-@pytest.mark.parametrize("way", ["plain", "checkpointed", "compiled"])
+@pytest.mark.parametrize("way", ["plain", "checkpointed"])
 @pytest.mark.parametrize(
     ("mask", "computed"),
     [(Causal(), "document_bounds"), (Causal() & Window(size=99), "tile_kinds")],
     ids=["documents", "tiles"],
 )
 def test_once_for_six_layers_forward_and_backward(monkeypatch, mask, computed, way):
-    counts = Counter()
-
-    def counted(name):
-        function = getattr(lowered, name)
-
-        def call(*args):
-            counts[name] += 1
-            return function(*args)
-
-        monkeypatch.setattr(lowered, name, call)
-
-    for name in ("document_bounds", "tile_kinds", "allowed"):
-        counted(name)
-    monkeypatch.setattr(lowered, "DENSE_PAIRS", 0)
-    model = model_of(mask, 80).train()
-    model.checkpoint_blocks = way == "checkpointed"
-    if way == "compiled":
-        for block in model.blocks:
-            block.compile(backend="eager", fullgraph=True)
-    ids, tokens = token_ids(2, 80), Tokens.packed([[30, 45], [50, 10, 20]], 80)
-    model.loss(ids, ids.roll(-1, 1), tokens)[0].backward()
-    assert counts == {computed: 1}
-    assert all(p.grad is not None for p in model.parameters())
+    once_for_six_layers(monkeypatch, mask, computed, way)

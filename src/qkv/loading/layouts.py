@@ -1,7 +1,7 @@
 """`qkv.load`, the one door for users, and the layouts of checkpoints that it opens."""
 
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -11,10 +11,9 @@ from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, re
 from qkv.loading.layout import Layout, Options
 from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
-from qkv.loading.ready import Bare, Ready
+from qkv.loading.ready import Ready
 from qkv.loading.run import RECIPE, open_run, read_run_config
 from qkv.loading.saved import MODEL, open_saved
-from qkv.loading.translator import Translator
 from qkv.loading.transly import open_transly
 from qkv.models.model import ModelConfig
 from qkv.models.quantise import quantise
@@ -40,7 +39,7 @@ def load(
     dtype: torch.dtype | None = None,
     quantize: Width | None = None,
     allow_pickle: bool = False,
-) -> Loaded | Translator | Bare:
+) -> Any:
     """A model with what reads and writes its texts, ready to use.
 
     Args:
@@ -55,8 +54,8 @@ def load(
         allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
 
     Returns:
-        A `Loaded`; of a model of pairs a `Translator`, or a `Bare` where it has no tokenizers; of a run what its task
-        hands out.
+        A `Loaded`; for a model of pairs a `Translator`, or a `Bare` if it has no tokenizers; for a run what its task
+        hands out, which may be an object of the task's own.
 
     Raises:
         ConfigError: Options that exclude each other, or that the model does not have.
@@ -76,7 +75,7 @@ def load(
         if any(isinstance(part, Packed) for part in ready.model.modules()):
             raise ConfigError(f"{source}: its weights are packed already; leave quantize out")
         quantise(ready.model, quantize)
-    return cast("Loaded | Translator | Bare", ready)
+    return ready
 
 
 def load_as(

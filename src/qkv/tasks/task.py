@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, Self, final
+from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
 from qkv.config import Config, config, expand_home
 from qkv.data import Batches
@@ -41,6 +41,7 @@ class SampleConfig(Config):
         return SamplingConfig(temperature=self.temperature, seed=seed)
 
 
+@runtime_checkable
 class Opened(Protocol):
     """What `qkv.load` hands out: a model, with what reads and writes its texts."""
 
@@ -57,6 +58,7 @@ class Start(NamedTuple):
     opened: Any
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a task sees of a run's recipe; see `RecipeConfig`."""
 
@@ -171,7 +173,7 @@ class TaskConfig(Config, ABC):
             ConfigError: Something in the recipe does not go with the task.
         """
 
-    def absolute(self) -> Self:
+    def absolute(self) -> "TaskConfig":
         """The same, whatever the working directory is: every `path` in it is made absolute."""
         return absolute(self)
 
