@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from qkv.checkpoints import check_fit, read_folder, write_tensors
 from qkv.checkpoints.tensors import sync_folder
@@ -73,7 +74,7 @@ def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
 # --- out ------------------------------------------------------------------------------------------------------------
 
 
-def save(model: Model | Ready, folder: str | Path) -> None:
+def save(model: nn.Module | Ready, folder: str | Path) -> None:
     """Write a model as a folder that `qkv.load` reads: whole, or not at all.
 
     Args:
@@ -88,8 +89,8 @@ def save(model: Model | Ready, folder: str | Path) -> None:
     write(model if isinstance(model, Ready) else _bare(model), expand_home(folder), {})
 
 
-def _bare(model: Model) -> Ready:
-    if not isinstance(model, Model):  # pyright: ignore[reportUnnecessaryIsInstance] - users pass any module
+def _bare(model: nn.Module) -> Ready:
+    if not isinstance(model, Model):
         raise ConfigError(f"{type(model).__name__} is no model of qkv, with a config to build it from; give one")
     return Loaded(model) if isinstance(model, Transformer) else Bare(model)
 
