@@ -153,21 +153,20 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         self.encoder.checkpoint_blocks = self.decoder.checkpoint_blocks = value
 
     def forward(
-        self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
-    ) -> Float[Tensor, "B T V"]:
+        self,
+        inputs: Pair,
+        tokens: Tokens | None = None,
+        *,
+        targets: Int[Tensor, "B T"] | None = None,
+        scale: float | None = None,
+        recorder: Recorder | None = None,
+    ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
         """See `PairModel`. The recorder is shown every attention of the decoder."""
         tokens = check_pair(inputs, tokens)
-        memory, _ = self.encode(inputs.source, inputs.tokens)
-        x, _ = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
-        return self.head(x, tokens, self.table)
-
-    def loss(
-        self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
-    ) -> tuple[Float[Tensor, ""], Aux | None]:
-        """See `PairModel`."""
-        tokens = check_pair(inputs, tokens)
         memory, read = self.encode(inputs.source, inputs.tokens)
-        x, written = self.decoder.encode(inputs.target, tokens, memory=memory)
+        x, written = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
+        if targets is None:
+            return self.head(x, tokens, self.table)
         aux = merge(read and read.under("encoder"), written and written.under("decoder"))
         return self.head_loss(x, tokens, targets, scale), aux
 

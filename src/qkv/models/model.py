@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, final
 
 from torch import nn
 
@@ -116,11 +116,14 @@ class Model(Configured, nn.Module, ABC):
             scale = 1 / max(1, self.head.count(targets, tokens))
         return self.head.loss(x, tokens, self.table, targets, scale)
 
-    @abstractmethod
+    @final
     def loss(
         self, inputs: Any, targets: Tensor, tokens: Tokens | None = None, *, scale: float | None = None
     ) -> tuple[Float[Tensor, ""], Aux | None]:
         """`scale` times the loss summed over the tokens that have a target, and the sublayers' report.
+
+        It calls the model with `targets`, since FSDP2 gathers weights around calls alone; `DDP` is called likewise:
+        `ddp(inputs, tokens, targets=targets, scale=scale)`.
 
         Args:
             inputs: What the model reads.
@@ -131,3 +134,4 @@ class Model(Configured, nn.Module, ABC):
         Raises:
             ConfigError: The model has no head.
         """
+        return self(inputs, tokens, targets=targets, scale=scale)

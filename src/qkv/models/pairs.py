@@ -144,30 +144,25 @@ class PairModel(Model, ABC):
 
     @abstractmethod
     def forward(
-        self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
-    ) -> Float[Tensor, "B T V"]:
+        self,
+        inputs: Pair,
+        tokens: Tokens | None = None,
+        *,
+        targets: Int[Tensor, "B T"] | None = None,
+        scale: float | None = None,
+        recorder: Recorder | None = None,
+    ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
         """The logits of what follows each token of the target.
 
         Args:
             inputs: Source and target.
             tokens: Where the target's tokens stand; None: one full text per row.
+            targets: Given: what `loss` gives, instead of logits.
+            scale: As in `loss`.
             recorder: Shown how the target attends to the source.
 
         Raises:
             ConfigError: Ids and tokens have different shapes, or a row has not as many sources as targets.
-        """
-
-    @abstractmethod
-    def loss(
-        self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
-    ) -> tuple[Float[Tensor, ""], Aux | None]:
-        """`scale` times the loss summed over the tokens that have a target, and the sublayers' report.
-
-        Args:
-            inputs: Source and target.
-            targets: What follows each token of the target; -100 counts nothing.
-            tokens: As in `forward`.
-            scale: None: one over the number of tokens with a target.
         """
 
     @abstractmethod

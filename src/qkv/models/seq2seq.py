@@ -120,17 +120,18 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         return self.target.table if self.head.weight is None else None
 
     def forward(
-        self, inputs: Pair, tokens: Tokens | None = None, *, recorder: Recorder | None = None
-    ) -> Float[Tensor, "B T V"]:
+        self,
+        inputs: Pair,
+        tokens: Tokens | None = None,
+        *,
+        targets: Int[Tensor, "B T"] | None = None,
+        scale: float | None = None,
+        recorder: Recorder | None = None,
+    ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
         """See `PairModel`."""
         readout, documents = self._read(inputs, tokens, recorder)
-        return documents.scatter(self.head(readout, documents.tokens, self.table))
-
-    def loss(
-        self, inputs: Pair, targets: Int[Tensor, "B T"], tokens: Tokens | None = None, *, scale: float | None = None
-    ) -> tuple[Float[Tensor, ""], Aux | None]:
-        """See `PairModel`."""
-        readout, documents = self._read(inputs, tokens, None)
+        if targets is None:
+            return documents.scatter(self.head(readout, documents.tokens, self.table))
         if not documents.full:  # what is behind the ends never reaches the vocabulary
             valid = documents.valid
             readout, targets = readout[valid][None], documents.gather(targets)[valid][None]

@@ -130,15 +130,21 @@ class Transformer(Stack, Model):
         inputs: Tensor,
         tokens: Tokens | None = None,
         *,
+        targets: Tensor | None = None,
+        scale: float | None = None,
+        stream: bool = False,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
         memory: Memory | None = None,
-    ) -> Float[Tensor, "B T out"]:
+    ) -> Float[Tensor, "B T out"] | tuple[Tensor, Aux | None]:
         """The outputs of the head for every token: logits (B, T, V) for a language model.
 
         Args:
             inputs: Token ids (B, T), or what else the embedder takes.
             tokens: Where they stand; None: one full sequence per row, after what the cache holds.
+            targets: Given: what `loss` gives, instead of outputs.
+            scale: As in `loss`.
+            stream: What `encode` gives, instead of outputs.
             cache: From `make_cache`; the new tokens are added to it.
             recorder: Handed queries, keys and outputs of every attention.
             memory: What cross-attention reads.
@@ -146,8 +152,14 @@ class Transformer(Stack, Model):
         Raises:
             ConfigError: The input is longer than the position table or the cache.
         """
-        x, _ = self.encode(inputs, tokens, cache=cache, recorder=recorder, memory=memory)
-        return self.readout(x, tokens)
+        tokens = _place(inputs, tokens, cache)
+        self._check_length(tokens, cache)
+        if tokens.layout is not Layout.FULL:  # whatever the padding holds: NaN, or an id that is none
+            inputs = torch.where(tokens.valid.view(*tokens.shape, *(1,) * (inputs.dim() - 2)), inputs, 0)
+        x, aux = self.run(self.embed(inputs, tokens), tokens, cache=cache, recorder=recorder, memory=memory)
+        if targets is not None:
+            return self.head_loss(x, tokens, targets, scale), aux
+        return (x, aux) if stream else self.readout(x, tokens)
 
     def encode(
         self,
@@ -159,29 +171,7 @@ class Transformer(Stack, Model):
         memory: Memory | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The stream after the final norm, and what the sublayers report. Arguments as in `forward`."""
-        tokens = _place(inputs, tokens, cache)
-        self._check_length(tokens, cache)
-        if tokens.layout is not Layout.FULL:  # whatever the padding holds: NaN, or an id that is none
-            inputs = torch.where(tokens.valid.view(*tokens.shape, *(1,) * (inputs.dim() - 2)), inputs, 0)
-        return self.run(self.embed(inputs, tokens), tokens, cache=cache, recorder=recorder, memory=memory)
-
-    def loss(
-        self, inputs: Tensor, targets: Tensor, tokens: Tokens | None = None, *, scale: float | None = None
-    ) -> tuple[Float[Tensor, ""], Aux | None]:
-        """`scale` times the head's loss summed over the tokens that have a target, and the sublayers' report.
-
-        Args:
-            inputs: As in `forward`.
-            targets: The right output for each token; a token id of -100 counts nothing.
-            tokens: As in `forward`.
-            scale: None: one over the number of tokens with a target, that is, the mean.
-
-        Raises:
-            ConfigError: The model has no head.
-        """
-        tokens = _place(inputs, tokens, None)
-        x, aux = self.encode(inputs, tokens)
-        return self.head_loss(x, tokens, targets, scale), aux
+        return self(inputs, tokens, stream=True, cache=cache, recorder=recorder, memory=memory)
 
     @property
     def table(self) -> Table | None:

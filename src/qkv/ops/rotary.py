@@ -1,6 +1,6 @@
 """Rotary position embedding: a rotation of pairs of coordinates by an angle that grows with the position."""
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias, final
 
 import torch
 
@@ -10,8 +10,11 @@ RotaryLayout: TypeAlias = Literal["half", "interleaved"]
 """Which coordinates make a pair: i and i + K/2 (GPT-NeoX, the Hugging Face form of Llama), or neighbours (RoFormer)."""
 
 
-class Rotation(NamedTuple):
+@final
+class Rotation:
     """What each coordinate, and its partner in the pair, are multiplied with: x · cos + partner(x) · sin.
+
+    No tuple and no dataclass: FSDP2 rebuilds those, and rounds their tensors to the type of its parameters.
 
     Attributes:
         cos: Cosines, (B or 1, T, K), in at least float32; K coordinates are half as many pairs.
@@ -19,9 +22,8 @@ class Rotation(NamedTuple):
         layout: Which coordinates make a pair.
     """
 
-    cos: Tensor
-    sin: Tensor
-    layout: RotaryLayout
+    def __init__(self, cos: Tensor, sin: Tensor, layout: RotaryLayout) -> None:
+        self.cos, self.sin, self.layout = cos, sin, layout
 
 
 def frequencies(theta: float, width: int, device: torch.device) -> Float[Tensor, " pairs"]:

@@ -25,7 +25,7 @@ def first_non_finite(model: nn.Module, compute: Callable[[], object]) -> str:
 
         return hook
 
-    handles = [part.register_forward_hook(watch(name)) for name, part in model.named_modules()]
+    handles = [part.register_forward_hook(watch(name)) for name, part in model.named_modules() if name]
     try:
         # Compiled code would not call the hooks.
         with torch.no_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
