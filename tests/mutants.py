@@ -108,6 +108,8 @@ MUTANTS = [
     Mutant("exponent of the next pair", "ops/rotary.py",
            "torch.arange(0, width, 2, dtype=torch.float64, device=device) / width",
            "torch.arange(2, width + 2, 2, dtype=torch.float64, device=device) / width", PARITY),
+    Mutant("the loss passes by what hooks calls", "models/model.py",
+           "self(inputs, tokens, targets=targets, scale=scale)", "self.forward(inputs, tokens, targets=targets, scale=scale)", "tests/unit/test_fsdp.py"),
     Mutant("rotation backwards", "ops/rotary.py",
            "+ partner * by.sin.view(shape)", "- partner * by.sin.view(shape)", ROTARY),
     Mutant("angles in float32", "ops/rotary.py",
