@@ -1,6 +1,7 @@
 """What a sublayer may read besides the residual stream. Nothing is ever written into it: results are returned."""
 
 from dataclasses import dataclass
+from typing import Final, final
 
 from qkv.caches import Cache
 from qkv.lowered import LoweredMask
@@ -18,9 +19,12 @@ class Memory:
     tokens: Tokens
 
 
-@dataclass(frozen=True)
+@final
 class Context:
     """Made once per forward pass by the stack, and handed to every block.
+
+    Not a dataclass: FSDP2 copies those before each block, rounds their rotary phases to the type of its weights, and
+    has each copy of a lowered mask compute its tiles again.
 
     Attributes:
         tokens: Where the tokens of the stream stand.
@@ -34,11 +38,27 @@ class Context:
             has twelve slots.
     """
 
-    tokens: Tokens
-    masks: tuple[LoweredMask, ...]
-    rotations: tuple[Rotation, ...] = ()
-    cache: Cache | None = None
-    recorder: Recorder | None = None
-    memory: Memory | None = None
-    memory_masks: tuple[LoweredMask, ...] = ()
-    slot: int = 0
+    def __init__(
+        self,
+        tokens: Tokens,
+        masks: tuple[LoweredMask, ...],
+        rotations: tuple[Rotation, ...] = (),
+        cache: Cache | None = None,
+        recorder: Recorder | None = None,
+        memory: Memory | None = None,
+        memory_masks: tuple[LoweredMask, ...] = (),
+        slot: int = 0,
+    ) -> None:
+        self.tokens: Final = tokens
+        self.masks: Final = masks
+        self.rotations: Final = rotations
+        self.cache: Final = cache
+        self.recorder: Final = recorder
+        self.memory: Final = memory
+        self.memory_masks: Final = memory_masks
+        self.slot: Final = slot
+
+    def at(self, slot: int) -> "Context":
+        """The same for the block whose first application of attention is number `slot`."""
+        of_attention = self.cache, self.recorder, self.memory, self.memory_masks
+        return Context(self.tokens, self.masks, self.rotations, *of_attention, slot)

@@ -161,7 +161,7 @@ class Stack(nn.Module):
         for i in self.order:
             block = self.blocks[i]
             if cache is not None or recorder is not None:
-                ctx = dataclasses.replace(ctx, slot=slot)
+                ctx = ctx.at(slot)
             if self.checkpoint_blocks and self.training:
                 x, report = checkpoint(block, x, ctx, use_reentrant=False)  # type: ignore[misc]
             else:

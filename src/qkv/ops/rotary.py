@@ -1,6 +1,6 @@
 """Rotary position embedding: a rotation of pairs of coordinates by an angle that grows with the position."""
 
-from typing import Literal, TypeAlias, final
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -10,11 +10,8 @@ RotaryLayout: TypeAlias = Literal["half", "interleaved"]
 """Which coordinates make a pair: i and i + K/2 (GPT-NeoX, the Hugging Face form of Llama), or neighbours (RoFormer)."""
 
 
-@final
-class Rotation:
+class Rotation(NamedTuple):
     """What each coordinate, and its partner in the pair, are multiplied with: x · cos + partner(x) · sin.
-
-    No tuple and no dataclass: FSDP2 rebuilds those, and rounds their tensors to the type of its parameters.
 
     Attributes:
         cos: Cosines, (B or 1, T, K), in at least float32; K coordinates are half as many pairs.
@@ -22,8 +19,9 @@ class Rotation:
         layout: Which coordinates make a pair.
     """
 
-    def __init__(self, cos: Tensor, sin: Tensor, layout: RotaryLayout) -> None:
-        self.cos, self.sin, self.layout = cos, sin, layout
+    cos: Tensor
+    sin: Tensor
+    layout: RotaryLayout
 
 
 def frequencies(theta: float, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
