@@ -83,9 +83,12 @@ class Block(Configured, nn.Module, ABC):
 def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
     """A name for each: its own, with a number from the second of that name on."""
     names: list[str] = []
-    for i, part in enumerate(sublayers):
-        n = sum(earlier.name == part.name for earlier in sublayers[:i])
-        names.append(part.name if n == 0 else f"{part.name}_{n + 1}")
+    for part in sublayers:
+        name, n = part.name, 1
+        while name in names:
+            n += 1
+            name = f"{part.name}_{n}"
+        names.append(name)
     return names
 
 
