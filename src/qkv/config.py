@@ -48,6 +48,12 @@ class Config:
         """The name of this class in files: `AttentionConfig` is `Attention`."""
         return cls.__name__.removesuffix("Config")
 
+    def describe(self) -> str:
+        """In a few words: its name, and the fields that are not as by default."""
+        values = {f.name: getattr(self, f.name) for f in _fields(type(self)) if getattr(self, f.name) != f.default}
+        said = (f"{name}={value.describe() if isinstance(value, Config) else value}" for name, value in values.items())
+        return self.tag() + (f"({', '.join(said)})" if values else "")
+
     @classmethod
     def is_abstract(cls) -> bool:
         """Whether it is the base of a kind, which nobody makes."""

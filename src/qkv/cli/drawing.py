@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Group
@@ -11,26 +11,10 @@ from rich.text import Text
 
 from qkv.config import Config
 from qkv.cost import Cost, PartCost
-from qkv.models.stack import Repeat
+from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.attention import AttentionConfig
-from qkv.nn.blocks import (
-    BlockConfig,
-    OutputNormConfig,
-    ParallelConfig,
-    ParallelPreNormConfig,
-    PostNormConfig,
-    PreNormConfig,
-    SandwichConfig,
-)
-from qkv.nn.convolution import ConvolutionConfig
-from qkv.nn.cross import CrossAttentionConfig
-from qkv.nn.embedders import EmbedderConfig, TokenEmbedderConfig, VectorEmbedderConfig
-from qkv.nn.ffn import FFNConfig, GLUConfig
-from qkv.nn.heads import HeadConfig, LMHeadConfig, VectorHeadConfig
-from qkv.nn.latent import LatentAttentionConfig
-from qkv.nn.positions import LearnedPositionsConfig, SinusoidalPositionsConfig
-from qkv.nn.recurrent import RecurrentConfig
+from qkv.nn.blocks import BlockConfig
+from qkv.nn.sublayer import SublayerConfig
 
 _WIDTH = 78
 _STREAM_AT = 5  # column of the stream
@@ -39,48 +23,32 @@ _NOTES_AT = 42  # column of what is said about a sublayer
 _WIRE, _FRAME, _NAME, _FORMULA, _QUIET = "cyan", "dim", "bold", "italic magenta", "dim"
 
 
-class _Wiring(NamedTuple):
-    """A block's equation, and where its norms stand: on the way through each sublayer, or on the stream behind it."""
-
-    equation: str
-    before: bool = False
-    after: bool = False
-    on_stream: bool = False
-
-
-WIRINGS: dict[type[BlockConfig], _Wiring] = {
-    PreNormConfig: _Wiring("x = x + f(norm(x))", before=True),
-    PostNormConfig: _Wiring("x = norm(x + f(x))", on_stream=True),
-    OutputNormConfig: _Wiring("x = x + norm(f(x))", after=True),
-    SandwichConfig: _Wiring("x = x + norm₂(f(norm₁(x)))", before=True, after=True),
-    ParallelConfig: _Wiring("x = x + Σ f(norm(x))", before=True),
-    ParallelPreNormConfig: _Wiring("x = x + Σ f(norm_f(x))", before=True),
-}
-
-
 def draw(name: str, config: TransformerConfig, cost: Cost) -> Group:
     """The stack, from the input down to the output, 78 columns wide; a repeated block is drawn once."""
     parts = iter(cost.parts)
     context = f" · made for {config.limit:,} tokens" if config.limit else ""
     lines = [Text.assemble(" ", (name, _NAME), f" · {cost.parameters:,} parameters{context}\n")]
-    lines += [_wire(_input(config.embed)), *_box("embed", next(parts), _embedder(config.embed, config.d_model))]
-    lines.append(_wire(f"x  (T, {config.d_model:,})"))
-    for run in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
-        lines += _run(run if isinstance(run, Repeat) else Repeat(n=1, pattern=run), parts, config.d_model)
+    embed, head = config.embed, config.head
+    position = [f"+ {embed.position.describe()}"] if embed.position else []
+    rows = [Text(f" {note}") for note in embed.notes(config.d_model) + position]
+    lines += [_wire(embed.takes), *_box("embed", next(parts), rows), _wire(f"x  (T, {config.d_model:,})")]
+    for run in runs(config.blocks):
+        lines += _run(run, parts, config.d_model)
     if config.final_norm is not None:
         lines += [*_box(f"final norm: {config.final_norm.tag()}", next(parts), []), _wire()]
-    if config.head is not None:
-        lines += [*_box(f"head: {config.head.tag()}", next(parts), [_head(config)]), _wire(_output(config.head))]
+    if head is not None:
+        rows = [Text(f" {note}") for note in head.notes(config.d_model, embed)]
+        lines += [*_box(f"head: {head.tag()}", next(parts), rows), _wire(head.gives)]
     return Group(*lines)
 
 
 def _run(run: Repeat, parts: Iterator[PartCost], d_model: int) -> Iterator[Text]:
-    pattern = run.pattern if isinstance(run.pattern, tuple) else (run.pattern,)
-    if len(pattern) > 1:
-        yield _wire(f"{run.n} × the next {len(pattern)} in turn")
-    for block in pattern:
+    several = len(run.blocks) > 1
+    if several:
+        yield _wire(f"{run.n} × the next {len(run.blocks)} in turn")
+    for block in run.blocks:
         part = next(parts)
-        title = block.tag() if len(pattern) > 1 or run.n == 1 else f"{run.n} × {block.tag()}"
+        title = block.tag() if several or run.n == 1 else f"{run.n} × {block.tag()}"
         title += ", one set of weights" if run.shared else ""
         yield from _box(title, part, _block(block, part, d_model))
         yield _wire()
@@ -118,19 +86,31 @@ def _row(picture: str, note: str = "") -> Text:
 
 
 def _block(config: BlockConfig, part: PartCost, d_model: int) -> Iterator[Text]:
-    wiring = WIRINGS[type(config)]
-    equation = Text.assemble((wiring.equation, _FORMULA), (f"    norm: {config.norm.tag()}", _QUIET))
-    yield Text.assemble(" " * (_STREAM_AT - 1), ("│  ", _WIRE), equation)
-    sublayers = [(each.name, describe(each.config, d_model)) for each in part.parts[1:]]
-    if isinstance(config, (ParallelConfig, ParallelPreNormConfig)):
-        yield from _parallel(sublayers, shared=isinstance(config, ParallelConfig))
+    said = Text.assemble((config.formula or config.tag(), _FORMULA), (f"    norm: {config.norm.tag()}", _QUIET))
+    yield Text.assemble(" " * (_STREAM_AT - 1), ("│  ", _WIRE), said)
+    sublayers = [(each.name, _notes(each.config, d_model)) for each in part.parts[1:]]
+    if "Σ" in config.formula:
+        yield from _parallel(sublayers, shared="norm_f" not in config.formula)
         return
+    on_stream, before, after = _norms(config.formula)
     for name, notes in sublayers:
-        way = "├─▸ " + " ─▸ ".join(["norm"] * wiring.before + [name] + ["norm"] * wiring.after) + " ─╮"
-        pictures = [way, "⊕◂" + "─" * (len(way) - 3) + "╯"] + ["norm"] * wiring.on_stream
+        way = "├─▸ " + " ─▸ ".join(["norm"] * before + [name] + ["norm"] * after) + " ─╮"
+        pictures = [way, "⊕◂" + "─" * (len(way) - 3) + "╯"] + ["norm"] * on_stream
         yield _row("│")
         for picture, note in zip_longest(pictures, notes):
             yield _row(picture or "│", note or "")
+
+
+def _norms(formula: str) -> tuple[int, int, int]:
+    """How many norms stand on the stream behind a sublayer, and on the way through it before f and after."""
+    stream, _, update = formula.rpartition("+")
+    outer, f, inner = update.partition("f(")
+    return stream.count("norm"), inner.count("norm"), outer.count("norm") if f else 0
+
+
+def _notes(config: Config, d_model: int) -> list[str]:
+    assert isinstance(config, SublayerConfig)
+    return config.notes(d_model)
 
 
 def _parallel(sublayers: list[tuple[str, list[str]]], *, shared: bool) -> Iterator[Text]:
@@ -148,76 +128,6 @@ def _parallel(sublayers: list[tuple[str, list[str]]], *, shared: bool) -> Iterat
         for note in notes[1:]:
             yield _row(f"{inner}{' ' * width}  │", note)
     yield _row(f"⊕◂{'─' * (width + 14)}╯")
-
-
-def describe(config: Config, d_model: int) -> list[str]:
-    """What there is to know about a sublayer, in a few short lines."""
-    match config:
-        case AttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width):
-            lines = [f"{n} heads of {width or d_model // n}" + (f", {kv} kv heads" if kv not in (None, n) else "")]
-            lines.append(f"{config.mask.describe()} mask")
-            lines += [config.position.describe()] if config.position else []
-            extras = {
-                "queries and keys normed": config.qk_norm,
-                f"scores capped at {config.softcap}": config.softcap,
-                "a sink in each head": config.sinks,
-            }
-            return lines + [text for text, there in extras.items() if there]
-        case CrossAttentionConfig(n_heads=n, n_kv_heads=kv, head_dim=width, memory_dim=there):
-            lines = [f"{n} heads of {width or d_model // n}" + (f", {kv} kv heads" if kv not in (None, n) else "")]
-            return [*lines, f"reads a memory {there or d_model:,} wide", f"{config.mask.describe()} mask"]
-        case LatentAttentionConfig(n_heads=n, kv_rank=rank):
-            width = f"{config.plain_dim} + {config.rotary_dim}"
-            return [
-                f"{n} heads of {width}, latent {rank:,}",
-                f"{config.mask.describe()} mask",
-                config.position.describe(),
-            ]
-        case RecurrentConfig(cell=cell, layers=n):
-            return [f"{n} × {cell.tag()}, {config.d_hidden or d_model:,} wide"]
-        case ConvolutionConfig(width=n):
-            return [f"reads {n} tokens", "gated"]
-        case FFNConfig(d_ff=width, activation=activation):
-            return [f"{d_model:,} → {width or 4 * d_model:,} → {d_model:,}, {activation}"]
-        case GLUConfig(activation=activation):
-            return [f"{d_model:,} → 2 × {config.width(d_model):,} → {d_model:,}", f"gated by {activation}"]
-    return [config.tag()]
-
-
-def _input(embed: EmbedderConfig) -> str:
-    return "vectors  (T, features)" if isinstance(embed, VectorEmbedderConfig) else "token ids  (T)"
-
-
-def _embedder(embed: EmbedderConfig, d_model: int) -> Iterator[Text]:
-    match embed:
-        case TokenEmbedderConfig(vocab_size=n):
-            yield Text(f" a vector for each of {_size(n)} tokens, {d_model:,} wide")
-        case VectorEmbedderConfig(n_features=n):
-            yield Text(f" {_size(n)} features → {d_model:,}")
-    match embed.position:
-        case LearnedPositionsConfig(length=length):
-            yield Text(f" + a vector for each of {length:,} positions")
-        case SinusoidalPositionsConfig():
-            yield Text(" + sines and cosines of the position")
-
-
-def _head(config: TransformerConfig) -> Text:
-    match config.head:
-        case LMHeadConfig(tied=tied):
-            vocab = config.embed.vocab_size if isinstance(config.embed, TokenEmbedderConfig) else None
-            own = "with the embedder's table" if tied else "with a table of its own"
-            return Text(f" {config.d_model:,} → {_size(vocab)} logits, {own}")
-        case VectorHeadConfig(n_out=n):
-            return Text(f" {config.d_model:,} → {_size(n)} numbers")
-    return Text()
-
-
-def _output(head: HeadConfig) -> str:
-    return "logits  (T, vocabulary)" if isinstance(head, LMHeadConfig) else "vectors  (T, out)"
-
-
-def _size(n: int | None) -> str:
-    return "…" if n is None else f"{n:,}"
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -244,6 +154,10 @@ def table(cost: Cost) -> Group:
         f"Training takes three times as many: {_si(cost.training_flops_per_token)} per token.",
         f"The cache of one text of {context} tokens: {cache} in {dtype}.",
     ]
+    if cost.active_parameters != cost.parameters:
+        lines.append(f"Of the parameters {cost.active_parameters:,} act on a token.")
+    if cost.state_bytes:
+        lines.append(f"Besides, a cache keeps {size_in_bytes(cost.state_bytes)} of each text, however long it is.")
     if left_open := {part.open for part in cost.parts if part.open}:
         lines.append(f"… is not counted: it is {' or '.join(sorted(left_open))}.")
     return Group(made, *(Text(line, _QUIET) for line in lines))

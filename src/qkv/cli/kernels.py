@@ -9,9 +9,8 @@ from rich.table import Table
 
 from qkv.cli.drawing import size_in_bytes
 from qkv.lowered import LoweredMask, lower
-from qkv.models.stack import Repeat
+from qkv.models.stack import runs
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.attention import Attention
 from qkv.nn.blocks import sublayers_of
 from qkv.nn.mixer import Mixer
 from qkv.ops.attend import BACKENDS, choose
@@ -46,12 +45,11 @@ def kernels(config: TransformerConfig, *, tokens: int, batch: int, dtype: torch.
 
 def _layers(config: TransformerConfig) -> Iterator[tuple[Mixer, int]]:
     """The attention layers, each kind once for every place in the config, and how often it is applied."""
-    for run in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
-        repeat = run if isinstance(run, Repeat) else Repeat(n=1, pattern=run)
-        for block in repeat.pattern if isinstance(repeat.pattern, tuple) else (repeat.pattern,):
+    for run in runs(config.blocks):
+        for block in run.blocks:
             with torch.device("meta"):
                 parts = sublayers_of(block.build(config.d_model))
-            yield from ((part, repeat.n) for part in parts if isinstance(part, Mixer))
+            yield from ((part, run.n) for part in parts if isinstance(part, Mixer))
 
 
 def _problems(layer: Mixer, tokens: int, batch: int, dtype: torch.dtype) -> dict[str, Problem]:
@@ -73,6 +71,4 @@ def _problem(layer: Mixer, mask: LoweredMask, queries: int, keys: int, batch: in
     heads = layer.heads
     q, k = some(heads.n_heads, queries, heads.head_dim), some(heads.n_kv_heads, keys, heads.head_dim)
     v = some(heads.n_kv_heads, keys, heads.value_dim)
-    if isinstance(layer, Attention):
-        return layer.problem(q, k, v, mask, training=queries > 1)
-    return Problem(q, k, v, mask, scale=1.0)
+    return layer.problem(q, k, v, mask, training=queries > 1)

@@ -11,12 +11,10 @@ from qkv.config import Config
 from qkv.errors import ConfigError
 from qkv.masks import Causal, Full, Mask, Place
 from qkv.models.model import ModelConfig
-from qkv.models.stack import Repeat
+from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
-from qkv.nn.embedders import EmbedderConfig, TokenEmbedder, TokenEmbedderConfig, VectorEmbedderConfig
-from qkv.nn.heads import LMHead, VectorHeadConfig
-from qkv.nn.mixer import Mixer
+from qkv.nn.embedders import Embedder
 
 _SAMPLED_QUERIES = 512
 
@@ -33,6 +31,8 @@ class PartCost:
         parameters: Numbers that are trained; shared ones count once, where they are kept.
         flops: Floating-point operations of its matrix products in the forward pass of one token.
         cached: Numbers that a cache keeps of one token.
+        state: Numbers that a cache keeps of a text, however long it is.
+        idle: Parameters that do not act on a token: those of experts that are not chosen for it.
         parts: The same for what it is made of.
         open: What sets a size that the config leaves open, and is missing in the counts; empty if nothing does.
     """
@@ -43,6 +43,8 @@ class PartCost:
     parameters: int
     flops: float
     cached: int = 0
+    state: int = 0
+    idle: int = 0
     parts: "tuple[PartCost, ...]" = ()
     open: str = ""
 
@@ -68,6 +70,11 @@ class Cost:
         return sum(part.parameters for part in self.parts)
 
     @property
+    def active_parameters(self) -> int:
+        """Parameters that act on one token: fewer where tokens are routed to experts."""
+        return self.parameters - sum(part.idle for part in self.parts)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the parameters."""
         return self.parameters * self.dtype.itemsize
@@ -86,6 +93,11 @@ class Cost:
     def cache_bytes_per_token(self) -> int:
         """Bytes of keys and values."""
         return sum(part.cached for part in self.parts) * self.dtype.itemsize
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the states that recurrent and convolutional layers keep of a text, however long it is."""
+        return sum(part.state for part in self.parts) * self.dtype.itemsize
 
 
 def summary(config: TransformerConfig, *, context: int | None = None, dtype: torch.dtype = torch.float32) -> Cost:
@@ -108,10 +120,8 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
         raise ConfigError(f"context={context} must be at least 1")
     with torch.device("meta"):
         parts = [_embedder(config)]
-        for run in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
-            repeat = run if isinstance(run, Repeat) else Repeat(n=1, pattern=run)
-            pattern = repeat.pattern if isinstance(repeat.pattern, tuple) else (repeat.pattern,)
-            parts += [_block(block, config.d_model, repeat, context) for block in pattern]
+        for run in runs(config.blocks):
+            parts += [_block(block, config.d_model, run, context) for block in run.blocks]
         if config.final_norm is not None:
             norm = config.final_norm
             parts.append(PartCost(norm, "final_norm", 1, _count(norm.build(config.d_model).parameters()), 0.0))
@@ -139,8 +149,8 @@ def training_flops_per_token(config: ModelConfig, context: int, *, frozen: bool 
     if config.single_stack is None:
         with torch.device("meta"):
             model = config.build()
-        tables = {id(part.weight) for part in model.modules() if isinstance(part, TokenEmbedder)}
-        tied = isinstance(model.head, LMHead) and model.head.weight is None
+        tables = {id(part.table) for part in model.modules() if isinstance(part, Embedder)}
+        tied = model.head is not None and not model.head.matrix_flops()  # it multiplies with one of the tables
         weights = [p for p in model.parameters() if p.dim() > 1 and (tied or id(p) not in tables)]
         return 6.0 * _count(weights)
     cost = summary(config.single_stack, context=context)
@@ -165,35 +175,36 @@ def mean_keys(mask: Mask, length: int) -> float:
 
 def _embedder(config: TransformerConfig) -> PartCost:
     embed, width = config.embed, config.d_model
-    if note := _open(embed):
+    if embed.left_open:
         table = embed.position.build(width).parameters() if embed.position else ()
-        return PartCost(embed, "embed", 1, _count(table), 0.0, open=note)
+        return PartCost(embed, "embed", 1, _count(table), 0.0, open=embed.left_open)
     built = embed.build(width)
-    return PartCost(embed, "embed", 1, _count(built.parameters()), _linear_flops(built))
+    return PartCost(embed, "embed", 1, _count(built.parameters()), float(built.flops()))
 
 
 def _block(config: BlockConfig, width: int, repeat: Repeat, context: int) -> PartCost:
-    block = config.build(width)
-    stored = min(repeat.n, 1) if repeat.shared else repeat.n
+    block, n = config.build(width), repeat.n
+    stored = min(n, 1) if repeat.shared else n
     parts = []
     for name, part, layer in zip(block.sublayers, config.sublayers, sublayers_of(block), strict=True):
-        keys, cached = 0.0, 0
-        if isinstance(layer, Mixer):
-            shape = layer.cache_shape()
-            keys, cached = mean_keys(layer.mask, context), shape.n_kv_heads * (shape.head_dim + shape.value_dim)
-        flops = (
-            layer.flops(0) + (layer.flops(1) - layer.flops(0)) * keys
-        )  # linear in the keys, whose mean is no integer
+        mask = layer.attends()
+        keys = 0.0 if mask is None else mean_keys(mask, context)
+        # linear in the keys, whose mean is no integer
+        flops = layer.flops(0) + (layer.flops(1) - layer.flops(0)) * keys
         size = _count(layer.parameters())
-        parts.append(PartCost(part, name, repeat.n, size * stored, flops * repeat.n, cached * repeat.n))
+        idle = (size - layer.active_parameters()) * stored
+        kept = layer.cached() * n, layer.state_size(width) * n
+        parts.append(PartCost(part, name, n, size * stored, flops * n, *kept, idle))
     return PartCost(
         config,
         "blocks",
-        repeat.n,
+        n,
         _count(block.parameters()) * stored,
         sum(part.flops for part in parts),
         sum(part.cached for part in parts),
-        (_norms(config, block, repeat.n, stored), *parts),
+        sum(part.state for part in parts),
+        sum(part.idle for part in parts),
+        (_norms(config, block, n, stored), *parts),
     )
 
 
@@ -206,27 +217,11 @@ def _norms(config: BlockConfig, block: Block, copies: int, stored: int) -> PartC
 def _head(config: TransformerConfig) -> PartCost:
     head, embed = config.head, config.embed
     assert head is not None
-    note = "" if isinstance(head, VectorHeadConfig) and head.n_out is not None else _open(embed)
-    if note:
+    if note := head.left_open(embed):
         return PartCost(head, "head", 1, 0, 0.0, open=note)
     built = head.build(config.d_model, embed)
-    flops = _linear_flops(built)
-    if isinstance(built, LMHead) and isinstance(embed, TokenEmbedderConfig) and embed.vocab_size is not None:
-        flops = 2.0 * config.d_model * embed.vocab_size
-    return PartCost(head, "head", 1, _count(built.parameters()), flops)
-
-
-def _open(embed: EmbedderConfig) -> str:
-    match embed:
-        case TokenEmbedderConfig(vocab_size=None):
-            return "set by the tokenizer"
-        case VectorEmbedderConfig(n_features=None):
-            return "set by the data"
-    return ""
-
-
-def _linear_flops(module: nn.Module) -> float:
-    return 0.0 + sum(2 * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+    table = None if embed.left_open else embed.build(config.d_model).table
+    return PartCost(head, "head", 1, _count(built.parameters()), float(built.flops(table)))
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

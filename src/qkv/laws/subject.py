@@ -13,7 +13,6 @@ from qkv.models.decoders import FixedVectorConfig
 from qkv.models.pairs import Pair, PairModel
 from qkv.models.seq2seq import Seq2SeqConfig
 from qkv.models.transformer import Transformer
-from qkv.nn.embedders import TokenEmbedderConfig, VectorEmbedderConfig
 from qkv.shapes import Tensor
 from qkv.tokens import Tokens
 
@@ -77,25 +76,20 @@ class ModelSubject(Subject):
     def __init__(self, model: Transformer) -> None:
         if model.reads_memory:
             raise ConfigError("the model has cross-attention; check it with a memory of yours, as a ModuleSubject")
-        embed = model.config.embed
         self.module = self.model = model
         self.causal = not any(sees_ahead(mask) for mask in model.masks)
         self.can = frozenset({"padded", "packed", "steps"} if self.causal else {"padded", "packed"})
-        self.longest = embed.max_length
-        if isinstance(embed, TokenEmbedderConfig):
-            self._draw = _Ids(embed.vocab_size or 1)
-        elif isinstance(embed, VectorEmbedderConfig):
-            self._draw = _Vectors(embed.n_features or 1, next(model.parameters()).dtype)
-        else:
-            raise ConfigError(f"no input can be drawn for a model with the embedder {embed.tag()}; check a part of it")
+        self.longest = model.config.longest
+        self.draw(1, 1, seed=0)  # raises where the embedder cannot say what it takes
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        """See `Subject`."""
-        return self._draw.draw(batch, length, seed)
+        """See `Subject`: what the embedder takes."""
+        x = self.model.embed.example(batch, length, torch.Generator().manual_seed(seed))
+        return x.to(next(self.model.parameters()).dtype) if x.is_floating_point() else x
 
     def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
         """See `Subject`: an id that is none, or vectors of NaN."""
-        poison = -7 if inputs.dim() == 2 else float("nan")
+        poison = float("nan") if inputs.is_floating_point() else _POISON
         return inputs.masked_fill(~valid.view(*valid.shape, *(1,) * (inputs.dim() - 2)), poison)
 
     def run(self, inputs: Tensor) -> Tensor:

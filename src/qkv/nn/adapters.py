@@ -119,8 +119,12 @@ def add_adapters(model: nn.Module, config: LoRAConfig) -> None:
     for part in parts:
         for name, slices in part.slices().items():
             if chosen := {key: rows for key, rows in slices.items() if key in targets}:
-                base = part.get_submodule(name)
-                assert isinstance(base, nn.Linear)
+                base = dict(part.named_children()).get(name)
+                if not isinstance(base, nn.Linear):
+                    raise ConfigError(
+                        f"{type(part).__name__}.{name} is no linear map, so no adapter fits on {', '.join(chosen)}; "
+                        "name other slices in adapter.targets"
+                    )
                 setattr(part, name, LoRALinear(base, chosen, config))
 
 

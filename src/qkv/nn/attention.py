@@ -43,6 +43,16 @@ class AttentionConfig(HeadsConfig):
     softcap: float | None = None
     sinks: bool = False
 
+    def notes(self, d_model: int) -> list[str]:
+        """Heads, mask, position, and what is not usual."""
+        extras = {
+            "queries and keys normed": self.qk_norm,
+            f"scores capped at {self.softcap}": self.softcap,
+            "a sink in each head": self.sinks,
+        }
+        position = [self.position.describe()] if self.position else []
+        return super().notes(d_model) + position + [text for text, there in extras.items() if there]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.softcap is not None and self.softcap <= 0:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -23,6 +23,9 @@ class BlockConfig(Config, ABC):
         norm: The norm at every place where the block has one.
         sublayers: The parts, in the order in which they act (usually attention, then FFN).
     """
+
+    formula: ClassVar[str] = ""
+    """Its equation in text, in terms of x, norm and a sublayer f; `qkv show` draws the norms from it."""
 
     norm: NormConfig
     sublayers: tuple[SublayerConfig, ...]
@@ -97,6 +100,8 @@ def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
 class PreNormConfig(BlockConfig):
     """x = x + f(norm(x)), for each sublayer f (GPT-2, Llama; analysed in Xiong et al. 2020)."""
 
+    formula: ClassVar[str] = "x = x + f(norm(x))"
+
 
 @final
 class PreNorm(Block, config=PreNormConfig):
@@ -117,6 +122,8 @@ class PreNorm(Block, config=PreNormConfig):
 @config
 class PostNormConfig(BlockConfig):
     """x = norm(x + f(x)), for each sublayer f (Vaswani et al. 2017, section 3.1; BERT)."""
+
+    formula: ClassVar[str] = "x = norm(x + f(x))"
 
 
 @final
@@ -139,6 +146,8 @@ class PostNorm(Block, config=PostNormConfig):
 class OutputNormConfig(BlockConfig):
     """x = x + norm(f(x)), for each sublayer f (OLMo 2, section 3.2; Swin v2)."""
 
+    formula: ClassVar[str] = "x = x + norm(f(x))"
+
 
 @final
 class OutputNorm(Block, config=OutputNormConfig):
@@ -159,6 +168,8 @@ class OutputNorm(Block, config=OutputNormConfig):
 @config
 class SandwichConfig(BlockConfig):
     """x = x + norm₂(f(norm₁(x))), for each sublayer f (Ding et al. 2021, CogView, section 2.4; Gemma 2)."""
+
+    formula: ClassVar[str] = "x = x + norm₂(f(norm₁(x)))"
 
 
 @final
@@ -182,6 +193,8 @@ class Sandwich(Block, config=SandwichConfig):
 class ParallelConfig(BlockConfig):
     """x = x + Σ f(norm(x)) over all sublayers f, which share one norm (GPT-J; Chowdhery et al. 2022, section 2)."""
 
+    formula: ClassVar[str] = "x = x + Σ f(norm(x))"
+
 
 @final
 class Parallel(Block, config=ParallelConfig):
@@ -203,6 +216,8 @@ class Parallel(Block, config=ParallelConfig):
 @config
 class ParallelPreNormConfig(BlockConfig):
     """x = x + Σ f(norm_f(x)) over all sublayers f, each with a norm of its own (Black et al. 2022, GPT-NeoX)."""
+
+    formula: ClassVar[str] = "x = x + Σ f(norm_f(x))"
 
 
 @final

@@ -29,6 +29,10 @@ class ConvolutionConfig(SublayerConfig):
 
     width: int = 4
 
+    def notes(self, d_model: int) -> list[str]:
+        """How far it reads."""
+        return [f"reads {self.width} tokens", "gated"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 1:
@@ -61,7 +65,3 @@ class Convolution(Stateful, config=ConvolutionConfig):
     def residual_weights(self) -> list[Tensor]:
         """The output projection."""
         return [self.o_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        """Two per weight."""
-        return 2 * (self.conv.weight.numel() + self.o_proj.weight.numel())

@@ -32,6 +32,11 @@ class CrossAttentionConfig(HeadsConfig):
 
     memory_dim: int | None = None
 
+    def notes(self, d_model: int) -> list[str]:
+        """Heads, width of the memory, mask."""
+        heads, mask = super().notes(d_model)
+        return [heads, f"reads a memory {self.memory_dim or d_model:,} wide", mask]
+
 
 @final
 class CrossAttention(Mixer, config=CrossAttentionConfig):

@@ -29,6 +29,10 @@ class FFNConfig(SublayerConfig):
     activation: ActivationName = "gelu"
     bias: bool = False
 
+    def notes(self, d_model: int) -> list[str]:
+        """Widths and nonlinearity."""
+        return [f"{d_model:,} → {self.d_ff or 4 * d_model:,} → {d_model:,}, {self.activation}"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_width(self.d_ff)
@@ -52,10 +56,6 @@ class FFN(Sublayer, config=FFNConfig):
     def residual_weights(self) -> list[Tensor]:
         """The projection back to the stream."""
         return [self.down_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        """Two per weight."""
-        return 2 * (self.up_proj.weight.numel() + self.down_proj.weight.numel())
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """up and down."""
@@ -87,6 +87,10 @@ class GLUConfig(SublayerConfig):
     activation: ActivationName = "silu"
     bias: bool = False
     multiple_of: int = 1
+
+    def notes(self, d_model: int) -> list[str]:
+        """Widths and gate."""
+        return [f"{d_model:,} → 2 × {self.width(d_model):,} → {d_model:,}", f"gated by {self.activation}"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,10 +125,6 @@ class GLU(Sublayer, config=GLUConfig):
     def residual_weights(self) -> list[Tensor]:
         """The projection back to the stream."""
         return [self.down_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        """Two per weight."""
-        return 2 * (self.gate_up_proj.weight.numel() + self.down_proj.weight.numel())
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """gate, up and down."""

@@ -1,7 +1,7 @@
 """Heads of a model: the stream to outputs, and the loss that trains them."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import nn
@@ -11,18 +11,23 @@ from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import EmbedderConfig
 from qkv.nn.embedders.token import TokenEmbedderConfig
 from qkv.nn.embedders.vector import VectorEmbedderConfig
-from qkv.nn.quantised import Packed, Table, project
+from qkv.nn.part import Part
+from qkv.nn.quantised import Packed, Table, pack_table, project
 from qkv.ops.loss import IGNORE, linear_cross_entropy
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
 
-class Head(nn.Module, ABC):
+class Head(Part, ABC):
     """Base of the heads.
 
     `table` is the embedder's own table of vectors, for a head that shares it: there is then one parameter and one name,
     so nothing that copies, shards or saves parameters can part them.
     """
+
+    def flops(self, table: Table | None) -> int:
+        """Floating-point operations for one token."""
+        return self.matrix_flops()
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T out"]:
@@ -48,6 +53,33 @@ class Head(nn.Module, ABC):
 class HeadConfig(Config, ABC):
     """Base of the configs of heads."""
 
+    gives: ClassVar[str] = "outputs  (T, …)"
+    """The output in a drawing."""
+
+    def left_open(self, embed: EmbedderConfig) -> str:
+        """What sets a size that it leaves open: by default what sets that of the embedder."""
+        return embed.left_open
+
+    def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
+        """What a drawing says of it."""
+        return [self.describe()]
+
+    def for_vocabulary(self, n: int) -> "HeadConfig":
+        """The same for targets that are ids of a tokenizer with `n` tokens.
+
+        Raises:
+            ConfigError: It has no use for ids.
+        """
+        return self
+
+    def for_vectors(self, n: int) -> "HeadConfig":
+        """The same for targets that are vectors of `n` numbers.
+
+        Raises:
+            ConfigError: Its own are others.
+        """
+        return self
+
     @abstractmethod
     def build(self, d_model: int, embed: EmbedderConfig) -> Head:
         """The head of a model of width `d_model` with this embedder."""
@@ -70,6 +102,14 @@ class LMHeadConfig(HeadConfig):
     softcap: float | None = None
     bias: bool = False
     smoothing: float = 0.0
+
+    gives: ClassVar[str] = "logits  (T, vocabulary)"
+
+    def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
+        """Widths, and whose table."""
+        n = embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
+        own = "with the embedder's table" if self.tied else "with a table of its own"
+        return [f"{d_model:,} → {'…' if n is None else f'{n:,}'} logits, {own}"]
 
     def __post_init__(self) -> None:
         if not 0 <= self.smoothing < 1:
@@ -97,6 +137,15 @@ class LMHead(Head):
         self.weight: Table | None = None if config.tied else nn.Parameter(torch.empty(vocab_size, d_model))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if config.bias else None
         self.softcap, self.smoothing = config.softcap, config.smoothing
+
+    def flops(self, table: Table | None) -> int:
+        """Two per number of the table, its own or the embedder's."""
+        weight = self._weight(table)
+        return 2 * weight.in_features * weight.out_features if isinstance(weight, Packed) else 2 * weight.numel()
+
+    def pack(self) -> None:
+        """A table of its own goes to float16."""
+        pack_table(self)
 
     def _weight(self, table: Table | None) -> Tensor | Packed:
         weight = table if self.weight is None else self.weight
@@ -147,6 +196,29 @@ class VectorHeadConfig(HeadConfig):
     """
 
     n_out: int | None = None
+
+    gives: ClassVar[str] = "vectors  (T, out)"
+
+    def left_open(self, embed: EmbedderConfig) -> str:
+        """Nothing, once it is given."""
+        return embed.left_open if self.n_out is None else ""
+
+    def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
+        """Both widths."""
+        return [f"{d_model:,} → {'…' if self.n_out is None else f'{self.n_out:,}'} numbers"]
+
+    def for_vocabulary(self, n: int) -> HeadConfig:
+        """None: ids are no vectors."""
+        raise ConfigError(f"the data are text and model.head is {self.tag()}; use LMHead")
+
+    def for_vectors(self, n: int) -> "VectorHeadConfig":
+        """The same, once its width is theirs."""
+        if self.n_out not in (None, n):
+            raise ConfigError(
+                f"the vectors have {n} features and model.head.n_out is {self.n_out}; the model predicts the next "
+                "vector, so leave it out"
+            )
+        return self
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "VectorHead":
         """The head of a model of width `d_model` with this embedder.

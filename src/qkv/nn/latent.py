@@ -56,6 +56,11 @@ class LatentAttentionConfig(SublayerConfig):
     bias: bool = False
     scale: float | None = None
 
+    def notes(self, d_model: int) -> list[str]:
+        """Heads, latent, mask, position."""
+        heads = f"{self.n_heads} heads of {self.plain_dim} + {self.rotary_dim}, latent {self.kv_rank:,}"
+        return [heads, f"{self.mask.describe()} mask", self.position.describe()]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):

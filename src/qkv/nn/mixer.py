@@ -8,7 +8,7 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
-from qkv.lowered import lower
+from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
@@ -60,6 +60,12 @@ class HeadsConfig(SublayerConfig, ABC):
     qk_norm: NormConfig | None = None
     weight_dropout: float = 0.0
     scale: float | None = None
+
+    def notes(self, d_model: int) -> list[str]:
+        """Its heads and its mask."""
+        kv = "" if self.n_kv_heads in (None, self.n_heads) else f", {self.n_kv_heads} kv heads"
+        width = self.head_dim or d_model // self.n_heads
+        return [f"{self.n_heads} heads of {width}{kv}", f"{self.mask.describe()} mask"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,6 +135,19 @@ class Mixer(Sublayer, ABC):
     @abstractmethod
     def cache_shape(self) -> CacheShape:
         """What a cache keeps of one token."""
+
+    def attends(self) -> Mask:
+        """Its mask."""
+        return self.mask
+
+    def cached(self) -> int:
+        """Keys and values."""
+        shape = self.cache_shape()
+        return shape.n_kv_heads * (shape.head_dim + shape.value_dim)
+
+    def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
+        """What is to be solved; a layer may add dropout, a bias, sinks or a soft-cap."""
+        return Problem(q, k, v, mask, scale=1.0)
 
     def alone(self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "B S M"] | None = None) -> Context:
         """The context of this layer without a stack around it: each row of `x`, and of `memory`, is one full sequence.

@@ -171,6 +171,13 @@ Table: TypeAlias = Float[Tensor, "V D"] | Packed
 """A vector for each token: plain, or packed."""
 
 
+def pack_table(owner: nn.Module) -> None:
+    """Give the owner of a table, its `weight`, that table in float16; where it has none or a packed one, do nothing."""
+    if isinstance(weight := owner.weight, nn.Parameter):
+        del owner.weight
+        owner.weight = HalfLinear(weight)
+
+
 def look_up(ids: Int[Tensor, "*batch"], table: Table) -> Float[Tensor, "*batch D"]:
     """The rows of a table of vectors, packed or not."""
     if isinstance(table, Packed):

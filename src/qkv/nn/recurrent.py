@@ -228,6 +228,10 @@ class RecurrentConfig(SublayerConfig):
     d_hidden: int | None = None
     layers: int = 1
 
+    def notes(self, d_model: int) -> list[str]:
+        """Layers, cell, width."""
+        return [f"{self.layers} × {self.cell.tag()}, {self.d_hidden or d_model:,} wide"]
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("d_hidden", "layers"):
@@ -259,7 +263,3 @@ class RecurrentSublayer(Stateful, config=RecurrentConfig):
     def residual_weights(self) -> list[Tensor]:
         """The output projection."""
         return [self.o_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        """Two per weight."""
-        return 2 * sum(p.numel() for p in self.parameters() if p.dim() == 2)

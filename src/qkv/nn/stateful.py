@@ -54,6 +54,11 @@ class Stateful(Sublayer, ABC):
         return documents.scatter(out), None
 
     @final
+    def state_size(self, d_model: int) -> int:
+        """That of one text."""
+        return sum(part.numel() for part in self.fresh(1, next(self.parameters()).new_empty(1, d_model)))
+
+    @final
     def cache_shape(self) -> CacheShape:
         """No keys and values: the state does not grow with the text."""
         return CacheShape(0, 0, 0)

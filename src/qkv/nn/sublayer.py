@@ -7,12 +7,12 @@ from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, config
 from qkv.context import Context
 from qkv.errors import ConfigError
 from qkv.masks import Mask
+from qkv.nn.part import Part
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -51,7 +51,7 @@ def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return a | {name: a[name] + x if name in a else x for name, x in b.items()}
 
 
-class Sublayer(Configured, nn.Module, ABC):
+class Sublayer(Part, ABC):
     """Base of attention, FFN and whatever else updates the stream.
 
     It works alone, without a stack around it: `update, aux = sublayer(x)` takes each row of x as one full sequence.
@@ -77,9 +77,21 @@ class Sublayer(Configured, nn.Module, ABC):
     def residual_weights(self) -> list[Tensor]:
         """The weights that write to the stream; initialisation may scale them down with depth."""
 
-    @abstractmethod
     def flops(self, n_keys: int) -> int:
         """Floating-point operations for one token's forward pass, its queries reading `n_keys` keys."""
+        return self.matrix_flops()
+
+    def attends(self) -> Mask | None:
+        """The mask of the keys that its queries read; None: no token reads another by attention."""
+        return None
+
+    def cached(self) -> int:
+        """Numbers that a cache keeps of each token."""
+        return 0
+
+    def state_size(self, d_model: int) -> int:
+        """Numbers that a cache keeps of a text, however long it is."""
+        return 0
 
     def after_step(self, loads: Mapping[str, Tensor]) -> None:
         """Called in training after the optimiser's step, with the loads that the sublayer reported; does nothing."""
@@ -115,6 +127,10 @@ class SublayerConfig(Config, ABC):
     def stream_mask(self) -> Mask | None:
         """Which tokens of the stream a token reads; None: no other, or none after it."""
         return None
+
+    def notes(self, d_model: int) -> list[str]:
+        """What a drawing says beside it, in a few short lines."""
+        return [self.describe()]
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:

@@ -9,8 +9,6 @@ from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.embedders import TokenEmbedderConfig
-from qkv.nn.heads import LMHeadConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.next_token import NextToken
 from qkv.tasks.task import Asked, Recipe, SampleConfig
@@ -35,17 +33,8 @@ class OfTokens(NextToken):
 
     def sized(self, model: TransformerConfig) -> TransformerConfig:
         """See `NextToken`."""
-        embed, n = model.embed, self.tokenizer.vocab_size
-        if not isinstance(embed, TokenEmbedderConfig):
-            raise ConfigError(f"the data are text and model.embed is {embed.tag()}; use TokenEmbedder")
-        if model.head is not None and not isinstance(model.head, LMHeadConfig):
-            raise ConfigError(f"the data are text and model.head is {model.head.tag()}; use LMHead")
-        if embed.vocab_size is not None and embed.vocab_size < n:
-            raise ConfigError(
-                f"the tokenizer has {n} tokens and model.embed.vocab_size is {embed.vocab_size}; leave it out, or set "
-                f"it to {n} or more"
-            )
-        return dataclasses.replace(model, embed=dataclasses.replace(embed, vocab_size=embed.vocab_size or n))
+        n, head = self.tokenizer.vocab_size, model.head
+        return dataclasses.replace(model, embed=model.embed.for_vocabulary(n), head=head and head.for_vocabulary(n))
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
         """See `Task`."""

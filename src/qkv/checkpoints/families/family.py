@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast, final
 from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.config import Config
 from qkv.errors import ConfigError, FileError
-from qkv.models.stack import Repeat
+from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.activations import ActivationName
 from qkv.nn.attention import AttentionConfig
@@ -249,13 +249,9 @@ def layers_of(config: TransformerConfig) -> list[BlockConfig]:
     Raises:
         ConfigError: Layers share weights, which no family here has, or there are none.
     """
-    layers: list[BlockConfig] = []
-    for part in config.blocks if isinstance(config.blocks, tuple) else (config.blocks,):
-        repeat = part if isinstance(part, Repeat) else Repeat(n=1, pattern=part)
-        if repeat.shared and repeat.n > 1:
-            raise ConfigError("its layers share weights")
-        layers += repeat.n * list(repeat.pattern if isinstance(repeat.pattern, tuple) else (repeat.pattern,))
-    if not layers:
+    if any(run.shared and run.n > 1 for run in runs(config.blocks)):
+        raise ConfigError("its layers share weights")
+    if not (layers := [block for run in runs(config.blocks) for _ in range(run.n) for block in run.blocks]):
         raise ConfigError("it has no layers")
     return layers
 

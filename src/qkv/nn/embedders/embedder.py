@@ -1,13 +1,16 @@
 """What turns raw input into the stream."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
-from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, config
 from qkv.errors import ConfigError
-from qkv.nn.positions import LearnedPositionsConfig, PositionTableConfig
+from qkv.nn.part import Part
+from qkv.nn.positions import PositionTableConfig
 from qkv.nn.quantised import Table
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -32,7 +35,35 @@ class EmbedderConfig(Config, ABC):
     @property
     def max_length(self) -> int | None:
         """Tokens of the longest document that the table of positions admits; None: any."""
-        return self.position.length if isinstance(self.position, LearnedPositionsConfig) else None
+        return None if self.position is None else self.position.max_length
+
+    takes: ClassVar[str] = "inputs  (T, …)"
+    """The input in a drawing."""
+
+    @property
+    def left_open(self) -> str:
+        """What sets a size that the config leaves open, such as `set by the tokenizer`; empty: nothing is open."""
+        return ""
+
+    def notes(self, d_model: int) -> list[str]:
+        """What a drawing says of it, position aside."""
+        return [replace(self, position=None).describe()]
+
+    def for_vocabulary(self, n: int) -> "EmbedderConfig":
+        """The same for ids of a tokenizer with `n` tokens.
+
+        Raises:
+            ConfigError: It takes no ids, or fewer.
+        """
+        raise ConfigError(f"the data are text and model.embed is {self.tag()}; use TokenEmbedder")
+
+    def for_vectors(self, n: int) -> "EmbedderConfig":
+        """The same for vectors of `n` numbers.
+
+        Raises:
+            ConfigError: It takes no vectors, or others.
+        """
+        raise ConfigError(f"the data are vectors and model.embed is {self.tag()}; use VectorEmbedder")
 
     def closed(self) -> "EmbedderConfig":
         """The same with a size for each that only data would set; here there is none."""
@@ -43,7 +74,7 @@ class EmbedderConfig(Config, ABC):
         return self._build(d_model)
 
 
-class Embedder(Configured, nn.Module, ABC):
+class Embedder(Part, ABC):
     """Base of the embedders: the input's own vectors, plus positions, after dropout."""
 
     def __init__(self, config: EmbedderConfig, d_model: int) -> None:
@@ -57,6 +88,20 @@ class Embedder(Configured, nn.Module, ABC):
         if self.position is not None:
             x = x + self.position(tokens, x.dtype)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def flops(self) -> int:
+        """Floating-point operations for one token; the table of positions is looked up."""
+        looked_up = () if self.position is None else self.position.parameters()
+        return self.matrix_flops() - 2 * sum(p.numel() for p in looked_up)
+
+    def example(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        """Random input, one for each token, with floating-point numbers in float32.
+
+        Raises:
+            ConfigError: Nobody has said what it takes.
+        """
+        name = type(self).__name__
+        raise ConfigError(f"no input can be drawn for a model with the embedder {name}; check a part of it")
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Float[Tensor, "B T D"]:

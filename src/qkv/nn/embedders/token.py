@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Final, final
+from typing import ClassVar, Final, final
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from qkv.config import config
 from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
-from qkv.nn.quantised import Table, look_up
+from qkv.nn.quantised import Table, look_up, pack_table
 from qkv.shapes import Float, Int, Tensor
 
 OPEN_SIZE: Final = 256
@@ -31,9 +31,30 @@ class TokenEmbedderConfig(EmbedderConfig):
     vocab_size: int | None = None
     scale: float | None = 1.0
 
+    takes: ClassVar[str] = "token ids  (T)"
+
+    @property
+    def left_open(self) -> str:
+        """The tokenizer has the vocabulary."""
+        return "set by the tokenizer" if self.vocab_size is None else ""
+
+    def notes(self, d_model: int) -> list[str]:
+        """Size of the vocabulary, and width."""
+        size = "…" if self.vocab_size is None else f"{self.vocab_size:,}"
+        return [f"a vector for each of {size} tokens, {d_model:,} wide"]
+
+    def for_vocabulary(self, n: int) -> "TokenEmbedderConfig":
+        """The same for a tokenizer with `n` tokens; a larger table stays."""
+        if self.vocab_size is not None and self.vocab_size < n:
+            raise ConfigError(
+                f"the tokenizer has {n} tokens and model.embed.vocab_size is {self.vocab_size}; leave it out, or set "
+                f"it to {n} or more"
+            )
+        return replace(self, vocab_size=self.vocab_size or n)
+
     def closed(self) -> "TokenEmbedderConfig":
-        """See `EmbedderConfig`."""
-        return replace(self, vocab_size=self.vocab_size or OPEN_SIZE)
+        """As many as there are bytes."""
+        return self if self.vocab_size is not None else replace(self, vocab_size=OPEN_SIZE)
 
 
 @final
@@ -62,6 +83,18 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
                 "tokens; use the model's own tokenizer"
             ) from None
         return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
+
+    def flops(self) -> int:
+        """None: rows are looked up."""
+        return 0
+
+    def example(self, batch: int, length: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
+        """Random ids."""
+        return torch.randint(self.vocab_size, (batch, length), generator=generator)
+
+    def pack(self) -> None:
+        """The table goes to float16."""
+        pack_table(self)
 
     @property
     def table(self) -> Table:

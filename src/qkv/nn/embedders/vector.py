@@ -1,8 +1,9 @@
 """The user's own vectors: any sequence of measurements, features or frames."""
 
 from dataclasses import replace
-from typing import final
+from typing import ClassVar, final
 
+import torch
 from torch import nn
 
 from qkv.config import config
@@ -24,9 +25,29 @@ class VectorEmbedderConfig(EmbedderConfig):
     n_features: int | None = None
     bias: bool = True
 
+    takes: ClassVar[str] = "vectors  (T, features)"
+
+    @property
+    def left_open(self) -> str:
+        """The data have the width."""
+        return "set by the data" if self.n_features is None else ""
+
+    def notes(self, d_model: int) -> list[str]:
+        """Both widths."""
+        return [f"{'…' if self.n_features is None else f'{self.n_features:,}'} features → {d_model:,}"]
+
+    def for_vectors(self, n: int) -> "VectorEmbedderConfig":
+        """The same for vectors of `n` numbers."""
+        if self.n_features not in (None, n):
+            raise ConfigError(
+                f"the vectors have {n} features and model.embed.n_features is {self.n_features}; leave it out, or "
+                f"set it to {n}"
+            )
+        return replace(self, n_features=n)
+
     def closed(self) -> "VectorEmbedderConfig":
-        """See `EmbedderConfig`."""
-        return replace(self, n_features=self.n_features or 8)
+        """Eight numbers."""
+        return self if self.n_features is not None else replace(self, n_features=8)
 
 
 @final
@@ -50,6 +71,10 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
                 f"the vectors have {inputs.shape[-1]} features and the model takes {self.proj.in_features}"
             )
         return self.proj(inputs)
+
+    def example(self, batch: int, length: int, generator: torch.Generator) -> Float[Tensor, "B T features"]:
+        """Normal numbers."""
+        return torch.randn(batch, length, self.proj.in_features, generator=generator)
 
     @property
     def table(self) -> None:

@@ -1,6 +1,6 @@
 """What tells attention where tokens stand."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 
 from qkv.config import Config, config
 
@@ -8,7 +8,3 @@ from qkv.config import Config, config
 @config
 class AttentionPositionConfig(Config, ABC):
     """Base of the configs of rotations of queries and keys, and of biases of the scores."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """In a few words."""

@@ -26,6 +26,11 @@ class PositionTable(Configured, nn.Module, ABC):
 class PositionTableConfig(Config, ABC):
     """Base of the configs of position tables."""
 
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest document that it admits; None: any."""
+        return None
+
     def build(self, d_model: int) -> PositionTable:
         """The table for embeddings of width `d_model`."""
         return self._build(d_model)
@@ -37,6 +42,15 @@ class LearnedPositionsConfig(PositionTableConfig):
     """One trained vector for each of `length` positions (Gehring et al. 2017; GPT-2, BERT)."""
 
     length: int
+
+    @property
+    def max_length(self) -> int:
+        """The table's."""
+        return self.length
+
+    def describe(self) -> str:
+        """What is added."""
+        return f"a vector for each of {self.length:,} positions"
 
 
 @final
@@ -72,6 +86,10 @@ class SinusoidalPositionsConfig(PositionTableConfig):
     """
 
     base: float = 10_000.0
+
+    def describe(self) -> str:
+        """What is added."""
+        return "sines and cosines of the position"
 
 
 @final
