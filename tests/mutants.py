@@ -121,6 +121,8 @@ MUTANTS = [
     # Norms, FFN, blocks
     Mutant("ε outside the root", "nn/norms.py",
            "F.rms_norm(x, x.shape[-1:], weight + self.offset if self.offset else weight, self.eps)", "x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * weight", PARTS),
+    Mutant("an older checkpoint is read as a new one", "checkpoints/formats.py", "if number == FORMAT:", "if True:", "tests/unit/checkpoints/test_formats.py"),
+    Mutant("adapters forget an older base", "checkpoints/formats.py", "digest(_InFormat1(state))", "digest(state)", "tests/unit/checkpoints/test_formats.py"),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
     Mutant("pre-norm without the norm", "nn/blocks.py", "            x = x + f(norm(x))", "            x = x + f(x)", PARTS),
     # Loss
@@ -254,7 +256,7 @@ MUTANTS = [
     Mutant('B does not begin at zero', "nn/adapters.py", 'torch.zeros(len(r), config.rank, **like)', 'torch.ones(len(r), config.rank, **like)', ADAPTERS),
     Mutant('keys and values in turn', "nn/attention.py", 'k=self.head_dim, v=self.value_dim)', 'v=self.value_dim, k=self.head_dim)', ADAPTERS),
     Mutant('a base that changed is taken', "loading/run.py",
-           'if checkpoint.state.get("base") != digest(base.model.state_dict()):', 'if False:', f"{FINE_TUNE}::test_a_base_that_changed_or_moved"),
+           'if checkpoint.state.get("base") != digest_of_base(base.model.state_dict()):', 'if False:', f"{FINE_TUNE}::test_a_base_that_changed_or_moved"),
     Mutant('loading adapters draws', "loading/foreign.py", 'with torch.random.fork_rng(devices=[]):', 'if True:', f"{FINE_TUNE}::test_loading_draws_no_random_numbers"),
     Mutant('the root of the rank is passed over', "checkpoints/peft.py",
            '(math.sqrt(rank) if self.by_root else rank)', 'rank', PEFT),

@@ -339,7 +339,7 @@ SHA = "0" * 64
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "not a manifest of format 1"),
+        ({"format": 3}, "not a manifest of format 1 to 2; use another checkpoint or a newer qkv"),
         ({"step": "2"}, "not a manifest"),
         ({"step": 3}, "is of step 3, but in the folder step-00000002"),
         ({"files": []}, "not a manifest"),

@@ -2,7 +2,7 @@
 
 from qkv.checkpoints.maps import (
     Fuse,
-    FuseQKV,
+    FuseInTurn,
     KeyMap,
     Operation,
     Permute,
@@ -12,6 +12,8 @@ from qkv.checkpoints.maps import (
     Transpose,
     check_depth,
     check_fit,
+    fuse_glu,
+    fuse_qkv,
 )
 from qkv.checkpoints.store import Checkpoint, Store
 from qkv.checkpoints.tensors import digest, read_folder, read_tensors, write_tensors
@@ -19,7 +21,7 @@ from qkv.checkpoints.tensors import digest, read_folder, read_tensors, write_ten
 __all__ = [
     "Checkpoint",
     "Fuse",
-    "FuseQKV",
+    "FuseInTurn",
     "KeyMap",
     "Operation",
     "Permute",
@@ -31,6 +33,8 @@ __all__ = [
     "check_depth",
     "check_fit",
     "digest",
+    "fuse_glu",
+    "fuse_qkv",
     "read_folder",
     "read_tensors",
     "write_tensors",

@@ -6,7 +6,7 @@ undone bit for bit. So one table serves to load and to export:
     KeyMap(
         rules=(
             Rule("wte.weight", "embed.weight"),
-            Rule("h.{}.attn.c_attn.weight", "blocks.{}.qkv.weight", Transpose(), Split((64, 64, 64)), FuseQKV(...)),
+            Rule("h.{}.attn.c_attn.weight", "blocks.{}.qkv.weight", Transpose(), Split((64, 64, 64)), fuse_qkv(...)),
         ),
         n_layers=12,
         ignore=("h.{}.attn.bias",),
@@ -24,6 +24,7 @@ import torch
 
 from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
+from qkv.nn.ffn import glu_group
 from qkv.shapes import Tensor
 
 Tensors: TypeAlias = tuple[Tensor, ...]
@@ -154,41 +155,40 @@ class Stack(Operation):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class FuseQKV(Operation):
-    """Join the rows of q, k and v (weights or biases) as our fused projection orders them.
+class FuseInTurn(Operation):
+    """Join the rows of several tensors, which take turns: in each of `n_groups` groups there are `widths` of them."""
 
-    For each of the `n_kv_heads` groups: the rows of its `n_heads / n_kv_heads` query heads, of its key head, of its
-    value head.
+    n_groups: int
+    widths: tuple[int, ...]
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        """Several to one."""
+        _expect(theirs, tuple(self.n_groups * width for width in self.widths), 0)
+        groups = [tensor.unflatten(0, (self.n_groups, -1)) for tensor in theirs]  # (groups, rows, …)
+        return (torch.cat(groups, 1).flatten(0, 1),)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        """One to several."""
+        _expect(ours, (self.n_groups * sum(self.widths),), 0)
+        groups = ours[0].unflatten(0, (self.n_groups, -1))  # (groups, rows, …)
+        return tuple(part.flatten(0, 1) for part in groups.split(self.widths, 1))
+
+
+def fuse_qkv(n_heads: int, n_kv_heads: int, head_dim: int, value_dim: int) -> FuseInTurn:
+    """Join q, k and v: for each kv head the rows of its group's query heads, of its key head, of its value head.
 
     Raises:
         ConfigError: `n_heads` is not a multiple of `n_kv_heads`.
     """
+    if n_kv_heads < 1 or n_heads % n_kv_heads:
+        raise ConfigError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
+    return FuseInTurn(n_kv_heads, (n_heads // n_kv_heads * head_dim, head_dim, value_dim))
 
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    value_dim: int
 
-    def __post_init__(self) -> None:
-        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
-
-    @property
-    def _widths(self) -> tuple[int, int, int]:
-        """Rows of q, k and v in one group."""
-        return self.n_heads // self.n_kv_heads * self.head_dim, self.head_dim, self.value_dim
-
-    def forward(self, theirs: Tensors) -> Tensors:
-        """The tensors q, k, v to one."""
-        _expect(theirs, tuple(self.n_kv_heads * width for width in self._widths), 0)
-        groups = [tensor.unflatten(0, (self.n_kv_heads, -1)) for tensor in theirs]  # (G, rows, …)
-        return (torch.cat(groups, 1).flatten(0, 1),)
-
-    def inverse(self, ours: Tensors) -> Tensors:
-        """One to the tensors q, k, v."""
-        _expect(ours, (self.n_kv_heads * sum(self._widths),), 0)
-        groups = ours[0].unflatten(0, (self.n_kv_heads, -1))  # (G, rows, …)
-        return tuple(part.flatten(0, 1) for part in groups.split(self._widths, 1))
+def fuse_glu(d_ff: int) -> FuseInTurn:
+    """Join the gate and the values of a GLU."""
+    group = glu_group(d_ff)
+    return FuseInTurn(d_ff // group, (group, group))
 
 
 @final

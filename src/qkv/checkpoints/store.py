@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
+from qkv.checkpoints.formats import FORMAT, from_format
 from qkv.checkpoints.tensors import (
     encode_tensors,
     file_size,
@@ -59,6 +60,8 @@ class Checkpoint:
     files: tuple[str, ...]
     """What `tensors` takes."""
     state: dict[str, Any]
+    format: int = FORMAT
+    """Of the tensors on the disk."""
     warnings: tuple[str, ...] = ()
     """One line for each newer checkpoint that was passed over, and for each file that does not belong here."""
 
@@ -69,7 +72,7 @@ class Checkpoint:
         Raises:
             FileError: It is not a checkpoint, or one of its files is missing or damaged.
         """
-        step, listed = _read_manifest(path)
+        number, step, listed = _read_manifest(path)
         for name, (size, _) in listed.items():
             if (found := file_size(path / name)) != size:
                 raise FileError(f"{path / name}: {found} bytes, the manifest says {size}; use another checkpoint")
@@ -82,17 +85,19 @@ class Checkpoint:
         strangers = sorted(p.name for p in path.iterdir() if p.name not in listed and p.name != _MANIFEST)
         warnings = tuple(f"{path}: ignoring {name!a}, which its manifest does not list" for name in strangers)
         files = tuple(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
-        return cls(path=path, step=step, files=files, state=state, warnings=warnings)
+        return cls(path=path, step=step, files=files, state=state, format=number, warnings=warnings)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """The tensors of one file, memory-mapped. They stay readable when the store prunes this checkpoint.
+
+        Those that another format held otherwise are copies, as this version has them.
 
         Raises:
             FileError: No such file in this checkpoint.
         """
         if file not in self.files:
             raise FileError(f"{self.path}: has no tensors {file!r}; {suggest(file, self.files)}")
-        return read_tensors(self.path / f"{file}.safetensors")
+        return from_format(self.format, read_tensors(self.path / f"{file}.safetensors"))
 
 
 @final
@@ -178,7 +183,7 @@ class Store:
             for name, tensors in files.items()
         }
         listed["state.json"] = self._write(partial / "state.json", [state])
-        manifest = {"format": 1, "step": step, "files": listed}
+        manifest = {"format": FORMAT, "step": step, "files": listed}
         self._write(partial / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
         sync_folder(partial)
         self._at("folder synced")
@@ -252,14 +257,16 @@ def _order(path: Path) -> tuple[int, bool]:
     return int(match[1]), match[2] is None
 
 
-def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
-    """The step, and size and SHA-256 of each file. Sizes are what the manifest claims; nothing is allocated by them."""
+def _read_manifest(folder: Path) -> tuple[int, int, dict[str, tuple[int, str]]]:
+    """Format, step, size and SHA-256 of each file. Sizes are what the manifest claims; nothing is allocated by them."""
     path = folder / _MANIFEST
     match read_json(path):
-        case {"format": 1, "step": int(step), "files": {"state.json": _, **_others} as files}:
+        case {
+            "format": int(number), "step": int(step), "files": {"state.json": _, **_others} as files
+        } if 1 <= number <= FORMAT:  # fmt: skip
             pass
         case _:
-            raise FileError(f"{path}: not a manifest of format 1; use another checkpoint or a newer qkv")
+            raise FileError(f"{path}: not a manifest of format 1 to {FORMAT}; use another checkpoint or a newer qkv")
     if (named := _NAME.fullmatch(folder.name)) and int(named[1]) != step:
         raise FileError(f"{path}: is of step {step}, but in the folder {folder.name}; use another checkpoint")
     listed: dict[str, tuple[int, str]] = {}
@@ -270,7 +277,7 @@ def _read_manifest(folder: Path) -> tuple[int, dict[str, tuple[int, str]]]:
             case _:
                 reason = f"entry {ascii(name)[:100]} is not a plain file name with size and SHA-256"
                 raise FileError(f"{path}: {reason}; use another checkpoint")
-    return step, listed
+    return number, step, listed
 
 
 def _sha256(path: Path) -> str:

@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from qkv.checkpoints import Checkpoint, Store, digest, peft
+from qkv.checkpoints import Checkpoint, Store, peft
+from qkv.checkpoints.formats import digest_of_base
 from qkv.checkpoints.huggingface import family_of_folder
 from qkv.config import expand_home, read_yaml
 from qkv.errors import ConfigError, FileError
@@ -68,7 +69,7 @@ def _with_adapters(
         base = options.open(find(start), options)
     except FileError as error:
         raise FileError(f"{folder}: what its adapters sit on cannot be loaded: {error}") from None
-    if checkpoint.state.get("base") != digest(base.model.state_dict()):
+    if checkpoint.state.get("base") != digest_of_base(base.model.state_dict()):
         raise FileError(
             f"{folder}: its adapters belong to the weights that {start} had when the run began, and those are others "
             "now; put them back"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qkv.checkpoints import check_fit, read_folder, write_tensors
+from qkv.checkpoints.formats import FORMAT, from_format
 from qkv.checkpoints.tensors import sync_folder
 from qkv.config import dump_yaml, expand_home, read_yaml
 from qkv.data.pairs import SIDES
@@ -45,12 +46,15 @@ def open_saved(folder: Path, options: Options) -> Ready:
         data = read_yaml(path)
         if not isinstance(data, dict):
             raise ConfigError("it is no mapping")
+        number = data.pop("format", 1)
+        if type(number) is not int or not 1 <= number <= FORMAT:
+            raise ConfigError(f"format={number!r} is not one of 1 to {FORMAT}; load it with a newer qkv")
         config = model_config(data.pop("model", {}))
         task = task_named(data.pop("task")) if "task" in data else None
         known = Facts.from_dict(data) if data else None
     except ConfigError as error:
         raise FileError(f"{path}: not a model of qkv: {error}") from None
-    model = build_with(config, read_folder(folder), path, str(folder))
+    model = build_with(config, from_format(number, read_folder(folder)), path, str(folder))
     ready = ready_in(model, folder, known) if task is None else task.open(folder, model)
     if isinstance(ready, Loaded) and known is not None and "begins" not in data:  # an older folder
         begins = ready.tokenizer is not None and ready.tokenizer.prefix == (known.begin_id,)
@@ -102,7 +106,7 @@ def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
     facts.pop("type", None)
     task = None if isinstance(ready, Loaded | Translator | Bare) else task_of(ready)
     named = {} if task is None else {"task": task.tag()}
-    text = dump_yaml({"model": ready.config.to_dict()} | named | facts)
+    text = dump_yaml({"format": FORMAT, "model": ready.config.to_dict()} | named | facts)
     files = {MODEL: text.encode()} | ready.files() | dict(files)
     _require_free(folder)
     try:

@@ -1,5 +1,6 @@
 """The feed-forward network of a block, applied to each token alone: plain, or gated (the GLU family)."""
 
+import math
 from typing import ClassVar, final
 
 from torch import nn
@@ -106,21 +107,33 @@ class GLUConfig(SublayerConfig):
         return max(1, (2 * 8 * d_model + unit) // (2 * unit)) * self.multiple_of
 
 
+def glu_group(d_ff: int) -> int:
+    """Rows of the gate that stand together, before as many rows of the values, in a GLU of inner width `d_ff`.
+
+    Groups of 32 are wide enough for the vector units of a processor.
+    """
+    return math.gcd(d_ff, 32)
+
+
 @final
 class GLU(Sublayer, config=GLUConfig):
-    """`gate_up_proj.weight` holds the rows of the gate, then those of the values: one product."""
+    """`gate_up_proj.weight` holds rows of the gate and rows of the values in turn, `glu_group` of each at a time.
+
+    So there is one product, and a share of the groups is a run of rows, which can be put on another device.
+    """
 
     def __init__(self, config: GLUConfig, d_model: int) -> None:
         super().__init__(config)
         d_ff = config.width(d_model)
+        self.group = glu_group(d_ff)
         self.activation = ACTIVATIONS[config.activation]
         self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=config.bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
 
     def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """Each token on its own."""
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(self.activation(gate) * up), None
+        gate, up = self.gate_up_proj(x).unflatten(-1, (-1, 2, self.group)).unbind(-2)  # (B, T, groups, group) each
+        return self.down_proj((self.activation(gate) * up).flatten(-2)), None
 
     def residual_weights(self) -> list[Tensor]:
         """The projection back to the stream."""
@@ -130,7 +143,7 @@ class GLU(Sublayer, config=GLUConfig):
         """gate, up and down."""
         d_ff = self.down_proj.in_features
         return {
-            "gate_up_proj": in_turn(1, gate=d_ff, up=d_ff),
+            "gate_up_proj": in_turn(d_ff // self.group, gate=self.group, up=self.group),
             "down_proj": in_turn(1, down=self.down_proj.out_features),
         }
 

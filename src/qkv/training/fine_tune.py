@@ -2,7 +2,8 @@
 
 import torch
 
-from qkv.checkpoints import Checkpoint, check_fit, digest
+from qkv.checkpoints import Checkpoint, check_fit
+from qkv.checkpoints.formats import digest_of_base
 from qkv.errors import FileError
 from qkv.models.model import Model
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
@@ -33,7 +34,7 @@ def identity(recipe: RecipeConfig, base: Opened | None) -> dict[str, str]:
     if recipe.adapter is None:
         return {}
     assert base is not None
-    return {"base": digest(base.model.state_dict())}
+    return {"base": digest_of_base(base.model.state_dict())}
 
 
 def trained_weights(recipe: RecipeConfig, model: Model) -> dict[str, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv.checkpoints import Fuse, FuseQKV, KeyMap, Operation, Permute, Rule, Split, Stack, Transpose, check_fit
+from qkv.checkpoints import Fuse, KeyMap, Operation, Permute, Rule, Split, Stack, Transpose, check_fit, fuse_qkv
 from qkv.errors import ConfigError, FileError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int8)
@@ -21,7 +21,7 @@ def rows(*names):
 def test_fused_rows_go_group_by_group():
     """Four query heads of two rows, two key heads of two, two value heads of three."""
     q, k, v = rows(*(f"q{i}" for i in range(8))), rows("k0", "k1", "k2", "k3"), rows(*(f"v{i}" for i in range(6)))
-    (fused,) = FuseQKV(n_heads=4, n_kv_heads=2, head_dim=2, value_dim=3).forward((q, k, v))
+    (fused,) = fuse_qkv(n_heads=4, n_kv_heads=2, head_dim=2, value_dim=3).forward((q, k, v))
     first = ("q0", "q1", "q2", "q3", "k0", "k1", "v0", "v1", "v2")
     second = ("q4", "q5", "q6", "q7", "k2", "k3", "v3", "v4", "v5")
     assert torch.equal(fused, rows(*first, *second))
@@ -44,7 +44,7 @@ def test_gpt2_attention_is_made_of_small_pieces():
     """Conv1D: inputs by outputs, and q, k, v side by side."""
     c_attn = torch.randn(4, 12)
     rule = Rule(
-        "c_attn", "qkv", Transpose(), Split((4, 4, 4)), FuseQKV(n_heads=2, n_kv_heads=2, head_dim=2, value_dim=2)
+        "c_attn", "qkv", Transpose(), Split((4, 4, 4)), fuse_qkv(n_heads=2, n_kv_heads=2, head_dim=2, value_dim=2)
     )
     ours = KeyMap([rule], n_layers=0).to_ours({"c_attn": c_attn})["qkv"]
     q, k, v = c_attn.T.split(4)
@@ -59,7 +59,7 @@ def models(draw):
     """A map that uses every operation, and random tensors of a fitting model."""
     groups, repeat, head, value, width, n_layers, experts = (draw(sizes) for _ in range(7))
     head *= 2
-    qkv = FuseQKV(groups * repeat, groups, head, value)
+    qkv = fuse_qkv(groups * repeat, groups, head, value)
     halves = Permute(tuple(draw(st.permutations(range(head)))))
     q, k, v = groups * repeat * head, groups * head, groups * value
     expert_keys = tuple(f"h.{{}}.experts.{e}" for e in range(experts))
@@ -120,7 +120,7 @@ def test_sources_are_let_go_rule_by_rule():
 
 # --- errors ---------------------------------------------------------------------------------------------------------
 
-QKV = FuseQKV(n_heads=4, n_kv_heads=2, head_dim=2, value_dim=3)
+QKV = fuse_qkv(n_heads=4, n_kv_heads=2, head_dim=2, value_dim=3)
 MAP = KeyMap(
     [Rule(("h.{}.q", "h.{}.k", "h.{}.v"), "blocks.{}.qkv", QKV), Rule("wte", "embed", Transpose())],
     n_layers=1,
@@ -219,7 +219,7 @@ def test_every_operation_checks_its_shapes(operation, tensors):
 def test_heads_that_do_not_divide():
     for n_kv_heads in (3, 0):
         with pytest.raises(ConfigError, match=rf"n_heads=4 must be a multiple of n_kv_heads={n_kv_heads}"):
-            FuseQKV(n_heads=4, n_kv_heads=n_kv_heads, head_dim=2, value_dim=2)
+            fuse_qkv(n_heads=4, n_kv_heads=n_kv_heads, head_dim=2, value_dim=2)
 
 
 @pytest.mark.parametrize(

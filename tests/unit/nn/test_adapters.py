@@ -84,8 +84,8 @@ ROWS = {  # 4 heads of width 4 over 2 kv heads: 8 rows of queries, 4 of keys, 4 
     "k": ("attention.qkv_proj", [8, 9, 10, 11, 24, 25, 26, 27]),
     "v": ("attention.qkv_proj", [12, 13, 14, 15, 28, 29, 30, 31]),
     "o": ("attention.o_proj", [*range(16)]),
-    "gate": ("ffn.gate_up_proj", [*range(24)]),
-    "up": ("ffn.gate_up_proj", [*range(24, 48)]),
+    "gate": ("ffn.gate_up_proj", [*range(8), *range(16, 24), *range(32, 40)]),  # d_ff=24: groups of 8 rows
+    "up": ("ffn.gate_up_proj", [*range(8, 16), *range(24, 32), *range(40, 48)]),
     "down": ("ffn.down_proj", [*range(16)]),
 }
 

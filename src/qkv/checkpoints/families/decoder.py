@@ -15,7 +15,7 @@ from qkv.checkpoints.families.family import (
     sublayer,
 )
 from qkv.checkpoints.families.rope import PLAIN, RopeKeys, read_parameters, read_rope, write_rope
-from qkv.checkpoints.maps import Fuse, FuseQKV, KeyMap, Rule, Split
+from qkv.checkpoints.maps import KeyMap, Rule, Split, fuse_glu, fuse_qkv
 from qkv.errors import FileError
 from qkv.masks import And, Causal, Window
 from qkv.models.transformer import TransformerConfig
@@ -302,7 +302,7 @@ def _keys(spec: Decoder, config: TransformerConfig) -> KeyMap:
     head_dim = attention.head_dim or config.d_model // attention.n_heads
     n_kv_heads = attention.n_kv_heads or attention.n_heads
     rows = (attention.n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim)
-    fuse = FuseQKV(attention.n_heads, n_kv_heads, head_dim, head_dim)
+    fuse = fuse_qkv(attention.n_heads, n_kv_heads, head_dim, head_dim)
     their, our = "model.layers.{}", "blocks.{}.sublayers"
     rules = [
         Rule("model.embed_tokens.weight", "embed.weight"),
@@ -321,11 +321,11 @@ def _keys(spec: Decoder, config: TransformerConfig) -> KeyMap:
     for part in ["weight"] + ["bias"] * out_bias:
         rules.append(Rule(f"{their}.self_attn.o_proj.{part}", f"{our}.attention.o_proj.{part}"))
     for part in ["weight"] + ["bias"] * glu.bias:
-        ours, halves = f"{our}.ffn.gate_up_proj.{part}", Fuse((glu.width(config.d_model),) * 2)
-        if spec.fused:  # gate, then up, as ours
-            rules.append(Rule(f"{their}.mlp.gate_up_proj.{part}", ours))
+        ours, d_ff = f"{our}.ffn.gate_up_proj.{part}", glu.width(config.d_model)
+        if spec.fused:  # the whole gate, then all values
+            rules.append(Rule(f"{their}.mlp.gate_up_proj.{part}", ours, Split((d_ff, d_ff)), fuse_glu(d_ff)))
         else:
-            rules.append(Rule(tuple(f"{their}.mlp.{x}_proj.{part}" for x in ("gate", "up")), ours, halves))
+            rules.append(Rule(tuple(f"{their}.mlp.{x}_proj.{part}" for x in ("gate", "up")), ours, fuse_glu(d_ff)))
         rules.append(Rule(f"{their}.mlp.down_proj.{part}", f"{our}.ffn.down_proj.{part}"))
     if not head.tied:
         rules.append(Rule("lm_head.weight", "head.weight"))

@@ -12,7 +12,7 @@ from qkv.checkpoints.families.family import (
     sublayer,
     uniform,
 )
-from qkv.checkpoints.maps import FuseQKV, KeyMap, Rule, Split, Transpose
+from qkv.checkpoints.maps import KeyMap, Rule, Split, Transpose, fuse_qkv
 from qkv.masks import Causal
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
@@ -94,7 +94,7 @@ def keys(config: TransformerConfig) -> KeyMap:
     """The map between Hugging Face's keys and ours."""
     _, layers, attention, head = parts_of(config)
     n_heads, width = attention.n_heads, config.d_model
-    thirds, fuse = Split((width,) * 3), FuseQKV(n_heads, n_heads, width // n_heads, width // n_heads)
+    thirds, fuse = Split((width,) * 3), fuse_qkv(n_heads, n_heads, width // n_heads, width // n_heads)
     ours, theirs = "blocks.{}.sublayers", "transformer.h.{}"
     rules = [
         Rule("transformer.wte.weight", "embed.weight"),

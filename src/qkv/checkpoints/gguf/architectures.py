@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, final
 
 from qkv.checkpoints.families.family import ConfigReader
-from qkv.checkpoints.maps import FuseQKV, Operation, Permute, ShapeError, Split, Tensors, Transpose
+from qkv.checkpoints.maps import Operation, Permute, ShapeError, Split, Tensors, Transpose, fuse_qkv
 from qkv.errors import FileError
 
 Metadata: TypeAlias = dict[str, Any]
@@ -128,7 +128,7 @@ def _gpt2_weights(heads: Heads) -> Operations:
 
 def _neox_rows(heads: Heads) -> Operations:
     """From all q, all k, all v to q, k, v of each head."""
-    fuse = FuseQKV(heads.n_heads, heads.n_heads, heads.head_dim, heads.head_dim)
+    fuse = fuse_qkv(heads.n_heads, heads.n_heads, heads.head_dim, heads.head_dim)
     return {"blk.{}.attn_qkv": (Split((heads.d_model,) * 3), fuse)}
 
 
