@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAWS, ATTEND, PARITY = "tests/laws/test_model_laws.py", "tests/laws/test_attend_laws.py", "tests/parity"
+INIT = "tests/unit/models/test_init.py"
 PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary.py", "tests/unit/ops/test_loss.py"
 MORE, TILES, CACHES, KINDS, HARNESS = (
     f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
@@ -147,7 +148,9 @@ MUTANTS = [
     Mutant("the neighbour is not changed", "laws/laws.py", "changed = other.clone()", "changed = x.clone()", HARNESS),
     # Models
     Mutant("a shared block has one slot", "models/stack.py", "slot += self._slots[i]", "slot += 0", LAWS),
-    Mutant("biases survive initialisation", "models/init.py", "nn.init.zeros_(part.bias)", "pass", PARTS),
+    Mutant("biases survive initialisation", "models/init.py", "p.zero_()", "pass", PARTS),
+    Mutant("weights depend on those before them", "models/init.py", "p.copy_(_empty(p).normal_(0, std, generator=_generator(seed, prefix + name)))", "p.copy_(_empty(p).normal_(0, std))", INIT),
+    Mutant("an expert counts the others' rows", "models/init.py", "else weight.shape[-1]", "else weight[0].numel()", INIT),
     # Training
     Mutant('random numbers are not restored', "training/trainer.py",
            '    torch.set_rng_state(state["cpu"].clone())\n', '    pass\n', f"{RESUME}::test_stopped_by_signals"),

@@ -11,7 +11,7 @@ from qkv.config import config
 from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.models.decoding import ROOM, CachedDecoding
-from qkv.models.init import InitConfig
+from qkv.models.init import InitConfig, draw_seed
 from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
 from qkv.models.transformer import Transformer, TransformerConfig
@@ -123,20 +123,21 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
     def __init__(self, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        width, init = config.d_model, config.init
+        seed, width, init = draw_seed(), config.d_model, config.init
         self.source = None if config.source is None else config.source.build(width)
         self.encoder = Stack(width, config.encoder, config.encoder_norm)
-        if not next(self.encoder.parameters()).is_meta:
-            self.encoder.draw(init)
         self.decoder = Transformer(
             TransformerConfig(
                 d_model=width, embed=config.target, blocks=config.decoder, final_norm=config.decoder_norm, init=init
             )
         )
         self.head = config.head.build(width, config.target)
-        for part in (self.source, self.head):
-            if part is not None and not any(p.is_meta for p in self.parameters()):
-                init.apply(part, [], 1)
+        if seed is not None:
+            self.encoder.draw(init, seed, "encoder.")
+            self.decoder.draw(init, seed, "decoder.")
+            for name, part in {"source.": self.source, "head.": self.head}.items():
+                if part is not None:
+                    init.apply(part, [], 1, seed, name)
 
     @property
     def blocks(self) -> Iterable[nn.Module]:

@@ -11,7 +11,7 @@ from qkv.documents import Documents
 from qkv.errors import ConfigError
 from qkv.models.decoders import BahdanauConfig, DecoderConfig, DecoderState, FixedVector
 from qkv.models.decoding import Decoding
-from qkv.models.init import InitConfig
+from qkv.models.init import InitConfig, draw_seed
 from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
 from qkv.models.recurrent_encoder import Encoded, RecurrentEncoderConfig
 from qkv.nn.embedders import TokenEmbedderConfig
@@ -100,7 +100,7 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         self.config = config
-        d_model = config.d_model
+        seed, d_model = draw_seed(), config.d_model
         self.encoder = config.encoder.build(d_model)
         self.decoder = config.decoder.build(d_model, self.encoder)
         self.source = config.source.build(config.encoder.d_embed or d_model)
@@ -111,8 +111,8 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
                 "decoder.d_readout, or head.tied to false"
             )
         self.head = config.head.build(self.decoder.d_readout, config.target)
-        if not next(self.parameters()).is_meta:
-            self.config.init.apply(self, [], 1)
+        if seed is not None:
+            config.init.apply(self, [], 1, seed)
 
     @property
     def table(self) -> Table | None:

@@ -133,10 +133,10 @@ class Stack(nn.Module):
         """The applications that have a slot in a cache and before a recorder, in the order of the slots."""
         return [(name, part) for name, part in self.applications() if isinstance(part, Mixer | Stateful)]
 
-    def draw(self, init: InitConfig) -> None:
-        """Draw all weights anew, also those that a subclass adds."""
+    def draw(self, init: InitConfig, seed: int, prefix: str = "") -> None:
+        """Draw all weights anew, also those that a subclass adds; `seed` and `prefix` as for `InitConfig.apply`."""
         distinct = [part for block in self.blocks for part in sublayers_of(_block(block))]
-        init.apply(self, distinct, max(1, sum(1 for _ in self.applications())))
+        init.apply(self, distinct, max(1, sum(1 for _ in self.applications())), seed, prefix)
 
     def run(
         self,

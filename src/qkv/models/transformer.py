@@ -12,7 +12,7 @@ from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.masks import Mask
 from qkv.models.decoding import ROOM, CachedDecoding
-from qkv.models.init import InitConfig
+from qkv.models.init import InitConfig, draw_seed
 from qkv.models.model import Model, ModelConfig
 from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
 from qkv.nn.embedders import Embedder, EmbedderConfig
@@ -114,16 +114,19 @@ class Transformer(Stack, Model):
     head: Head | None
 
     def __init__(self, config: TransformerConfig) -> None:
+        seed = draw_seed()
         embed = config.embed.build(config.d_model)
         super().__init__(config.d_model, config.blocks, config.final_norm, embed=embed)
         self.config = config
         self.head = config.head.build(config.d_model, config.embed) if config.head else None
-        if not next(self.parameters()).is_meta:
-            self.reset_parameters()
+        if seed is not None:
+            self.draw(config.init, seed)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as `config.init` says."""
-        self.draw(self.config.init)
+        seed = draw_seed()
+        assert seed is not None
+        self.draw(self.config.init, seed)
 
     def forward(
         self,
