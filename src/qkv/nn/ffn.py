@@ -110,9 +110,11 @@ class GLUConfig(SublayerConfig):
 def glu_group(d_ff: int) -> int:
     """Rows of the gate that stand together, before as many rows of the values, in a GLU of inner width `d_ff`.
 
-    Groups of 32 are wide enough for the vector units of a processor.
+    Groups of 32 are wide enough for the vector units of a processor. A width that 8 does not divide is one group: it
+    could not be shared out among devices in wide groups, and narrow ones are slow.
     """
-    return math.gcd(d_ff, 32)
+    group = math.gcd(d_ff, 32)
+    return group if group >= 8 else d_ff
 
 
 @final

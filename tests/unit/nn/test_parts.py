@@ -97,9 +97,10 @@ def test_ffn_is_its_formula():
     ("name", "gate"),
     [("sigmoid", torch.sigmoid), ("silu", F.silu), ("gelu", F.gelu), ("gelu_tanh", nn.GELU(approximate="tanh"))],
 )
-def test_glu_is_its_formula(name, gate):
-    glu, x = GLUConfig(d_ff=5, activation=name).build(4), torch.randn(2, 3, 4)
-    first, second = glu.gate_up_proj.weight[::2], glu.gate_up_proj.weight[1::2]  # an odd width: groups of one row
+@pytest.mark.parametrize(("d_ff", "group"), [(24, 8), (96, 32), (5, 5), (4, 4), (12, 12)])  # else one group
+def test_glu_is_its_formula(name, gate, d_ff, group):
+    glu, x = GLUConfig(d_ff=d_ff, activation=name).build(4), torch.randn(2, 3, 4)
+    first, second = (part.flatten(0, 1) for part in glu.gate_up_proj.weight.view(-1, 2, group, 4).unbind(1))
     close(glu(x)[0], (gate(x @ first.T) * (x @ second.T)) @ glu.down_proj.weight.T, 1e-6)  # as above
 
 
