@@ -34,11 +34,11 @@ class Corpus(Protocol):
     """What `prepare` reads: a source, how its text becomes ids, and the share that is held out."""
 
     @property
-    def source(self) -> SourceConfig: ...  # noqa: D102
+    def source(self) -> SourceConfig: ...
     @property
-    def tokenizer(self) -> TokenizerConfig | None: ...  # noqa: D102
+    def tokenizer(self) -> TokenizerConfig | None: ...
     @property
-    def validation(self) -> float: ...  # noqa: D102
+    def validation(self) -> float: ...
 
 
 @final

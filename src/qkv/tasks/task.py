@@ -63,21 +63,21 @@ class Recipe(Protocol):
     """What a task sees of a run's recipe; see `RecipeConfig`."""
 
     @property
-    def data(self) -> "TaskConfig": ...  # noqa: D102
+    def data(self) -> "TaskConfig": ...
     @property
-    def model(self) -> ModelConfig | None: ...  # noqa: D102
+    def model(self) -> ModelConfig | None: ...
     @property
-    def start(self) -> object | None: ...  # noqa: D102
+    def start(self) -> object | None: ...
     @property
-    def adapter(self) -> LoRAConfig | None: ...  # noqa: D102
+    def adapter(self) -> LoRAConfig | None: ...
     @property
-    def context(self) -> int: ...  # noqa: D102
+    def context(self) -> int: ...
     @property
-    def batch_size(self) -> int: ...  # noqa: D102
+    def batch_size(self) -> int: ...
     @property
-    def seed(self) -> int: ...  # noqa: D102
+    def seed(self) -> int: ...
     @property
-    def sample(self) -> SampleConfig | None: ...  # noqa: D102
+    def sample(self) -> SampleConfig | None: ...
 
 
 @final
