@@ -74,14 +74,12 @@ class CachedDecoding(Decoding):
 
     @torch.inference_mode()
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """Append one token to each row; returns the new logits."""
         ids = ids.to(self.cache.length.device)[:, None]
         x, _ = self._encode(ids, cache=self.cache, memory=self._memory, recorder=self._recorder)
         self.logits = self._readout(x)[:, 0]
         return self.logits
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """Go on with these rows; the memory of each goes with it."""
         super().reorder(rows)
         self.cache.reorder(rows)
         if self._memory is not None:
@@ -93,7 +91,6 @@ class CachedDecoding(Decoding):
         self.cache.tighten()
 
     def join(self, other: Decoding) -> None:
-        """Put the rows of another decoding below these, with their caches and memories."""
         assert isinstance(other, CachedDecoding)
         super().join(other)
         self.cache.extend(other.cache)

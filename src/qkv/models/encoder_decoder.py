@@ -74,7 +74,6 @@ class EncoderDecoderConfig(PairModelConfig):
         yield from sublayers(self.decoder)
 
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "EncoderDecoderConfig":
-        """See `PairModelConfig`."""
         if self.source is None and not shared:
             raise ConfigError(
                 "model.source is null, so source and target share their vectors, and the data have two tokenizers; "
@@ -84,7 +83,6 @@ class EncoderDecoderConfig(PairModelConfig):
         return replace(self, source=reader, target=open_vocabulary(self.target, target, "target"))
 
     def with_dropout(self, p: float) -> "EncoderDecoderConfig":
-        """See `PairModelConfig`."""
         return replace(
             self,
             source=None if self.source is None else replace(self.source, dropout=p),
@@ -95,23 +93,19 @@ class EncoderDecoderConfig(PairModelConfig):
 
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:
-        """See `PairModelConfig`."""
         source = self.target if self.source is None else self.source
         return source.vocab_size, self.target.vocab_size
 
     @property
     def sentence(self) -> str:
-        """See `ModelConfig`."""
         return f"a Transformer of pairs, {self.d_model:,} wide: an encoder reads, a decoder writes and attends to it"
 
     @property
     def depth(self) -> int:
-        """See `PairModelConfig`."""
         return depth(self.encoder) + depth(self.decoder)
 
     @property
     def longest(self) -> int | None:
-        """That of the tables of positions."""
         lengths = [each.max_length for each in (self.source, self.target) if each is not None]
         return min((n for n in lengths if n is not None), default=None)
 
@@ -141,12 +135,10 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
-        """Those of both stacks."""
         return (*self.encoder.blocks, *self.decoder.blocks)
 
     @property
     def checkpoint_blocks(self) -> bool:
-        """Whether both stacks compute their blocks twice."""
         return self.decoder.checkpoint_blocks
 
     @checkpoint_blocks.setter
@@ -162,7 +154,6 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         scale: float | None = None,
         recorder: Recorder | None = None,
     ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
-        """See `PairModel`. The recorder is shown every attention of the decoder."""
         tokens = check_pair(inputs, tokens)
         memory, read = self.encode(inputs.source, inputs.tokens)
         x, written = self.decoder.encode(inputs.target, tokens, memory=memory, recorder=recorder)
@@ -179,7 +170,6 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
 
     @property
     def table(self) -> Table | None:
-        """The vectors of the target's tokens."""
         return self.decoder.table
 
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
@@ -213,6 +203,5 @@ class _Weights(Recorder):
         self.weights: list[Tensor] = []
 
     def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
-        """See `Recorder`."""
         if slot in self._slots:
             self.weights.append(weights_of(problem.without_padding()).mean(1))

@@ -68,7 +68,6 @@ class PairModelConfig(ModelConfig, ABC):
         return self.with_vocabularies(*sizes, shared=source == target)
 
     def build(self) -> "PairModel":
-        """The model, with fresh weights (none on the meta device)."""
         return self._build()
 
 

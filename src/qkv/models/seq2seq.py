@@ -52,7 +52,6 @@ class Seq2SeqConfig(PairModelConfig):
             raise ConfigError(f"d_model={self.d_model} must be at least 1")
 
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "Seq2SeqConfig":
-        """See `PairModelConfig`."""
         return replace(
             self,
             source=open_vocabulary(self.source, source, "source"),
@@ -60,7 +59,6 @@ class Seq2SeqConfig(PairModelConfig):
         )
 
     def with_dropout(self, p: float) -> "Seq2SeqConfig":
-        """See `PairModelConfig`."""
         return replace(
             self,
             source=replace(self.source, dropout=p),
@@ -71,25 +69,21 @@ class Seq2SeqConfig(PairModelConfig):
 
     @property
     def sentence(self) -> str:
-        """See `ModelConfig`."""
         encoder, decoder = self.encoder, self.decoder
         reads = f"{encoder.layers} × {encoder.cell.tag()}{' in both directions' if encoder.bidirectional else ''}"
         return f"a recurrent translator: reads with {reads}, writes with {decoder.layers} × {decoder.tag()}"
 
     @property
     def depth(self) -> int:
-        """See `PairModelConfig`."""
         return self.encoder.layers + self.decoder.layers
 
     @property
     def longest(self) -> int | None:
-        """That of the tables of positions, and what `encoder.rests` leaves."""
         lengths = (self.source.max_length, self.target.max_length, self.encoder.rests)
         return min((n for n in lengths if n is not None), default=None)
 
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:
-        """See `PairModelConfig`."""
         return self.source.vocab_size, self.target.vocab_size
 
 
@@ -116,7 +110,6 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
 
     @property
     def table(self) -> Table | None:
-        """What the head shares with the embeddings of the target; None: nothing."""
         return self.target.table if self.head.weight is None else None
 
     def forward(
@@ -128,7 +121,6 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         scale: float | None = None,
         recorder: Recorder | None = None,
     ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
-        """See `PairModel`."""
         readout, documents = self._read(inputs, tokens, recorder)
         if targets is None:
             return documents.scatter(self.head(readout, documents.tokens, self.table))
@@ -186,11 +178,9 @@ class _Kept(Recorder):
     weights: Tensor
 
     def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
-        """There is none in a recurrent model."""
         raise AssertionError
 
     def alignment(self, slot: int, weights: Float[Tensor, "B T S"]) -> None:
-        """See `Recorder`."""
         self.weights = weights
 
 
@@ -204,7 +194,6 @@ class Seq2SeqDecoding(Decoding):
 
     @torch.inference_mode()
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """Append one token to each row; returns the new logits."""
         device = self._length.device
         tokens = Tokens.full(len(ids), 1, start=self._length, device=device)
         y = self._model.target(ids.to(device)[:, None], tokens)
@@ -214,12 +203,10 @@ class Seq2SeqDecoding(Decoding):
         return self.logits
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
-        """Go on with these rows, in this order."""
         super().reorder(rows)
         self._state, self._length = self._state.take(rows), self._length[rows]
 
     def join(self, other: Decoding) -> None:
-        """Put the rows of another decoding below these, with their states."""
         assert isinstance(other, Seq2SeqDecoding)
         super().join(other)
         self._state, self._length = self._state.join(other._state), join_rows(self._length, other._length)

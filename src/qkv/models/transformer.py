@@ -60,17 +60,14 @@ class TransformerConfig(ModelConfig):
 
     @property
     def depth(self) -> int:
-        """Applications of blocks, counted without building one."""
         return depth(self.blocks)
 
     @property
     def single_stack(self) -> "TransformerConfig":
-        """See `ModelConfig`."""
         return self
 
     @property
     def longest(self) -> int | None:
-        """That of the table of positions."""
         return self.embed.max_length
 
     @property
@@ -84,16 +81,13 @@ class TransformerConfig(ModelConfig):
         return mask_ahead(self.blocks)
 
     def with_dropout(self, p: float) -> "TransformerConfig":
-        """The same with the probability of dropout set, of the embeddings and of every sublayer's update."""
         embed = dataclasses.replace(self.embed, dropout=p)
         return dataclasses.replace(self, embed=embed, blocks=with_dropout(self.blocks, p))
 
     def closed(self) -> "TransformerConfig":
-        """See `ModelConfig`."""
         return dataclasses.replace(self, embed=self.embed.closed())
 
     def build(self) -> "Transformer":
-        """The model, with fresh weights (none on the meta device)."""
         return Transformer(self)
 
 
@@ -178,7 +172,6 @@ class Transformer(Stack, Model):
 
     @property
     def table(self) -> Table | None:
-        """The vectors of the embedder, for a head that shares them."""
         return self.embed.table
 
     def start(
@@ -200,7 +193,6 @@ class Transformer(Stack, Model):
         return decoding
 
     def make_cache(self, batch: int, capacity: int, *, rollback: int = 0, room: int | None = None) -> Cache:
-        """An empty cache; see `Stack.make_cache`. None is longer than the table of positions."""
         longest = self.config.embed.max_length
         if longest is not None and capacity > longest:
             raise ConfigError(

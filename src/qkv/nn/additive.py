@@ -64,11 +64,9 @@ class AdditiveScore(Score, config=AdditiveScoreConfig):
         self.v = nn.Parameter(torch.empty(width).uniform_(-(width**-0.5), width**-0.5))
 
     def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
-        """U h."""
         return self.k_proj(memory)
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """v · tanh(q + k)."""
         queries = self.q_proj(states)
         return additive_scores(queries, keys.to(queries.dtype), self.v.to(queries.dtype))
 
@@ -97,11 +95,9 @@ class DotScore(Score):
     """s · h; the keys are the memory."""
 
     def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
-        """The memory itself."""
         return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """s · h."""
         return dot_scores(states, keys)
 
 
@@ -111,7 +107,6 @@ class GeneralScoreConfig(ScoreConfig):
     """s · W h (Luong et al. 2015, section 3.1)."""
 
     def build(self, d_state: int, d_memory: int) -> "GeneralScore":
-        """A matrix W of (d_state, d_memory)."""
         return GeneralScore(d_state, d_memory)
 
 
@@ -128,5 +123,4 @@ class GeneralScore(Score):
         return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
-        """(s W) · h."""
         return general_scores(states, keys, self.weight)

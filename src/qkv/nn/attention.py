@@ -44,7 +44,6 @@ class AttentionConfig(HeadsConfig):
     sinks: bool = False
 
     def notes(self, d_model: int) -> list[str]:
-        """Heads, mask, position, and what is not usual."""
         extras = {
             "queries and keys normed": self.qk_norm,
             f"scores capped at {self.softcap}": self.softcap,
@@ -60,7 +59,6 @@ class AttentionConfig(HeadsConfig):
 
     @property
     def stream_mask(self) -> Mask:
-        """`mask`."""
         return self.mask
 
 
@@ -93,7 +91,6 @@ class Attention(Mixer, config=AttentionConfig):
         self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if config.sinks else None
 
     def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
-        """What each token reads in the stream."""
         q, k, v = self._heads(x, ctx)
         if ctx.cache is not None:
             k, v = ctx.cache.update(ctx.slot + self.seat.slot, k, v)
@@ -101,7 +98,6 @@ class Attention(Mixer, config=AttentionConfig):
         return self.o_proj(self.attend(problem, ctx))
 
     def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
-        """What is to be solved, with dropout, bias, sinks and soft-cap of this layer."""
         dropout = self.weight_dropout if training else 0.0
         bias = None if self.score_bias is None else self.score_bias(k.shape[2], q)
         return Problem(q, k, v, mask, self.scale, dropout, bias, self.sinks, self.softcap)
@@ -126,15 +122,12 @@ class Attention(Mixer, config=AttentionConfig):
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def cache_shape(self) -> CacheShape:
-        """What a cache keeps of one token."""
         return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim, self.mask.reach)
 
     def residual_weights(self) -> list[Tensor]:
-        """The output projection."""
         return [self.o_proj.weight]
 
     def flops(self, n_keys: int) -> int:
-        """Two per weight, and two for each key and coordinate in q kᵀ and in the sum of values."""
         weights = self.qkv_proj.weight.numel() + self.o_proj.weight.numel()
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
 

@@ -112,7 +112,6 @@ class PreNorm(Block, config=PreNormConfig):
         self.norms = self.norm_each(config.norm, d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = x + f(norm(x))."""
         for f, norm in zip(sublayers, self.norms.values(), strict=True):
             x = x + f(norm(x))
         return x
@@ -135,7 +134,6 @@ class PostNorm(Block, config=PostNormConfig):
         self.norms = self.norm_each(config.norm, d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = norm(x + f(x))."""
         for f, norm in zip(sublayers, self.norms.values(), strict=True):
             x = norm(x + f(x))
         return x
@@ -158,7 +156,6 @@ class OutputNorm(Block, config=OutputNormConfig):
         self.norms = self.norm_each(config.norm, d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = x + norm(f(x))."""
         for f, norm in zip(sublayers, self.norms.values(), strict=True):
             x = x + norm(f(x))
         return x
@@ -182,7 +179,6 @@ class Sandwich(Block, config=SandwichConfig):
         self.out_norms = self.norm_each(config.norm, d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = x + out_norm(f(norm(x)))."""
         for f, norm, out_norm in zip(sublayers, self.norms.values(), self.out_norms.values(), strict=True):
             x = x + out_norm(f(norm(x)))
         return x
@@ -205,7 +201,6 @@ class Parallel(Block, config=ParallelConfig):
         self.norm: Norm = config.norm.build(d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = x + Σ f(norm(x))."""
         h = self.norm(x)
         for f in sublayers:
             x = x + f(h)
@@ -229,7 +224,6 @@ class ParallelPreNorm(Block, config=ParallelPreNormConfig):
         self.norms = self.norm_each(config.norm, d_model)
 
     def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        """x = x + Σ f(norm_f(x))."""
         before = x
         for f, norm in zip(sublayers, self.norms.values(), strict=True):
             x = x + f(norm(before))

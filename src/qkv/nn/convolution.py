@@ -30,7 +30,6 @@ class ConvolutionConfig(SublayerConfig):
     width: int = 4
 
     def notes(self, d_model: int) -> list[str]:
-        """How far it reads."""
         return [f"reads {self.width} tokens", "gated"]
 
     def __post_init__(self) -> None:
@@ -59,9 +58,7 @@ class Convolution(Stateful, config=ConvolutionConfig):
         return self.o_proj(mixed), (kept,)
 
     def fresh(self, n: int, like: Tensor) -> Kept:
-        """Zeros before the beginning."""
         return (like.new_zeros(n, self.width - 1, like.shape[-1]),)
 
     def residual_weights(self) -> list[Tensor]:
-        """The output projection."""
         return [self.o_proj.weight]

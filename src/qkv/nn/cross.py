@@ -33,7 +33,6 @@ class CrossAttentionConfig(HeadsConfig):
     memory_dim: int | None = None
 
     def notes(self, d_model: int) -> list[str]:
-        """Heads, width of the memory, mask."""
         heads, mask = super().notes(d_model)
         return [heads, f"reads a memory {self.memory_dim or d_model:,} wide", mask]
 
@@ -89,11 +88,9 @@ class CrossAttention(Mixer, config=CrossAttentionConfig):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def cache_shape(self) -> CacheShape:
-        """Nothing: a token of the stream adds nothing to the memory."""
         return CacheShape(0, 0, 0)
 
     def residual_weights(self) -> list[Tensor]:
-        """The output projection."""
         return [self.o_proj.weight]
 
     def flops(self, n_keys: int) -> int:
@@ -102,7 +99,6 @@ class CrossAttention(Mixer, config=CrossAttentionConfig):
         return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
-        """q; k and v, head by head; o."""
         return {
             "q_proj": in_turn(1, q=self.n_heads * self.head_dim),
             "kv_proj": in_turn(self.n_kv_heads, k=self.head_dim, v=self.value_dim),

@@ -31,7 +31,6 @@ class FFNConfig(SublayerConfig):
     bias: bool = False
 
     def notes(self, d_model: int) -> list[str]:
-        """Widths and nonlinearity."""
         return [f"{d_model:,} → {self.d_ff or 4 * d_model:,} → {d_model:,}, {self.activation}"]
 
     def __post_init__(self) -> None:
@@ -51,15 +50,12 @@ class FFN(Sublayer, config=FFNConfig):
         self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
 
     def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """Each token on its own."""
         return self.down_proj(self.activation(self.up_proj(x))), None
 
     def residual_weights(self) -> list[Tensor]:
-        """The projection back to the stream."""
         return [self.down_proj.weight]
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
-        """up and down."""
         return {
             "up_proj": in_turn(1, up=self.up_proj.out_features),
             "down_proj": in_turn(1, down=self.down_proj.out_features),
@@ -90,7 +86,6 @@ class GLUConfig(SublayerConfig):
     multiple_of: int = 1
 
     def notes(self, d_model: int) -> list[str]:
-        """Widths and gate."""
         return [f"{d_model:,} → 2 × {self.width(d_model):,} → {d_model:,}", f"gated by {self.activation}"]
 
     def __post_init__(self) -> None:
@@ -133,16 +128,13 @@ class GLU(Sublayer, config=GLUConfig):
         self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
 
     def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """Each token on its own."""
         gate, up = self.gate_up_proj(x).unflatten(-1, (-1, 2, self.group)).unbind(-2)  # (B, T, groups, group) each
         return self.down_proj((self.activation(gate) * up).flatten(-2)), None
 
     def residual_weights(self) -> list[Tensor]:
-        """The projection back to the stream."""
         return [self.down_proj.weight]
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
-        """gate, up and down."""
         d_ff = self.down_proj.in_features
         return {
             "gate_up_proj": in_turn(d_ff // self.group, gate=self.group, up=self.group),

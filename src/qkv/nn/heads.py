@@ -106,7 +106,6 @@ class LMHeadConfig(HeadConfig):
     gives: ClassVar[str] = "logits  (T, vocabulary)"
 
     def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
-        """Widths, and whose table."""
         n = embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
         own = "with the embedder's table" if self.tied else "with a table of its own"
         return [f"{d_model:,} → {'…' if n is None else f'{n:,}'} logits, {own}"]
@@ -139,12 +138,10 @@ class LMHead(Head):
         self.softcap, self.smoothing = config.softcap, config.smoothing
 
     def flops(self, table: Table | None) -> int:
-        """Two per number of the table, its own or the embedder's."""
         weight = self._weight(table)
         return 2 * weight.in_features * weight.out_features if isinstance(weight, Packed) else 2 * weight.numel()
 
     def pack(self) -> None:
-        """A table of its own goes to float16."""
         pack_table(self)
 
     def _weight(self, table: Table | None) -> Tensor | Packed:
@@ -153,7 +150,6 @@ class LMHead(Head):
         return weight
 
     def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T V"]:
-        """Logits."""
         logits = project(x, self._weight(table))
         logits = logits if self.bias is None else logits + self.bias
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
@@ -200,19 +196,15 @@ class VectorHeadConfig(HeadConfig):
     gives: ClassVar[str] = "vectors  (T, out)"
 
     def left_open(self, embed: EmbedderConfig) -> str:
-        """Nothing, once it is given."""
         return embed.left_open if self.n_out is None else ""
 
     def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
-        """Both widths."""
         return [f"{d_model:,} → {'…' if self.n_out is None else f'{self.n_out:,}'} numbers"]
 
     def for_vocabulary(self, n: int) -> HeadConfig:
-        """None: ids are no vectors."""
         raise ConfigError(f"the data are text and model.head is {self.tag()}; use LMHead")
 
     def for_vectors(self, n: int) -> "VectorHeadConfig":
-        """The same, once its width is theirs."""
         if self.n_out not in (None, n):
             raise ConfigError(
                 f"the vectors have {n} features and model.head.n_out is {self.n_out}; the model predicts the next "
@@ -243,7 +235,6 @@ class VectorHead(Head):
         self.proj = nn.Linear(d_model, n_out)
 
     def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T out"]:
-        """The predicted vectors."""
         return self.proj(x)
 
     def loss(
@@ -260,5 +251,4 @@ class VectorHead(Head):
         return torch.where(tokens.valid, error, 0.0).sum() * scale
 
     def count(self, targets: Tensor, tokens: Tokens) -> int:
-        """How many tokens are no padding."""
         return int(tokens.valid.sum())

@@ -57,7 +57,6 @@ class LatentAttentionConfig(SublayerConfig):
     scale: float | None = None
 
     def notes(self, d_model: int) -> list[str]:
-        """Heads, latent, mask, position."""
         heads = f"{self.n_heads} heads of {self.plain_dim} + {self.rotary_dim}, latent {self.kv_rank:,}"
         return [heads, f"{self.mask.describe()} mask", self.position.describe()]
 
@@ -69,7 +68,6 @@ class LatentAttentionConfig(SublayerConfig):
 
     @property
     def stream_mask(self) -> Mask:
-        """`mask`."""
         return self.mask
 
 
@@ -101,7 +99,6 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
         self.few = c.kv_rank * (c.plain_dim + c.value_dim) // more if more > 0 else 2**31
 
     def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
-        """What each token reads."""
         c, by = self.config, ctx.rotations[self.seat.rotation]
         h = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x))
         q = self.q_proj(h).unflatten(-1, (c.n_heads, -1)).transpose(1, 2)  # (B, H, T, plain + rotary)
@@ -134,15 +131,12 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
         return torch.einsum("bthr,hvr->bthv", out.unflatten(-1, (c.n_heads, -1)), values).flatten(2)
 
     def cache_shape(self) -> CacheShape:
-        """The latent and the rotated key."""
         return CacheShape(1, self.config.kv_rank + self.config.rotary_dim, 0, self.mask.reach)
 
     def residual_weights(self) -> list[Tensor]:
-        """The output projection."""
         return [self.o_proj.weight]
 
     def flops(self, n_keys: int) -> int:
-        """Two per weight, and two for each key and coordinate, expanded."""
         c = self.config
         weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
         return 2 * weights + 2 * c.n_heads * n_keys * (c.plain_dim + c.rotary_dim + c.value_dim)

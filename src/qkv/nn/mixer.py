@@ -62,7 +62,6 @@ class HeadsConfig(SublayerConfig, ABC):
     scale: float | None = None
 
     def notes(self, d_model: int) -> list[str]:
-        """Its heads and its mask."""
         kv = "" if self.n_kv_heads in (None, self.n_heads) else f", {self.n_kv_heads} kv heads"
         width = self.head_dim or d_model // self.n_heads
         return [f"{self.n_heads} heads of {width}{kv}", f"{self.mask.describe()} mask"]
@@ -125,7 +124,6 @@ class Mixer(Sublayer, ABC):
 
     @final
     def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """What each token reads."""
         return self.read(x, self.alone(x) if ctx is None else ctx), None
 
     @abstractmethod
@@ -137,11 +135,9 @@ class Mixer(Sublayer, ABC):
         """What a cache keeps of one token."""
 
     def attends(self) -> Mask:
-        """Its mask."""
         return self.mask
 
     def cached(self) -> int:
-        """Keys and values."""
         shape = self.cache_shape()
         return shape.n_kv_heads * (shape.head_dim + shape.value_dim)
 

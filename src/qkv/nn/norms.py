@@ -57,7 +57,6 @@ class LayerNorm(Norm, config=LayerNormConfig):
         self.bias = nn.Parameter(torch.zeros(width)) if config.bias else None
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """Normalise each vector. PyTorch's kernel accumulates 16-bit input in float32."""
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
@@ -87,7 +86,6 @@ class RMSNorm(Norm, config=RMSNormConfig):
         self.weight = nn.Parameter(torch.full((width,), 1 - config.offset))
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """Normalise each vector."""
         if x.dtype in (torch.float32, torch.float64):
             return self._normed(x)
         return self._normed(x.float()).to(x.dtype)

@@ -104,7 +104,6 @@ class Int4Linear(Packed):
         self.register_buffer("scales", scales)
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
-        """See `qkv.ops.int4`."""
         y = int4.product(x, self.weight, self.scales)
         return y if y.shape[1] == self.out_features else y[:, : self.out_features]
 
@@ -130,7 +129,6 @@ class Int8Linear(Packed):
         self.register_buffer("scale", scale.to(torch.bfloat16))
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
-        """PyTorch's product of rows."""
         x = F.pad(x.to(torch.bfloat16), (0, self.weight.shape[1] - self.in_features))
         return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
 

@@ -54,7 +54,6 @@ class GRUCell(Cell):
 
     @staticmethod
     def step(gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
-        """See `Cell`."""
         (h,) = state
         cut = 2 * h.shape[-1]
         recurrent = F.linear(h, weight, bias)
@@ -74,7 +73,6 @@ class LSTMCell(Cell):
 
     @staticmethod
     def step(gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
-        """See `Cell`."""
         h, c = state
         i, f, g, o = (gates + F.linear(h, weight, bias)).chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
@@ -98,7 +96,6 @@ class GRUConfig(CellConfig):
 
     @property
     def cell(self) -> type[Cell]:
-        """See `GRUCell`."""
         return GRUCell
 
 
@@ -109,7 +106,6 @@ class LSTMConfig(CellConfig):
 
     @property
     def cell(self) -> type[Cell]:
-        """See `LSTMCell`."""
         return LSTMCell
 
 
@@ -229,7 +225,6 @@ class RecurrentConfig(SublayerConfig):
     layers: int = 1
 
     def notes(self, d_model: int) -> list[str]:
-        """Layers, cell, width."""
         return [f"{self.layers} × {self.cell.tag()}, {self.d_hidden or d_model:,} wide"]
 
     def __post_init__(self) -> None:
@@ -256,10 +251,8 @@ class RecurrentSublayer(Stateful, config=RecurrentConfig):
         return self.o_proj(out), tuple(part for layer in after for part in layer)
 
     def fresh(self, n: int, like: Tensor) -> Kept:
-        """Zeros."""
         zeros = self.net.zeros(n, self.net.input_weight)
         return tuple(part for layer in zeros for part in layer)
 
     def residual_weights(self) -> list[Tensor]:
-        """The output projection."""
         return [self.o_proj.weight]

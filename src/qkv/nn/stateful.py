@@ -40,7 +40,6 @@ class Stateful(Sublayer, ABC):
 
     @final
     def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """Document by document; with a cache, each row goes on where it was."""
         tokens = Tokens.full(x.shape[0], x.shape[1], device=x.device) if ctx is None else ctx.tokens
         documents = Documents.of(tokens)
         cache = None if ctx is None else ctx.cache
@@ -55,7 +54,6 @@ class Stateful(Sublayer, ABC):
 
     @final
     def state_size(self, d_model: int) -> int:
-        """That of one text."""
         return sum(part.numel() for part in self.fresh(1, next(self.parameters()).new_empty(1, d_model)))
 
     @final

@@ -43,7 +43,6 @@ class Bahdanau(Decoder, config=BahdanauConfig):
         self.readout = nn.Linear(self.net.d_hidden + d_memory + self.d_embed, self.d_readout)
 
     def begin(self, encoded: Encoded) -> DecoderState:
-        """See `Decoder`."""
         return DecoderState(encoded, self.score.keys(encoded.memory), self.first(encoded))
 
     def forward(

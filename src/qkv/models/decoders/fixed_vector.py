@@ -32,13 +32,11 @@ class FixedVector(Decoder, config=FixedVectorConfig):
         self.readout = nn.Linear(self.net.d_hidden + d_memory + self.d_embed, self.d_readout)
 
     def begin(self, encoded: Encoded) -> DecoderState:
-        """See `Decoder`."""
         return DecoderState(encoded, None, self.first(encoded))
 
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "N T R"], DecoderState]:
-        """See `Decoder`. There is no attention to record."""
         context = state.encoded.final[0][:, None].expand(-1, y.shape[1], -1)
         top, hidden = self.net(torch.cat([y, context], dim=-1), state=state.hidden)
         readout = torch.tanh(self.readout(torch.cat([top, context, y], dim=-1)))

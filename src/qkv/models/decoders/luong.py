@@ -44,14 +44,12 @@ class Luong(Decoder, config=LuongConfig):
         self.readout = nn.Linear(d_memory + self.net.d_hidden, self.d_readout)
 
     def begin(self, encoded: Encoded) -> DecoderState:
-        """See `Decoder`; what is fed first is 0."""
         feed = encoded.memory.new_zeros(len(encoded.memory), self.d_readout) if self.input_feeding else None
         return DecoderState(encoded, self.score.keys(encoded.memory), self.first(encoded), feed)
 
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "N T R"], DecoderState]:
-        """See `Decoder`."""
         if not self.input_feeding:
             top, hidden = self.net(y, state=state.hidden)
             vectors, weights = self._look_back(top, state)

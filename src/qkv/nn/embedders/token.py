@@ -35,11 +35,9 @@ class TokenEmbedderConfig(EmbedderConfig):
 
     @property
     def left_open(self) -> str:
-        """The tokenizer has the vocabulary."""
         return "set by the tokenizer" if self.vocab_size is None else ""
 
     def notes(self, d_model: int) -> list[str]:
-        """Size of the vocabulary, and width."""
         size = "…" if self.vocab_size is None else f"{self.vocab_size:,}"
         return [f"a vector for each of {size} tokens, {d_model:,} wide"]
 
@@ -85,18 +83,14 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
         return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
 
     def flops(self) -> int:
-        """None: rows are looked up."""
         return 0
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
-        """Random ids."""
         return torch.randint(self.vocab_size, (batch, length), generator=generator)
 
     def pack(self) -> None:
-        """The table goes to float16."""
         pack_table(self)
 
     @property
     def table(self) -> Table:
-        """The vectors of all tokens; packed, where the model was quantised."""
         return self.weight

@@ -29,15 +29,12 @@ class VectorEmbedderConfig(EmbedderConfig):
 
     @property
     def left_open(self) -> str:
-        """The data have the width."""
         return "set by the data" if self.n_features is None else ""
 
     def notes(self, d_model: int) -> list[str]:
-        """Both widths."""
         return [f"{'…' if self.n_features is None else f'{self.n_features:,}'} features → {d_model:,}"]
 
     def for_vectors(self, n: int) -> "VectorEmbedderConfig":
-        """The same for vectors of `n` numbers."""
         if self.n_features not in (None, n):
             raise ConfigError(
                 f"the vectors have {n} features and model.embed.n_features is {self.n_features}; leave it out, or "
@@ -73,10 +70,8 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
         return self.proj(inputs)
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Float[Tensor, "B T features"]:
-        """Normal numbers."""
         return torch.randn(batch, length, self.proj.in_features, generator=generator)
 
     @property
     def table(self) -> None:
-        """There is no vocabulary."""
         return None

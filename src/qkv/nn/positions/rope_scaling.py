@@ -47,7 +47,6 @@ class LinearScalingConfig(RoPEScalingConfig):
     factor: float
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """All frequencies divided by `factor`."""
         return frequencies(theta, width, device) / self.factor
 
 
@@ -62,7 +61,6 @@ class NTKScalingConfig(RoPEScalingConfig):
     factor: float
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """The frequencies of the larger base."""
         return frequencies(theta * self.factor ** (width / (width - 2)), width, device)
 
 
@@ -79,13 +77,11 @@ class DynamicNTKScalingConfig(RoPEScalingConfig):
     original_length: int
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """The frequencies for a text of `longest` tokens."""
         stretch = max(longest, self.original_length) / self.original_length
         factor = self.factor * stretch - (self.factor - 1)
         return frequencies(theta * factor ** (width / (width - 2)), width, device)
 
     def check_cache(self, capacity: int) -> None:
-        """Refuse a cache in which keys could go stale."""
         if capacity > self.original_length:
             raise ConfigError(
                 f"dynamic NTK scaling rotates anew beyond {self.original_length} tokens and a cache for {capacity} "
@@ -116,13 +112,11 @@ class YaRNScalingConfig(RoPEScalingConfig):
 
     @property
     def magnitude(self) -> float:
-        """The attention factor."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """A mixture, pair by pair, of the kept and the interpolated frequencies."""
 
         def pair_that_turns(times: float) -> float:
             return width * math.log(self.original_length / (times * 2 * math.pi)) / (2 * math.log(theta))
@@ -158,7 +152,6 @@ class Llama3ScalingConfig(RoPEScalingConfig):
     high_freq_factor: float = 4.0
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """A mixture, pair by pair, of the kept and the divided frequencies."""
         plain = frequencies(theta, width, device)
         turns = self.original_length * plain / (2 * math.pi)
         keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
@@ -193,16 +186,13 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
 
     @property
     def magnitude(self) -> float:
-        """The attention factor."""
         return self.attention_factor
 
     def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """The frequencies for a text of `longest` tokens."""
         factors = self.short_factors if longest <= self.original_length else self.long_factors
         return frequencies(theta, width, device) / torch.tensor(factors, dtype=torch.float64, device=device)
 
     def check_width(self, width: int) -> None:
-        """A factor for each pair."""
         if not len(self.short_factors) == len(self.long_factors) == width // 2:
             raise ConfigError(
                 f"LongRoPE has {len(self.short_factors)} short and {len(self.long_factors)} long factors, and a head "
@@ -210,7 +200,6 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
             )
 
     def check_cache(self, capacity: int) -> None:
-        """Refuse a cache in which keys could go stale."""
         if capacity > self.original_length:
             raise ConfigError(
                 f"LongRoPE rotates anew beyond {self.original_length} tokens and a cache for {capacity} would go "

@@ -37,7 +37,6 @@ class RoPEConfig(AttentionPositionConfig):
             raise ConfigError(f"fraction={self.fraction} must be above 0 and at most 1")
 
     def describe(self) -> str:
-        """Base, share of the coordinates, scaling."""
         scaling = f" ({self.scaling.tag().removesuffix('Scaling')})" if self.scaling else ""
         share = f" on {self.fraction:.0%}" if self.fraction < 1 else ""
         return f"rotary θ={self.theta:,.0f}{share}{scaling}"

@@ -18,7 +18,6 @@ class ScoreBiasConfig(AttentionPositionConfig, ABC):
     """Base of the biases that depend on the distance between query and key alone."""
 
     def describe(self) -> str:
-        """Its name."""
         return f"{self.tag()} on the scores"
 
     def build(self, n_heads: int) -> "ScoreBias":
@@ -49,7 +48,6 @@ class ALiBiConfig(ScoreBiasConfig):
     """
 
     def build(self, n_heads: int) -> "ALiBi":
-        """The bias for so many query heads."""
         return ALiBi(n_heads)
 
 
@@ -64,7 +62,6 @@ class ALiBi(ScoreBias):
         self.slopes = slopes + [2 ** (-4 * i / n) for i in range(1, 2 * (n_heads - n), 2)]
 
     def forward(self, n_keys: int, like: Tensor) -> Float[Tensor, "H distances"]:
-        """Straight lines down from distance 0."""
         wide = torch.promote_types(like.dtype, torch.float32)
         slopes = torch.tensor(self.slopes, dtype=wide, device=like.device)  # no buffer, which `.bfloat16()` would round
         return -slopes[:, None] * torch.arange(1 - n_keys, n_keys, device=like.device).abs()
@@ -104,7 +101,6 @@ class T5Bias(ScoreBias, config=T5BiasConfig):
         self.weight = nn.Parameter(torch.empty(n_heads, config.buckets))
 
     def forward(self, n_keys: int, like: Tensor) -> Float[Tensor, "H distances"]:
-        """The number of each distance's bucket."""
         reach = min(max(n_keys - 1, 0), self.config.max_distance)
         table = self.weight.to(torch.promote_types(like.dtype, torch.float32))
         return table[:, t5_bucket(torch.arange(-reach, reach + 1, device=like.device), self.config)]

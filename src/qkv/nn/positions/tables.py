@@ -45,11 +45,9 @@ class LearnedPositionsConfig(PositionTableConfig):
 
     @property
     def max_length(self) -> int:
-        """The table's."""
         return self.length
 
     def describe(self) -> str:
-        """What is added."""
         return f"a vector for each of {self.length:,} positions"
 
 
@@ -88,7 +86,6 @@ class SinusoidalPositionsConfig(PositionTableConfig):
     base: float = 10_000.0
 
     def describe(self) -> str:
-        """What is added."""
         return "sines and cosines of the position"
 
 
