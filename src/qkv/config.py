@@ -14,7 +14,7 @@ import typing
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 import pydantic
 import pydantic.dataclasses
@@ -125,10 +125,26 @@ def config(cls: type[T]) -> type[T]:
     return typing.cast("type[T]", made)
 
 
+def must(be: str, fits: Callable[[Any], bool]) -> pydantic.AfterValidator:
+    """A bound of a field, as in `Count`: what its value must be."""
+
+    def check(value: Any, field: Any) -> Any:
+        if not fits(value):
+            raise ConfigError(f"{field.field_name}={value} must {be}")
+        return value
+
+    return pydantic.AfterValidator(check)
+
+
+Count = Annotated[int, must("be at least 1", lambda n: n >= 1)]
+Share = Annotated[float, must("be at least 0 and below 1", lambda p: 0 <= p < 1)]
+Positive = Annotated[float, must("be above 0", lambda x: x > 0)]
+
+
 def _one_line(owner: str, error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):  # raised by a __post_init__: it says what it has to say
+    if isinstance(cause, ConfigError):  # raised by a __post_init__ or a bound: it says what it has to say
         return str(cause)
     where = ".".join(str(part) for part in first["loc"][:1])
     if first["type"] == "missing":

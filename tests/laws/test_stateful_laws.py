@@ -93,7 +93,7 @@ def test_it_trains_and_writes():
 
 
 def test_mistakes():
-    with pytest.raises(ConfigError, match=r"Convolution\.width=0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"width=0 must be at least 1"):
         ConvolutionConfig(width=0)
-    with pytest.raises(ConfigError, match=r"Recurrent\.layers=0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"layers=0 must be at least 1"):
         RecurrentConfig(layers=0)

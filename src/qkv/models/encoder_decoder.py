@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import nn
 
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.models.decoding import ROOM, CachedDecoding
@@ -47,7 +47,7 @@ class EncoderDecoderConfig(PairModelConfig):
         init: How weights are drawn.
     """
 
-    d_model: int
+    d_model: Count
     target: TokenEmbedderConfig = TokenEmbedderConfig()
     source: TokenEmbedderConfig | None = TokenEmbedderConfig()
     encoder: Blocks

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Count, Share, config
 from qkv.documents import Documents
 from qkv.errors import ConfigError
 from qkv.nn.recurrent import CellConfig, GRUConfig, LayerState, Recurrent
@@ -47,15 +47,14 @@ class RecurrentEncoderConfig(Config):
     """
 
     cell: CellConfig = GRUConfig()
-    d_embed: int | None = None
-    d_hidden: int | None = None
-    layers: int = 1
+    d_embed: Count | None = None
+    d_hidden: Count | None = None
+    layers: Count = 1
     bidirectional: bool = True
-    dropout: float = 0.0
-    rests: int | None = None
+    dropout: Share = 0.0
+    rests: Count | None = None
 
     def __post_init__(self) -> None:
-        check_network(self.layers, self.dropout, d_embed=self.d_embed, d_hidden=self.d_hidden, rests=self.rests)
         if self.dropout and self.layers == 1:
             raise ConfigError(
                 f"dropout={self.dropout} is between the encoder's layers and there is one; set source.dropout"
@@ -103,16 +102,3 @@ class RecurrentEncoder(nn.Module):
         rests = rest.expand(-1, self.rests - memory.shape[1], -1)
         memory = torch.cat([memory, rests], dim=1)
         return Encoded(memory, None, final)
-
-
-def check_network(layers: int, dropout: float, **sizes: int | None) -> None:
-    """Refuse what no network can have.
-
-    Raises:
-        ConfigError: A size is below 1, or the dropout no probability below 1.
-    """
-    for name, size in {"layers": layers, **sizes}.items():
-        if size is not None and size < 1:
-            raise ConfigError(f"{name}={size} must be at least 1")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"dropout={dropout} must be at least 0 and below 1")

@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.documents import Documents
 from qkv.errors import ConfigError
 from qkv.models.decoders import BahdanauConfig, DecoderConfig, DecoderState, FixedVector
@@ -39,17 +39,13 @@ class Seq2SeqConfig(PairModelConfig):
         init: How weights are drawn; biases of cells keep PyTorch's.
     """
 
-    d_model: int
+    d_model: Count
     source: TokenEmbedderConfig = TokenEmbedderConfig()
     target: TokenEmbedderConfig = TokenEmbedderConfig()
     encoder: RecurrentEncoderConfig = RecurrentEncoderConfig()
     decoder: DecoderConfig = BahdanauConfig()
     head: LMHeadConfig = LMHeadConfig(tied=False)
     init: InitConfig = InitConfig(std=None, embed_std=0.1)
-
-    def __post_init__(self) -> None:
-        if self.d_model < 1:
-            raise ConfigError(f"d_model={self.d_model} must be at least 1")
 
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "Seq2SeqConfig":
         return replace(

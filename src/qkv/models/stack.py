@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, final
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from qkv.caches import Cache
-from qkv.config import Config, config
+from qkv.config import Config, config, must
 from qkv.context import Context, Memory
-from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask, sees_ahead
 from qkv.models.init import InitConfig
@@ -36,13 +35,9 @@ class Repeat(Config):
         shared: Whether all rounds use the same weights (Lan et al. 2020, ALBERT, section 3.1).
     """
 
-    n: int
+    n: Annotated[int, must("not be negative", lambda n: n >= 0)]
     pattern: BlockConfig | tuple[BlockConfig, ...]
     shared: bool = False
-
-    def __post_init__(self) -> None:
-        if self.n < 0:
-            raise ConfigError(f"Repeat.n={self.n} must not be negative")
 
     @property
     def blocks(self) -> tuple[BlockConfig, ...]:

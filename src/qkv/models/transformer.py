@@ -7,7 +7,7 @@ from typing import final
 import torch
 
 from qkv.caches import Cache
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.masks import Mask
@@ -40,19 +40,13 @@ class TransformerConfig(ModelConfig):
         context: Tokens of the longest document it is meant for; None: not known.
     """
 
-    d_model: int
+    d_model: Count
     embed: EmbedderConfig
     blocks: Blocks
     final_norm: NormConfig | None = None
     head: HeadConfig | None = None
     init: InitConfig = InitConfig()
-    context: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.d_model < 1:
-            raise ConfigError(f"d_model={self.d_model} must be at least 1")
-        if self.context is not None and self.context < 1:
-            raise ConfigError(f"context={self.context} must be at least 1; leave it out where it is not known")
+    context: Count | None = None
 
     def layers(self) -> Iterator[SublayerConfig]:
         """The sublayers' configs from the input up, each pattern of blocks once."""

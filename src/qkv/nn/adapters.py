@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Count, Positive, Share, config
 from qkv.errors import ConfigError, suggest
 from qkv.nn.sublayer import Sublayer
 from qkv.shapes import Float, Int, Tensor
@@ -30,16 +30,12 @@ class LoRAConfig(Config):
         targets: The slices; None: all that the model has.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Count = 8
+    alpha: Positive = 16.0
+    dropout: Share = 0.0
     targets: tuple[Target, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 < self.alpha < math.inf:
-            raise ConfigError(f"rank={self.rank} must be at least 1 and alpha={self.alpha} above 0 and finite")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.targets is not None and len(set(self.targets)) != max(1, len(self.targets)):
             raise ConfigError(f"targets={list(self.targets)} must name one slice or more, each once; null takes all")
 

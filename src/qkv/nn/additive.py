@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, Configured, Count, config
 from qkv.errors import ConfigError
 from qkv.ops.scores import additive_scores, dot_scores, general_scores
 from qkv.shapes import Float, Tensor
@@ -45,11 +45,7 @@ class AdditiveScoreConfig(ScoreConfig):
         width: Of W s and U h. None: that of the states.
     """
 
-    width: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.width is not None and self.width < 1:
-            raise ConfigError(f"width={self.width} must be at least 1")
+    width: Count | None = None
 
 
 @final

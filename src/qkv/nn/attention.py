@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from qkv.caches import CacheShape
-from qkv.config import config
+from qkv.config import Positive, config
 from qkv.context import Context
-from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask
 from qkv.masks import Mask
 from qkv.nn.mixer import Heads, HeadsConfig, Mixer
@@ -40,7 +39,7 @@ class AttentionConfig(HeadsConfig):
 
     position: AttentionPositionConfig | None = None
     qk_norm_over: Literal["head", "heads"] = "head"
-    softcap: float | None = None
+    softcap: Positive | None = None
     sinks: bool = False
 
     def notes(self, d_model: int) -> list[str]:
@@ -51,11 +50,6 @@ class AttentionConfig(HeadsConfig):
         }
         position = [self.position.describe()] if self.position else []
         return super().notes(d_model) + position + [text for text, there in extras.items() if there]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.softcap is not None and self.softcap <= 0:
-            raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
     @property
     def stream_mask(self) -> Mask:

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.documents import Documents
-from qkv.errors import ConfigError
 from qkv.nn.stateful import Kept, Stateful
 from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Tensor
@@ -22,20 +21,15 @@ class ConvolutionConfig(SublayerConfig):
     Source: Dauphin et al. 2017, section 2 (gated convolutional networks).
 
     Attributes:
-        width: Tokens that it reads, itself included.
+        width: Tokens that it reads, itself included, so 1 is itself alone.
     """
 
     name: ClassVar[str] = "convolution"
 
-    width: int = 4
+    width: Count = 4
 
     def notes(self, d_model: int) -> list[str]:
         return [f"reads {self.width} tokens", "gated"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width < 1:
-            raise ConfigError(f"Convolution.width={self.width} must be at least 1 (1: a token reads only itself)")
 
 
 @final

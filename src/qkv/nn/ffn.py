@@ -5,9 +5,8 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.context import Context
-from qkv.errors import ConfigError
 from qkv.nn.activations import ACTIVATIONS, ActivationName
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, in_turn
 from qkv.shapes import Float, Int, Tensor
@@ -26,16 +25,12 @@ class FFNConfig(SublayerConfig):
 
     name: ClassVar[str] = "ffn"
 
-    d_ff: int | None = None
+    d_ff: Count | None = None
     activation: ActivationName = "gelu"
     bias: bool = False
 
     def notes(self, d_model: int) -> list[str]:
         return [f"{d_model:,} → {self.d_ff or 4 * d_model:,} → {d_model:,}, {self.activation}"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_width(self.d_ff)
 
 
 @final
@@ -80,19 +75,13 @@ class GLUConfig(SublayerConfig):
 
     name: ClassVar[str] = "ffn"
 
-    d_ff: int | None = None
+    d_ff: Count | None = None
     activation: ActivationName = "silu"
     bias: bool = False
-    multiple_of: int = 1
+    multiple_of: Count = 1
 
     def notes(self, d_model: int) -> list[str]:
         return [f"{d_model:,} → 2 × {self.width(d_model):,} → {d_model:,}", f"gated by {self.activation}"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_width(self.d_ff)
-        if self.multiple_of < 1:
-            raise ConfigError(f"multiple_of={self.multiple_of} must be at least 1")
 
     def width(self, d_model: int) -> int:
         """The inner width for a stream of width `d_model`."""
@@ -140,8 +129,3 @@ class GLU(Sublayer, config=GLUConfig):
             "gate_up_proj": in_turn(d_ff // self.group, gate=self.group, up=self.group),
             "down_proj": in_turn(1, down=self.down_proj.out_features),
         }
-
-
-def _check_width(d_ff: int | None) -> None:
-    if d_ff is not None and d_ff < 1:
-        raise ConfigError(f"d_ff={d_ff} must be at least 1; leave it out for the usual width")

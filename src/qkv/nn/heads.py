@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Positive, Share, config
 from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import EmbedderConfig
 from qkv.nn.embedders.token import TokenEmbedderConfig
@@ -99,9 +99,9 @@ class LMHeadConfig(HeadConfig):
     """
 
     tied: bool = True
-    softcap: float | None = None
+    softcap: Positive | None = None
     bias: bool = False
-    smoothing: float = 0.0
+    smoothing: Share = 0.0
 
     gives: ClassVar[str] = "logits  (T, vocabulary)"
 
@@ -109,12 +109,6 @@ class LMHeadConfig(HeadConfig):
         n = embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
         own = "with the embedder's table" if self.tied else "with a table of its own"
         return [f"{d_model:,} → {'…' if n is None else f'{n:,}'} logits, {own}"]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError(f"smoothing={self.smoothing} must be at least 0 and below 1")
-        if self.softcap is not None and self.softcap <= 0:
-            raise ConfigError(f"softcap={self.softcap} must be above 0; leave it out for none")
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "LMHead":
         """The head of a model of width `d_model` with this embedder.

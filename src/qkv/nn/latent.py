@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from qkv.caches import CacheShape
-from qkv.config import config
+from qkv.config import Count, config
 from qkv.context import Context
-from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask
 from qkv.masks import Mask
 from qkv.nn.mixer import Heads, Mixer
@@ -44,14 +43,14 @@ class LatentAttentionConfig(SublayerConfig):
 
     name: ClassVar[str] = "attention"
 
-    n_heads: int
+    n_heads: Count
     mask: Mask
     norm: NormConfig
-    kv_rank: int
-    plain_dim: int
-    rotary_dim: int
-    value_dim: int
-    q_rank: int | None = None
+    kv_rank: Count
+    plain_dim: Count
+    rotary_dim: Count
+    value_dim: Count
+    q_rank: Count | None = None
     position: RoPEConfig = RoPEConfig()
     bias: bool = False
     scale: float | None = None
@@ -59,12 +58,6 @@ class LatentAttentionConfig(SublayerConfig):
     def notes(self, d_model: int) -> list[str]:
         heads = f"{self.n_heads} heads of {self.plain_dim} + {self.rotary_dim}, latent {self.kv_rank:,}"
         return [heads, f"{self.mask.describe()} mask", self.position.describe()]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("n_heads", "kv_rank", "plain_dim", "rotary_dim", "value_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
     @property
     def stream_mask(self) -> Mask:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, final
 
 from qkv.caches import CacheShape
-from qkv.config import config
+from qkv.config import Share, config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
@@ -58,7 +58,7 @@ class HeadsConfig(SublayerConfig, ABC):
     bias: bool = False
     out_bias: bool | None = None
     qk_norm: NormConfig | None = None
-    weight_dropout: float = 0.0
+    weight_dropout: Share = 0.0
     scale: float | None = None
 
     def notes(self, d_model: int) -> list[str]:
@@ -67,12 +67,9 @@ class HeadsConfig(SublayerConfig, ABC):
         return [f"{self.n_heads} heads of {width}{kv}", f"{self.mask.describe()} mask"]
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
         if self.n_heads < 1 or n_kv_heads < 1 or self.n_heads % n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
-        if not 0 <= self.weight_dropout < 1:
-            raise ConfigError(f"weight_dropout={self.weight_dropout} must be at least 0 and below 1")
 
 
 class Heads(NamedTuple):

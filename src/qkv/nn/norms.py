@@ -1,14 +1,13 @@
 """Normalisation over the width, with ε inside the root, computed in at least float32."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, config
-from qkv.errors import ConfigError
+from qkv.config import Config, Configured, config, must
 from qkv.shapes import Float, Tensor
 
 
@@ -24,11 +23,7 @@ class Norm(Configured, nn.Module, ABC):
 class NormConfig(Config, ABC):
     """Base of the configs of norms. `eps` is added to the variance or mean square, inside the root."""
 
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.eps < 0:
-            raise ConfigError(f"eps={self.eps} must not be negative")
+    eps: Annotated[float, must("not be negative", lambda eps: eps >= 0)] = 1e-5
 
     def build(self, width: int) -> Norm:
         """The norm of vectors of `width` numbers."""

@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from qkv.config import Config, config
+from qkv.config import Config, Count, config
 from qkv.documents import Documents
-from qkv.errors import ConfigError
 from qkv.nn.stateful import Kept, Stateful
 from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Int, Tensor
@@ -221,17 +220,11 @@ class RecurrentConfig(SublayerConfig):
     name: ClassVar[str] = "recurrent"
 
     cell: CellConfig = GRUConfig()
-    d_hidden: int | None = None
-    layers: int = 1
+    d_hidden: Count | None = None
+    layers: Count = 1
 
     def notes(self, d_model: int) -> list[str]:
         return [f"{self.layers} × {self.cell.tag()}, {self.d_hidden or d_model:,} wide"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("d_hidden", "layers"):
-            if (value := getattr(self, key)) is not None and value < 1:
-                raise ConfigError(f"Recurrent.{key}={value} must be at least 1")
 
 
 @final

@@ -8,9 +8,8 @@ from typing import ClassVar, final
 import torch
 import torch.nn.functional as F
 
-from qkv.config import Config, config
+from qkv.config import Config, Share, config
 from qkv.context import Context
-from qkv.errors import ConfigError
 from qkv.masks import Mask
 from qkv.nn.part import Part
 from qkv.shapes import Float, Int, Tensor
@@ -121,7 +120,7 @@ class SublayerConfig(Config, ABC):
     reads_memory: ClassVar[bool] = False
     """Whether it reads the context's memory, such as an encoder's output."""
 
-    dropout: float = 0.0
+    dropout: Share = 0.0
 
     @property
     def stream_mask(self) -> Mask | None:
@@ -131,10 +130,6 @@ class SublayerConfig(Config, ABC):
     def notes(self, d_model: int) -> list[str]:
         """What a drawing says beside it, in a few short lines."""
         return [self.describe()]
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
 
     def build(self, d_model: int) -> Sublayer:
         """The sublayer for a stream of width `d_model`."""

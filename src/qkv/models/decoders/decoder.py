@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, Configured, Count, Share, config
 from qkv.errors import ConfigError
-from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder, check_network
+from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder
 from qkv.nn.recurrent import CellConfig, GRUConfig, Recurrent, State
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
@@ -90,16 +90,12 @@ class DecoderConfig(Config, ABC):
     """
 
     cell: CellConfig = GRUConfig()
-    d_embed: int | None = None
-    d_hidden: int | None = None
-    d_readout: int | None = None
-    layers: int = 1
+    d_embed: Count | None = None
+    d_hidden: Count | None = None
+    d_readout: Count | None = None
+    layers: Count = 1
     bridge: Literal["linear", "copy"] = "linear"
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        sizes = {"d_embed": self.d_embed, "d_hidden": self.d_hidden, "d_readout": self.d_readout}
-        check_network(self.layers, self.dropout, **sizes)
+    dropout: Share = 0.0
 
     def build(self, d_model: int, encoder: RecurrentEncoder) -> "Decoder":
         """The decoder of a model of width `d_model` behind that encoder."""

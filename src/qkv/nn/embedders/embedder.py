@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from qkv.config import Config, config
+from qkv.config import Config, Share, config
 from qkv.errors import ConfigError
 from qkv.nn.part import Part
 from qkv.nn.positions import PositionTableConfig
@@ -26,11 +26,7 @@ class EmbedderConfig(Config, ABC):
     """
 
     position: PositionTableConfig | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be at least 0 and below 1")
+    dropout: Share = 0.0
 
     @property
     def max_length(self) -> int | None:

@@ -1,10 +1,10 @@
 """Rotary position embedding, as data."""
 
-from typing import final
+from typing import Annotated, final
 
 import torch
 
-from qkv.config import config
+from qkv.config import config, must
 from qkv.errors import ConfigError
 from qkv.nn.positions.attention_position import AttentionPositionConfig
 from qkv.nn.positions.rope_scaling import RoPEScalingConfig
@@ -25,16 +25,10 @@ class RoPEConfig(AttentionPositionConfig):
         fraction: Share of a head's coordinates that are rotated, the first ones (GPT-NeoX); the rest know no position.
     """
 
-    theta: float = 10_000.0
+    theta: Annotated[float, must("be above 1; it is usually 10000 or more", lambda theta: theta > 1)] = 10_000.0
     layout: RotaryLayout = "half"
     scaling: RoPEScalingConfig | None = None
-    fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.theta <= 1:
-            raise ConfigError(f"theta={self.theta} must be above 1; it is usually 10000 or more")
-        if not 0 < self.fraction <= 1:
-            raise ConfigError(f"fraction={self.fraction} must be above 0 and at most 1")
+    fraction: Annotated[float, must("be above 0 and at most 1", lambda share: 0 < share <= 1)] = 1.0
 
     def describe(self) -> str:
         scaling = f" ({self.scaling.tag().removesuffix('Scaling')})" if self.scaling else ""
