@@ -247,7 +247,7 @@ MUTANTS = [
     Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),
     Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
-    Mutant("a page that a neighbour shares is given back", "checkpoints/tensors.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
+    Mutant("a page that a neighbour shares is given back", "checkpoints/files.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
     Mutant("half a folder is left", "checkpoints/huggingface.py", "shutil.rmtree(partial, ignore_errors=True)", "pass", FOLDERS),
     # Fine-tuning
     Mutant('slices in the order of their names', "nn/adapters.py",

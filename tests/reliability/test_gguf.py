@@ -49,7 +49,7 @@ def file_of(*infos, keys=(), data=bytes(64)):
 KEY = text("general.alignment") + u32(4)
 
 HOSTILE = {
-    "empty": (b"", "has 0 bytes, a GGUF file at least 24"),
+    "empty": (b"", "empty file"),
     "magic": (b"GGML" + bytes(40), "does not begin with 'GGUF'"),
     "version 1": (header(version=1) + bytes(8), "has version 1, and qkv reads 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
@@ -88,7 +88,7 @@ HOSTILE = {
     "tensor twice": (file_of(info(), info(offset=32)), "the tensor 'a' is given twice"),
     "unknown kind": (file_of(info(kind=99)), "'a' is of type 99, and qkv reads only F32"),
     "known kind": (file_of(info(kind=10)), "'a' is of type Q2_K, and qkv reads only"),
-    "rows of blocks": (file_of(info(shape=(33,), kind=8)), "'a' has rows of 33, not a multiple of the 32 of Q8_0"),
+    "rows of blocks": (file_of(info(shape=(33,), kind=8)), "'a' has rows of 33, not a multiple of its blocks of 32"),
     "path": (file_of(info("../a")), r"'\.\./a': a name must not look like a path"),
     "absolute path": (file_of(info("/a")), "must not look like a path"),
     "name": (file_of(info("a\0")), r"'a\\x00': a name has"),
@@ -296,7 +296,7 @@ def test_what_is_beyond_the_limits_is_refused_at_once(tmp_path):
         ({"general.alignment": 12}, {}, "general.alignment is 12"),
         ({}, {"a": GGUFTensor("Q8_0", (2, 32), torch.zeros(2, 33, dtype=torch.uint8))}, "is not how"),
         ({}, {"a": GGUFTensor("F32", (2,), torch.zeros(2).half())}, "is not how"),
-        ({}, {"a": GGUFTensor("F32", (), torch.zeros(()))}, "which no F32 tensor has"),
+        ({}, {"a": GGUFTensor("F32", (), torch.zeros(()))}, "has 0 axes"),
     ],
 )
 def test_what_the_format_does_not_hold_is_not_written(tmp_path, metadata, tensors, message):

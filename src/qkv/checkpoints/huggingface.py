@@ -1,7 +1,6 @@
 """Models in folders in the layout of Hugging Face, in and out: `config.json` and safetensors."""
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,25 +9,13 @@ from typing import Any
 
 import torch
 
-from qkv.checkpoints import tensors
 from qkv.checkpoints.families import FAMILIES, Family, family_of
 from qkv.checkpoints.families.family import ConfigReader, layers_of
-from qkv.checkpoints.tensors import is_plain_name, read_folder, sync_folder, write_tensors
+from qkv.checkpoints.files import is_plain_name, read_json, sync_folder, write_whole
+from qkv.checkpoints.tensors import read_folder, write_tensors
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a small file.
-
-    Raises:
-        FileError: The file is missing, too large, or holds something else.
-    """
-    data = tensors.read_json(path)
-    if not isinstance(data, dict):
-        raise FileError(f"{path}: holds a {type(data).__name__} and must hold an object; write it again")
-    return data
 
 
 def family_of_folder(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -58,28 +45,22 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
     Raises:
         FileError: The family is not known, a key is not understood, or the weights do not fit the config.
     """
-    path = folder / "config.json"
     family, data = family_of_folder(folder)
     state = read_folder(folder, allow_pickle=allow_pickle)
-    model = _empty_model(family, data, path, len(state))
+    try:
+        config = family.read(ConfigReader(data, str(folder / "config.json")))
+        n_layers = len(layers_of(config))
+        if n_layers > len(state):  # before anything of that size is built
+            raise ConfigError(f"asks for {n_layers} layers and the folder has {len(state)} tensors; mend the file")
+        with torch.device("meta"):
+            model = config.build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from None
     state = _normalise(state, family, folder, "head.weight" in model.state_dict())
     keys = family.keys(model.config)
     keys.check(state, model.state_dict(), source=str(folder))
     model.load_state_dict(keys.to_ours(state, source=str(folder)), assign=True)
     return model.requires_grad_().eval()
-
-
-def _empty_model(family: Family, data: dict[str, Any], path: Path, n_tensors: int) -> Transformer:
-    """The model on the meta device."""
-    try:
-        config = family.read(ConfigReader(data, str(path)))
-        n_layers = len(layers_of(config))
-        if n_layers > n_tensors:  # before anything of that size is built
-            raise FileError(f"{path}: asks for {n_layers} layers and the folder has {n_tensors} tensors; mend the file")
-        with torch.device("meta"):
-            return config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
-        raise FileError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
 def _normalise(state: dict[str, Tensor], family: Family, folder: Path, own_head: bool) -> dict[str, Tensor]:
@@ -126,7 +107,8 @@ def save_model(
     """
     chosen = family_of(model.config, family)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    ids = {"bos_token_id": begin_id, "eos_token_id": _one_or_many(stop_ids), "pad_token_id": None}
+    stop = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids) or None
+    ids = {"bos_token_id": begin_id, "eos_token_id": stop, "pad_token_id": None}
     dtype = str(max(state.values(), key=lambda tensor: tensor.nbytes).dtype).removeprefix("torch.")
     config = chosen.write(model.config) | ids | {"torch_dtype": dtype}
     texts = {"config.json": _json(config), "generation_config.json": _json(ids)} | dict(files or {})
@@ -140,7 +122,7 @@ def save_model(
         partial.mkdir(parents=True)
         _write_weights(chosen.keys(model.config).to_theirs(state), partial, max_shard_bytes)
         for name, text in texts.items():
-            _write(partial / name, text)
+            write_whole(partial / name, [text])
         sync_folder(partial)
         partial.replace(folder)
         sync_folder(folder.parent)
@@ -148,10 +130,6 @@ def save_model(
         raise FileError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _one_or_many(ids: Sequence[int]) -> int | list[int] | None:
-    return ids[0] if len(ids) == 1 else list(ids) or None
 
 
 def _write_weights(state: dict[str, Tensor], folder: Path, max_bytes: int) -> None:
@@ -166,7 +144,7 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_bytes: int) -> No
         shard_of |= dict.fromkeys(names, name)
     size = sum(tensor.nbytes for tensor in state.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shard_of.items()))}
-    _write(folder / "model.safetensors.index.json", _json(index))
+    write_whole(folder / "model.safetensors.index.json", [_json(index)])
 
 
 def _shards(state: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
@@ -183,10 +161,3 @@ def _shards(state: Mapping[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
 
 def _json(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, text: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -22,14 +22,13 @@ from typing import TypeAlias, final
 
 import torch
 
-from qkv.checkpoints.tensors import give_back
+from qkv.checkpoints.files import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.nn.ffn import glu_group
 from qkv.shapes import Tensor
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 
-_REMEDY = "use the config that belongs to these weights"
 _MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
 
 
@@ -50,11 +49,7 @@ class Operation(ABC):
 
     @abstractmethod
     def inverse(self, ours: Tensors) -> Tensors:
-        """From our layout to theirs: undoes `forward`.
-
-        Raises:
-            ShapeError: As in `forward`.
-        """
+        """From our layout to theirs: undoes `forward`, and raises as it does."""
 
 
 @final
@@ -63,57 +58,52 @@ class Transpose(Operation):
     """Swap the two axes of each tensor (GPT-2 stores its weights as inputs by outputs)."""
 
     def forward(self, theirs: Tensors) -> Tensors:
-        """Swap."""
         for tensor in theirs:
             if tensor.ndim != 2:
                 raise ShapeError(f"found {tuple(tensor.shape)}, needs two axes")
         return tuple(tensor.T for tensor in theirs)
 
     def inverse(self, ours: Tensors) -> Tensors:
-        """Swap back."""
         return self.forward(ours)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Fuse(Operation):
-    """Join several tensors into one along axis `dim`, where they have these `sizes`."""
+    """Join the rows of several tensors: `widths` of them, or in turn so many in each of `n_groups` groups."""
 
-    sizes: tuple[int, ...]
-    dim: int = 0
+    widths: tuple[int, ...]
+    n_groups: int = 1
 
     def forward(self, theirs: Tensors) -> Tensors:
-        """Several to one."""
-        _expect(theirs, self.sizes, self.dim)
-        return (torch.cat(theirs, self.dim),)
+        _expect(theirs, tuple(self.n_groups * width for width in self.widths))
+        groups = [tensor.unflatten(0, (self.n_groups, -1)) for tensor in theirs]  # (groups, rows, …)
+        return (torch.cat(groups, 1).flatten(0, 1),)
 
     def inverse(self, ours: Tensors) -> Tensors:
-        """One to several views."""
-        _expect(ours, (sum(self.sizes),), self.dim)
-        return ours[0].split(self.sizes, self.dim)
+        _expect(ours, (self.n_groups * sum(self.widths),))
+        groups = ours[0].unflatten(0, (self.n_groups, -1))  # (groups, rows, …)
+        return tuple(part.flatten(0, 1) for part in groups.split(self.widths, 1))
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Split(Operation):
-    """Cut one tensor along axis `dim` into pieces of these `sizes`: the inverse of `Fuse`."""
+    """Cut the rows of one tensor into pieces of these `widths`: the inverse of `Fuse`."""
 
-    sizes: tuple[int, ...]
-    dim: int = 0
+    widths: tuple[int, ...]
 
     def forward(self, theirs: Tensors) -> Tensors:
-        """One to several views."""
-        return Fuse(self.sizes, self.dim).inverse(theirs)
+        return Fuse(self.widths).inverse(theirs)
 
     def inverse(self, ours: Tensors) -> Tensors:
-        """Several to one."""
-        return Fuse(self.sizes, self.dim).forward(ours)
+        return Fuse(self.widths).forward(ours)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Permute(Operation):
-    """Reorder the rows (axis 0) of each tensor within blocks of `len(order)`: row i of a block is its row `order[i]`.
+    """Reorder the rows of each tensor within blocks of `len(order)`: row i of a block is its row `order[i]`.
 
     With a head's width as the length this goes from interleaved rotary pairs (0 1, 2 3, …) to halves:
     `Permute((*range(0, K, 2), *range(1, K, 2)))`.
@@ -121,60 +111,18 @@ class Permute(Operation):
 
     order: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        assert sorted(self.order) == list(range(len(self.order))), "not a permutation"
-
     def forward(self, theirs: Tensors) -> Tensors:
-        """Reorder."""
-        return tuple(_reorder(tensor, self.order) for tensor in theirs)
-
-    def inverse(self, ours: Tensors) -> Tensors:
-        """Reorder back."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return tuple(_reorder(tensor, back) for tensor in ours)
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Stack(Operation):
-    """Stack `n` tensors of one shape along a new leading axis (the experts of a layer)."""
-
-    n: int
-
-    def forward(self, theirs: Tensors) -> Tensors:
-        """Several to one."""
         for tensor in theirs:
-            _check_like(tensor, theirs[0], tuple(theirs[0].shape))
-        return (torch.stack(theirs),)
+            if tensor.ndim < 1 or tensor.shape[0] % len(self.order):
+                raise ShapeError(f"found {tuple(tensor.shape)}, needs a multiple of {len(self.order)} rows")
+        return tuple(tensor.unflatten(0, (-1, len(self.order)))[:, self.order].flatten(0, 1) for tensor in theirs)
 
     def inverse(self, ours: Tensors) -> Tensors:
-        """One to several views."""
-        _expect(ours, (self.n,), 0)
-        return ours[0].unbind(0)
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return Permute(tuple(back)).forward(ours)
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class FuseInTurn(Operation):
-    """Join the rows of several tensors, which take turns: in each of `n_groups` groups there are `widths` of them."""
-
-    n_groups: int
-    widths: tuple[int, ...]
-
-    def forward(self, theirs: Tensors) -> Tensors:
-        """Several to one."""
-        _expect(theirs, tuple(self.n_groups * width for width in self.widths), 0)
-        groups = [tensor.unflatten(0, (self.n_groups, -1)) for tensor in theirs]  # (groups, rows, …)
-        return (torch.cat(groups, 1).flatten(0, 1),)
-
-    def inverse(self, ours: Tensors) -> Tensors:
-        """One to several."""
-        _expect(ours, (self.n_groups * sum(self.widths),), 0)
-        groups = ours[0].unflatten(0, (self.n_groups, -1))  # (groups, rows, …)
-        return tuple(part.flatten(0, 1) for part in groups.split(self.widths, 1))
-
-
-def fuse_qkv(n_heads: int, n_kv_heads: int, head_dim: int, value_dim: int) -> FuseInTurn:
+def fuse_qkv(n_heads: int, n_kv_heads: int, head_dim: int, value_dim: int) -> Fuse:
     """Join q, k and v: for each kv head the rows of its group's query heads, of its key head, of its value head.
 
     Raises:
@@ -182,13 +130,13 @@ def fuse_qkv(n_heads: int, n_kv_heads: int, head_dim: int, value_dim: int) -> Fu
     """
     if n_kv_heads < 1 or n_heads % n_kv_heads:
         raise ConfigError(f"n_heads={n_heads} must be a multiple of n_kv_heads={n_kv_heads}")
-    return FuseInTurn(n_kv_heads, (n_heads // n_kv_heads * head_dim, head_dim, value_dim))
+    return Fuse((n_heads // n_kv_heads * head_dim, head_dim, value_dim), n_kv_heads)
 
 
-def fuse_glu(d_ff: int) -> FuseInTurn:
+def fuse_glu(d_ff: int) -> Fuse:
     """Join the gate and the values of a GLU."""
     group = glu_group(d_ff)
-    return FuseInTurn(d_ff // group, (group, group))
+    return Fuse((group, group), d_ff // group)
 
 
 @final
@@ -205,14 +153,17 @@ class Rule:
         self.theirs = (theirs,) if isinstance(theirs, str) else theirs
         self.ours = (ours,) if isinstance(ours, str) else ours
         self.operations = operations
-        assert len({"{}" in name for name in (*self.theirs, *self.ours)}) == 1, (
-            f"a rule is per layer or not: {self.ours}"
-        )
+        assert len({"{}" in name for name in (*self.theirs, *self.ours)}) == 1, f"per layer or not: {self.ours}"
 
-    def at_layer(self, layer: int) -> "Rule":
-        """The rule with the layer's number in its keys."""
-        theirs, ours = (tuple(name.replace("{}", str(layer)) for name in names) for names in (self.theirs, self.ours))
-        return Rule(theirs, ours, *self.operations)
+    def at_layers(self, n: int) -> "list[Rule]":
+        """The rule for each layer, with its number in the keys; the rule itself where it names none."""
+        if "{}" not in self.ours[0]:
+            return [self]
+
+        def at(names: tuple[str, ...], layer: int) -> tuple[str, ...]:
+            return tuple(name.replace("{}", str(layer)) for name in names)
+
+        return [Rule(at(self.theirs, i), at(self.ours, i), *self.operations) for i in range(n)]
 
     def forward(self, tensors: Tensors) -> Tensors:
         """From the tensors named `theirs` to those named `ours`."""
@@ -241,8 +192,8 @@ class KeyMap:
     """
 
     def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = ()):
-        self.rules = [at for rule in rules for at in _expand(rule, n_layers)]
-        self._ignore = [re.compile(re.escape(key).replace(r"\{\}", r"\d+")) for key in ignore]
+        self.rules = [at for rule in rules for at in rule.at_layers(n_layers)]
+        self._ignore = re.compile("|".join(re.escape(key).replace(r"\{\}", r"\d+") for key in ignore) or "$^")
         for side in ([rule.theirs for rule in self.rules], [rule.ours for rule in self.rules]):
             names = [name for names in side for name in names]
             assert len(set(names)) == len(names), "a key is in two rules"
@@ -262,36 +213,25 @@ class KeyMap:
             step: What to make of the tensors of a rule; for one that does more than the rule says.
 
         Raises:
-            FileError: Keys are missing or left over, or shapes do not fit: all that do not are named.
+            FileError: Keys are missing or left over, or shapes do not fit: all are named.
         """
         steps = [(rule.theirs, rule.ours, partial(step, rule)) for rule in self.rules]
-        return _convert(state, steps, source, self._carries_nothing)
+        return _convert(self._known(state), steps, source)
 
     def to_theirs(self, state: dict[str, Tensor], *, source: str = "the model") -> dict[str, Tensor]:
-        """Their tensors from ours: the inverse of `to_ours`. Also empties `state`.
-
-        Raises:
-            FileError: As in `to_ours`.
-        """
+        """Their tensors from ours: the inverse of `to_ours`. Also empties `state`, and raises as it does."""
         return _convert(state, [(rule.ours, rule.theirs, rule.inverse) for rule in self.rules], source)
 
     def check(self, state: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
-        """Check their tensors against a model of ours before any is converted, in their names and shapes.
-
-        Args:
-            state: What was read.
-            model: The model's `state_dict()`, on the meta device.
-            source: What errors call the file or folder.
-
-        Raises:
-            FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all of them
-                are named.
-        """
-        found = {key: tensor for key, tensor in state.items() if not self._carries_nothing(key)}
+        """Check their tensors as `check_fit` does, before any is converted, in their names and shapes."""
+        found = {key: tensor for key, tensor in state.items() if not self._ignore.fullmatch(key)}
         check_fit(found, self.to_theirs(dict(model)), source=source)
 
-    def _carries_nothing(self, key: str) -> bool:
-        return any(pattern.fullmatch(key) for pattern in self._ignore)
+    def _known(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same dict without what carries nothing."""
+        for key in [key for key in state if self._ignore.fullmatch(key)]:
+            del state[key]
+        return state
 
 
 def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
@@ -329,17 +269,10 @@ def check_depth(depth: int, n_tensors: int, *, source: str) -> None:
         raise FileError(f"{source}: asks for {depth} layers and there are {n_tensors} tensors of weights; mend 'model'")
 
 
-def _expand(rule: Rule, n_layers: int) -> list[Rule]:
-    if "{}" not in rule.ours[0]:
-        return [rule]
-    return [rule.at_layer(layer) for layer in range(n_layers)]
-
-
 def _convert(
     state: dict[str, Tensor],
     steps: Sequence[tuple[tuple[str, ...], tuple[str, ...], Callable[[Tensors], Tensors]]],
     source: str,
-    ignored: Callable[[str], bool] = lambda key: False,
 ) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     faults: list[str] = []
@@ -357,12 +290,11 @@ def _convert(
         made.update(zip(outputs, results, strict=True))
         kept = {tensor.untyped_storage().data_ptr() for tensor in results}
         give_back(tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in kept)
-    _refuse(faults + [_left_over(key) for key in state if not ignored(key)], source)
+    _refuse(faults + [_left_over(key) for key in state], source)
     return made
 
 
-_TOLD = 20
-"""So many faults are told one by one."""
+_TOLD = 20  # so many faults are told one by one
 
 
 def _refuse(faults: Sequence[str], source: str) -> None:
@@ -370,28 +302,19 @@ def _refuse(faults: Sequence[str], source: str) -> None:
         return
     count = f"{len(faults)} things do not fit: " if len(faults) > 1 else ""
     more = f"; and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-    raise FileError(f"{source}: {count}{'; '.join(faults[:_TOLD])}{more}; {_REMEDY}")
+    told = "; ".join(faults[:_TOLD])
+    raise FileError(f"{source}: {count}{told}{more}; use the config that belongs to these weights")
 
 
 def _left_over(key: str) -> str:
     return f"{key!a} has no place in the model"
 
 
-def _expect(tensors: Tensors, sizes: tuple[int, ...], dim: int) -> None:
-    """Each tensor has its size along `dim`, and is otherwise like the first."""
-    for tensor, size in zip(tensors, sizes, strict=True):
-        first = tensors[0].shape
-        _check_like(tensor, tensors[0], (*first[:dim], size, *first[dim + 1 :]))
-
-
-def _check_like(tensor: Tensor, first: Tensor, needed: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != needed:
-        raise ShapeError(f"found {tuple(tensor.shape)}, needs {needed}")
-    if tensor.dtype != first.dtype:  # torch.cat would promote, and the way back would not give the same bits
-        raise ShapeError(f"found {tensor.dtype} beside {first.dtype}, needs one dtype")
-
-
-def _reorder(tensor: Tensor, order: Sequence[int]) -> Tensor:
-    if tensor.ndim < 1 or tensor.shape[0] % len(order):
-        raise ShapeError(f"found {tuple(tensor.shape)}, needs a multiple of {len(order)} rows")
-    return tensor.unflatten(0, (-1, len(order)))[:, list(order)].flatten(0, 1)
+def _expect(tensors: Tensors, rows: tuple[int, ...]) -> None:
+    """Each tensor has so many rows, and is otherwise like the first."""
+    first = tensors[0]
+    for tensor, n in zip(tensors, rows, strict=True):
+        if tuple(tensor.shape) != (needed := (n, *first.shape[1:])):
+            raise ShapeError(f"found {tuple(tensor.shape)}, needs {needed}")
+        if tensor.dtype != first.dtype:  # torch.cat would promote, and the way back would not give the same bits
+            raise ShapeError(f"found {tensor.dtype} beside {first.dtype}, needs one dtype")

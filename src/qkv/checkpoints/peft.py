@@ -16,9 +16,9 @@ from torch import nn
 
 from qkv.checkpoints.families import Family
 from qkv.checkpoints.families.family import ConfigReader
-from qkv.checkpoints.tensors import read_json, read_tensors, write_tensors
+from qkv.checkpoints.files import read_json, write_whole
+from qkv.checkpoints.tensors import read_tensors, write_tensors
 from qkv.errors import FileError
-from qkv.fetch import write_atomic
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig, Target
 from qkv.nn.sublayer import Sublayer
@@ -127,7 +127,7 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, model: Transfo
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-        write_atomic(folder / CONFIG, json.dumps(settings, indent=2).encode())
+        write_whole(folder / CONFIG, [json.dumps(settings, indent=2).encode()])
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
@@ -234,8 +234,6 @@ class _Settings(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> "_Settings":
         data = read_json(path)
-        if not isinstance(data, dict):
-            raise FileError(f"{path}: holds a {type(data).__name__} and must hold an object")
         source = ConfigReader(data, str(path))
         for key, value in _ONLY.items():
             source.require(key, value)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from qkv.checkpoints.files import brief, file_size, quote
 from qkv.errors import FileError
 from qkv.shapes import Tensor
 
@@ -26,22 +27,20 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # what torch says of itself
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler runs over hostile bytes: any of a dozen types
-        reason = " ".join(str(error).split())[:150]
-        raise FileError(f"{path}: not readable as weights only ({reason}); {_REMEDY}") from None
+        raise FileError(f"{path}: not readable as weights only ({brief(error)}); {_REMEDY}") from None
     if not isinstance(content, dict):
         raise FileError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; {_REMEDY}")
     size = path.stat().st_size
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise FileError(f"{path}: entry {ascii(name)[:100]} is not a named tensor; {_REMEDY}")
+            raise FileError(f"{path}: entry {quote(name)} is not a named tensor; {_REMEDY}")
         if tensor.numel() * tensor.itemsize > size:  # strides of zero: small in the file, huge once copied
-            raise FileError(f"{path}: tensor {ascii(name)[:100]} is larger than the file of {size} bytes; {_REMEDY}")
+            raise FileError(f"{path}: tensor {quote(name)} is larger than the file of {size} bytes; {_REMEDY}")
     return content
 
 
 def _check_zip(path: Path) -> None:
-    if not path.is_file():
-        raise FileError(f"{path}: no such file; check the path")
+    file_size(path)
     try:
         with zipfile.ZipFile(path) as archive:
             compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())

@@ -16,16 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
+from qkv.checkpoints.files import file_size, is_plain_name, parse_json, quote, read_json, reading, sync_folder
 from qkv.checkpoints.formats import FORMAT, from_format
-from qkv.checkpoints.tensors import (
-    encode_tensors,
-    file_size,
-    is_plain_name,
-    parse_json,
-    read_json,
-    read_tensors,
-    sync_folder,
-)
+from qkv.checkpoints.tensors import encode_tensors, read_tensors
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.shapes import Tensor
 
@@ -80,8 +73,6 @@ class Checkpoint:
             if _sha256(path / name) != digest:
                 raise FileError(f"{path / name}: its SHA-256 is not the manifest's; use another checkpoint")
         state = read_json(path / "state.json")
-        if not isinstance(state, dict):
-            raise FileError(f"{path / 'state.json'}: not a JSON object; use another checkpoint")
         strangers = sorted(p.name for p in path.iterdir() if p.name not in listed and p.name != _MANIFEST)
         warnings = tuple(f"{path}: ignoring {name!a}, which its manifest does not list" for name in strangers)
         files = tuple(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
@@ -275,14 +266,11 @@ def _read_manifest(folder: Path) -> tuple[int, int, dict[str, tuple[int, str]]]:
             case {"bytes": int(size), "sha256": str(digest)} if is_plain_name(name):
                 listed[name] = size, digest
             case _:
-                reason = f"entry {ascii(name)[:100]} is not a plain file name with size and SHA-256"
+                reason = f"entry {quote(name)} is not a plain file name with size and SHA-256"
                 raise FileError(f"{path}: {reason}; use another checkpoint")
     return number, step, listed
 
 
 def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); use another checkpoint") from None
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,35 +1,37 @@
 """Tensors on disk: safetensors files and folders of them, read with distrust.
 
 The header is checked here: the safetensors library lets through duplicate keys and names such as `../x`. The data are
-memory-mapped: read when they are used, and given back to the system when used no more, which the library's maps
-cannot do. See https://github.com/huggingface/safetensors, "Format"; the tests hold both ways to the library.
+memory-mapped, and given back to the system when used no more, which the library's maps cannot do.
+See https://github.com/huggingface/safetensors, "Format"; the tests hold both ways to the library.
 """
 
 import hashlib
 import json
 import math
 import mmap
-import os
-import re
-import reprlib
-import stat
 import struct
-import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
+from qkv.checkpoints.files import (
+    AGAIN,
+    MAX_COUNT,
+    MAX_JSON,
+    check_name,
+    is_plain_name,
+    map_file,
+    parse_json,
+    quote,
+    read_json,
+    reading,
+    write_whole,
+)
 from qkv.checkpoints.pickled import read_pickled
 from qkv.errors import FileError
 from qkv.shapes import Tensor
-
-MAX_JSON = 16 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
-MAX_PARTS = 400_000  # values in one JSON text, more or less: they cost time; a tensor in a header takes about 13
-MAX_NAME = 500  # characters
-MAX_COUNT = 1 << 60  # items or bytes; beyond it torch's own arithmetic would wrap
 
 DTYPES = {
     "F64": torch.float64,
@@ -49,10 +51,6 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}", re.ASCII)
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 100
-_AGAIN = "copy or download the file again"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -63,68 +61,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         FileError: The file is missing, or breaks a rule of the format; the message names the tensor.
     """
-    start, entries = _check_file(path)
-    if not any(entry.end > entry.begin for entry in entries.values()):
-        return {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in entries.items()}
-    try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be mapped ({_line(error)}); check the disk and its permissions") from None
-    tensors = {name: _view(mapped, start + entry.begin, entry) for name, entry in entries.items()}
-    remember_map(mapped)
-    return tensors
-
-
-def remember_map(mapped: mmap.mmap) -> None:
-    """Let `give_back` know a mapped file."""
-    _Map.remember(mapped)
-
-
-def give_back(tensors: Iterable[Tensor]) -> None:
-    """Tell the system that tensors are needed no more: what was read of a mapped file leaves the memory at once.
-
-    Whoever calls this promises to use none of them again, nor views of them: what was written to them is lost. Nothing
-    happens to tensors outside of the files that `remember_map` was told of, nor where the system cannot be told.
-    """
-    for tensor in tensors:
-        if tensor.device.type == "cpu" and tensor.is_contiguous():
-            for known in list(_Map.known):
-                known.drop(tensor.data_ptr(), tensor.nbytes)
-
-
-class _Map:
-    """A mapped file, while it is mapped: no other memory can lie in its range meanwhile."""
-
-    known: ClassVar[list["_Map"]] = []
-
-    def __init__(self, mapped: mmap.mmap) -> None:
-        self.begin = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
-        self.size = len(mapped)
-        self.mapped = weakref.ref(mapped, lambda _: _Map.known.remove(self))
-
-    @classmethod
-    def remember(cls, mapped: mmap.mmap) -> None:
-        if sys.platform == "linux":  # elsewhere the advice means something else, or there is none
-            cls.known.append(cls(mapped))
-
-    def drop(self, address: int, size: int) -> None:
-        """The whole pages of a range, if it lies in this map; those at its ends hold parts of others."""
-        mapped, begin = self.mapped(), address - self.begin
-        if mapped is None or begin < 0 or begin + size > self.size:
-            return
-        first, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, (begin + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > first:
-            mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
+    with reading(path):
+        mapped = map_file(path)
+        size, length = len(mapped), int.from_bytes(mapped[:8], "little")
+        if size < 8 or length > min(size - 8, MAX_JSON):
+            raise ValueError(f"header length {length} does not fit a file of {size} bytes (at most {MAX_JSON})")
+        entries = _check_header(mapped[8 : 8 + length], size - 8 - length)
+    return {name: _view(mapped, 8 + length + entry.begin, entry) for name, entry in entries.items()}
 
 
 def _view(mapped: mmap.mmap, begin: int, entry: "_Entry") -> Tensor:
-    count = math.prod(entry.shape)
-    if count == 0:
+    if entry.end == entry.begin:
         return torch.empty(entry.shape, dtype=entry.dtype)
     if begin % entry.dtype.itemsize:  # not aligned: the format does not promise it
-        whole = bytearray(mapped[begin : begin + count * entry.dtype.itemsize])
+        whole = bytearray(mapped[begin : begin + entry.end - entry.begin])
         return torch.frombuffer(whole, dtype=entry.dtype).view(entry.shape)
+    count = math.prod(entry.shape)
     return torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=begin).view(entry.shape)
 
 
@@ -139,19 +91,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         FileError: The disk is full or not writable, or a tensor has a name or dtype that the format does not hold.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(encode_tensors(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise FileError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another place"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, encode_tensors(tensors, metadata))
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[Any]:
@@ -169,7 +109,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     for name in order:
         tensor = tensors[name]
         if tensor.dtype not in _CODES:
-            raise FileError(f"{_quote(name)}: safetensors files hold no {tensor.dtype}; convert it first")
+            raise FileError(f"{quote(name)}: safetensors files hold no {tensor.dtype}; convert it first")
         begin, end = end, end + tensor.numel() * tensor.itemsize
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -180,8 +120,12 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
         raise FileError(f"the tensors to write: {error}; rename them or use several files") from None
     yield struct.pack("<Q", len(text)) + text
     for name in order:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data
+        yield raw_bytes(tensors[name])
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, not copied where it is contiguous and on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -222,88 +166,23 @@ def read_folder(folder: Path, *, allow_pickle: bool = False) -> dict[str, Tensor
     raise FileError(f"{folder}: has no model.safetensors and no model.safetensors.index.json; give a model's folder")
 
 
-def read_json(path: Path) -> Any:
-    """Plain data from a JSON file of at most `MAX_JSON` bytes.
-
-    Raises:
-        FileError: The file is missing, too large, not JSON, or gives a key twice.
-    """
-    size = file_size(path)
-    if size > MAX_JSON:
-        raise FileError(f"{path}: has {size} bytes, more than the {MAX_JSON} of any such file; {_AGAIN}")
-    try:
-        return parse_json(path.read_bytes())
-    except ValueError as error:
-        raise FileError(f"{path}: {error}; {_AGAIN}") from None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
-
-
-def parse_json(text: bytes) -> Any:
-    """Plain data from JSON text that may be hostile.
-
-    Raises:
-        ValueError: Over `MAX_JSON` bytes or `MAX_PARTS` values, not JSON, or a key given twice.
-    """
-    if len(text) > MAX_JSON:
-        raise ValueError(f"{len(text)} bytes of JSON, at most {MAX_JSON} are read")
-    if (parts := sum(text.count(mark) for mark in b"{[:,")) > MAX_PARTS:
-        raise ValueError(f"some {parts} values in its JSON, at most {MAX_PARTS} are read")
-    try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON ({_line(error)})") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    if os.name == "nt":  # where a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_size(path: Path) -> int:
-    """Bytes in a regular file; to open anything else, such as a pipe, could block for ever.
-
-    Raises:
-        FileError: There is no such file, or it is not a regular one.
-    """
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}; check the path") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError(f"{path}: not a regular file; check the path")
-    return found.st_size
-
-
-def is_plain_name(name: object) -> bool:
-    """Whether a name from a file may be used inside a folder: letters, digits, `_`, `-`, `.`; never a path."""
-    return isinstance(name, str) and _PLAIN.fullmatch(name) is not None
-
-
 def _read_shards(index: Path, suffix: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    content = read_json(index)
-    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    shard_of = read_json(index).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
-        raise FileError(f"{index}: weight_map is missing or empty; {_AGAIN}")
+        raise FileError(f"{index}: weight_map is missing or empty; {AGAIN}")
     for shard in shard_of.values():
         if not is_plain_name(shard) or not shard.endswith(suffix):
-            raise FileError(f"{index}: weight_map names {_quote(shard)}, not a {suffix} file of this folder; {_AGAIN}")
+            raise FileError(f"{index}: weight_map names {quote(shard)}, not a {suffix} file of this folder; {AGAIN}")
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(shard_of.values())):
         found = read(index.parent / shard)
         for name in found:
             if shard_of.get(name) != shard:
-                raise FileError(f"{index.parent / shard}: holds {_quote(name)}, unlike {index.name} says; {_AGAIN}")
+                raise FileError(f"{index.parent / shard}: holds {quote(name)}, unlike {index.name} says; {AGAIN}")
         tensors |= found
     for name, shard in shard_of.items():
         if name not in tensors:
-            raise FileError(f"{index.parent / shard}: lacks {_quote(name)}, which {index.name} lists; {_AGAIN}")
+            raise FileError(f"{index.parent / shard}: lacks {quote(name)}, which {index.name} lists; {AGAIN}")
     return tensors
 
 
@@ -319,21 +198,6 @@ class _Entry(NamedTuple):
     shape: list[int]
 
 
-def _check_file(path: Path) -> tuple[int, dict[str, _Entry]]:
-    """Where the data begin, and what they are."""
-    size = file_size(path)
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_JSON):
-                raise ValueError(f"header length {length} does not fit a file of {size} bytes (at most {MAX_JSON})")
-            return 8 + length, _check_header(file.read(length), size - 8 - length)
-    except ValueError as error:
-        raise FileError(f"{path}: {error}; {_AGAIN}") from None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the disk and its permissions") from None
-
-
 def _check_header(text: bytes, data_size: int) -> dict[str, _Entry]:
     header = parse_json(text)
     if not isinstance(header, dict):
@@ -347,7 +211,7 @@ def _check_header(text: bytes, data_size: int) -> dict[str, _Entry]:
     for begin, end, name in ranges:
         if begin != position:
             kind = "overlap the tensor before" if begin < position else "leave a hole before"
-            raise ValueError(f"tensor {_quote(name)}: data_offsets {begin} to {end} {kind}")
+            raise ValueError(f"tensor {quote(name)}: data_offsets {begin} to {end} {kind}")
         position = end
     if position != data_size:
         raise ValueError(f"data_offsets end at {position}, the data has {data_size} bytes")
@@ -356,21 +220,18 @@ def _check_header(text: bytes, data_size: int) -> dict[str, _Entry]:
 
 def _entry(name: str, entry: object) -> _Entry:
     """A tensor's entry, after all checks that need no other tensor."""
-    where = f"tensor {_quote(name)}"
-    if not name or len(name) > MAX_NAME or not name.isprintable():
-        raise ValueError(f"{where}: a name has 1 to {MAX_NAME} printable characters")
-    if ".." in name or name.startswith("/"):
-        raise ValueError(f"{where}: a name must not look like a path")
+    check_name(name, "tensor")
+    where = f"tensor {quote(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where}: needs exactly dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"{where}: dtype {_quote(code)} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"{where}: dtype {quote(code)} is not one of {', '.join(DTYPES)}")
     # An empty tensor's other axes take no bytes, but torch multiplies them for its strides.
     if not _are_counts(shape, 64) or math.prod(max(size, 1) for size in shape) > MAX_COUNT:
-        raise ValueError(f"{where}: shape {_quote(shape)} is not a list of possible sizes")
+        raise ValueError(f"{where}: shape {quote(shape)} is not a list of possible sizes")
     if not _are_counts(offsets, 2) or len(offsets) != 2:
-        raise ValueError(f"{where}: data_offsets {_quote(offsets)} is not a pair of byte positions")
+        raise ValueError(f"{where}: data_offsets {quote(offsets)} is not a pair of byte positions")
     begin, end = offsets
     if end - begin != (needed := math.prod(shape) * DTYPES[code].itemsize):
         raise ValueError(f"{where}: shape {shape} of {code} needs {needed} bytes, data_offsets give {end - begin}")
@@ -381,21 +242,3 @@ def _are_counts(values: object, at_most: int) -> TypeGuard[list[int]]:
     if not isinstance(values, list) or len(values) > at_most:
         return False
     return all(type(value) is int and 0 <= value <= MAX_COUNT for value in values)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {_quote(twice)} is given twice")
-    return made
-
-
-def _quote(value: object) -> str:
-    """A value from a hostile file as part of a message: short, and its unprintable characters escaped."""
-    return _SHORT.repr(value)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

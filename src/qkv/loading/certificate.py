@@ -77,7 +77,7 @@ def read_certificate(folder: Path) -> dict[str, Any] | None:
     Raises:
         FileError: It is damaged.
     """
-    from qkv.checkpoints.tensors import read_json
+    from qkv.checkpoints.files import read_json
 
     if not (folder / NAME).is_file():
         return None

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from qkv.checkpoints import check_fit, peft
+from qkv.checkpoints.files import read_json
 from qkv.checkpoints.gguf import Opened, load_gguf, open_gguf
-from qkv.checkpoints.huggingface import family_of_folder, load_model, read_json
+from qkv.checkpoints.huggingface import family_of_folder, load_model
 from qkv.config import expand_home
 from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import FileError

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from qkv.checkpoints import check_fit, read_folder, write_tensors
+from qkv.checkpoints.files import sync_folder
 from qkv.checkpoints.formats import FORMAT, from_format
-from qkv.checkpoints.tensors import sync_folder
 from qkv.config import dump_yaml, expand_home, read_yaml
 from qkv.data.pairs import SIDES
 from qkv.errors import ConfigError, FileError

@@ -10,12 +10,12 @@ from torch import nn
 
 from qkv.checkpoints.families import FAMILIES
 from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.files import give_back
 from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
 from qkv.checkpoints.gguf.reader import read_gguf
 from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, check_fit
-from qkv.checkpoints.tensors import give_back
 from qkv.errors import ConfigError, FileError
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.quantised import HalfLinear, Int4Linear, Packed

@@ -8,9 +8,9 @@ import torch
 
 from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, Heads, architecture_of
-from qkv.checkpoints.gguf.kinds import KINDS
+from qkv.checkpoints.gguf.kinds import KINDS, GGUFTensor
 from qkv.checkpoints.gguf.metadata import ROPE_FACTORS, head_dim_of, read_config, write_metadata
-from qkv.checkpoints.gguf.reader import GGUF, GGUFTensor
+from qkv.checkpoints.gguf.reader import GGUF
 from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.errors import FileError
 from qkv.shapes import Tensor
