@@ -6,23 +6,10 @@ Source: llama.cpp's converters (`conversion/*.py`) and `gguf-py/gguf/constants.p
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final
 
-from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.maps import Operation, Permute, ShapeError, Split, Tensors, Transpose, fuse_qkv
 from qkv.errors import FileError
-
-Metadata: TypeAlias = dict[str, Any]
-
-
-@final
-@dataclass(frozen=True)
-class Heads:
-    """Sizes of the heads, which decide how rows are ordered."""
-
-    d_model: int
-    n_heads: int
-    head_dim: int
 
 
 @final
@@ -36,25 +23,15 @@ class Shift(Operation):
     by: float
 
     def forward(self, theirs: Tensors) -> Tensors:
-        """Add."""
         if not all(tensor.is_floating_point() for tensor in theirs):
             raise ShapeError("found quantised blocks, needs plain numbers")
         return tuple(tensor.float() + self.by for tensor in theirs)
 
     def inverse(self, ours: Tensors) -> Tensors:
-        """Subtract."""
         return Shift(-self.by).forward(ours)
 
 
 Operations: TypeAlias = Mapping[str, tuple[Operation, ...]]
-
-
-def _nothing(heads: Heads) -> Operations:
-    return {}
-
-
-def _no_extra(source: ConfigReader, target: Metadata) -> None:
-    pass
 
 
 @final
@@ -67,13 +44,11 @@ class Architecture:
         keys: Metadata (without the architecture's prefix) and the key of `config.json` that says the same.
         names: Tensors (without `.weight` and `.bias`) and their names there; `{}` is the layer.
         fixed: Keys of `config.json` that have only this value here.
-        only: Likewise, and not worth writing into one.
-        own_head_dim: Whether `config.json` says the width of a head; otherwise it is d_model / heads.
-        partial: Whether a part of a head may be rotated; None: no rotation at all.
-        operations: What happens to rows on the way to Hugging Face, by name.
-        to_config: Adds what needs more than a table, from metadata to `config.json`.
-        to_metadata: And back.
         harmless: Keys of `config.json` that need no place in the metadata.
+        derived: Keys of `config.json` that follow from others.
+        operations: From n_heads and head_dim, what happens to the rows of tensors on the way to Hugging Face, by name.
+        rotated: Whether heads are rotated in whole, or a part of them may be.
+        own_head_dim: Whether `config.json` says the width of a head; otherwise it is d_model / heads.
         own_head: Whether llama.cpp demands a tensor for the head, also where it is the embedding table.
     """
 
@@ -81,13 +56,11 @@ class Architecture:
     keys: Mapping[str, str]
     names: Mapping[str, str]
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    only: Mapping[str, Any] = field(default_factory=dict)
-    own_head_dim: bool = False
-    partial: bool | None = False
-    operations: Callable[[Heads], Operations] = _nothing
-    to_config: Callable[[ConfigReader, Metadata], None] = _no_extra
-    to_metadata: Callable[[ConfigReader, Metadata], None] = _no_extra
     harmless: tuple[str, ...] = ()
+    derived: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    operations: Callable[[int, int], Operations] = lambda n_heads, head_dim: {}
+    rotated: Literal["none", "whole", "part"] = "whole"
+    own_head_dim: bool = False
     own_head: bool = False
 
 
@@ -110,34 +83,26 @@ _NORMS = {
 }
 _QK_NORMS = {f"blk.{{}}.attn_{name}_norm": f"model.layers.{{}}.self_attn.{name}_norm" for name in "qk"}
 _LLAMA = _ENDS | _QKV | _OUT | _GLU | _NORMS
-_DROPOUT = ("attention_dropout",)  # matters in training only
+_SOFTCAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _NO_WINDOW = {"use_sliding_window": False}
 _WINDOW_OFF = ("sliding_window", "max_window_layers", "layer_types")  # have no effect while it is off
 
 
-def _interleave(heads: Heads) -> Operations:
+def _interleave(n_heads: int, head_dim: int) -> Operations:
     """From rotary pairs side by side to pairs half a head apart."""
-    order = Permute((*range(0, heads.head_dim, 2), *range(1, heads.head_dim, 2)))
+    order = Permute((*range(0, head_dim, 2), *range(1, head_dim, 2)))
     return {f"blk.{{}}.attn_{name}": (order,) for name in "qk"}
 
 
-def _gpt2_weights(heads: Heads) -> Operations:
+def _gpt2_weights(n_heads: int, head_dim: int) -> Operations:
     names = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
     return {f"blk.{{}}.{name}.weight": (Transpose(),) for name in names}
 
 
-def _neox_rows(heads: Heads) -> Operations:
+def _neox_rows(n_heads: int, head_dim: int) -> Operations:
     """From all q, all k, all v to q, k, v of each head."""
-    fuse = fuse_qkv(heads.n_heads, heads.n_heads, heads.head_dim, heads.head_dim)
-    return {"blk.{}.attn_qkv": (Split((heads.d_model,) * 3), fuse)}
-
-
-def _neox_config(source: ConfigReader, config: Metadata) -> None:
-    config["use_parallel_residual"] = source.take("use_parallel_residual", bool, True)
-
-
-def _neox_metadata(source: ConfigReader, metadata: Metadata) -> None:
-    metadata["use_parallel_residual"] = source.take("use_parallel_residual", bool, True)
+    fuse = fuse_qkv(n_heads, n_heads, head_dim, head_dim)
+    return {"blk.{}.attn_qkv": (Split((n_heads * head_dim,) * 3), fuse)}
 
 
 _GEMMA_NORMS = {
@@ -150,47 +115,14 @@ _GEMMA_27B = 46
 """Layers of the one model of Gemma 2 whose scores are scaled by d_model / heads; llama.cpp, too, knows it by them."""
 
 
-def _gemma_shift(heads: Heads) -> Operations:
+def _gemma_shift(n_heads: int, head_dim: int) -> Operations:
     return {name: (Shift(-1.0),) for name in (*_GEMMA_NORMS, "output_norm")}
 
 
-def _gemma_scale(config: Metadata) -> int:
-    width = config["hidden_size"] // config["num_attention_heads"]
-    return width if config["num_hidden_layers"] == _GEMMA_27B else config["head_dim"]
-
-
-def _gemma_types(n_layers: int) -> list[str]:
-    return ["full_attention" if i % 2 else "sliding_attention" for i in range(n_layers)]
-
-
-def _gemma_config(source: ConfigReader, config: Metadata) -> None:
-    config["sliding_window"] = source.take_positive("attention.sliding_window")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        config[key] = source.take(key, float)
-    config["query_pre_attn_scalar"] = _gemma_scale(config)
-    config["layer_types"] = _gemma_types(config["num_hidden_layers"])
-
-
-def _gemma_metadata(source: ConfigReader, metadata: Metadata) -> None:
-    metadata["attention.sliding_window"] = source.take_positive("sliding_window")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        metadata[key] = source.take(key, float)
-    sizes = {key: metadata[name] for name, key in _SIZES.items()} | {"head_dim": metadata["attention.key_length"]}
-    source.require("query_pre_attn_scalar", _gemma_scale(sizes))
-    source.require("layer_types", _gemma_types(metadata["block_count"]))
-
-
-def _phi_config(source: ConfigReader, config: Metadata) -> None:
-    context = config["max_position_embeddings"]
-    source.require("rope.scaling.original_context_length", context)
-    config["original_max_position_embeddings"] = context
-    config["sliding_window"] = source.take("attention.sliding_window", int, 0) or None
-
-
-def _phi_metadata(source: ConfigReader, metadata: Metadata) -> None:
-    source.require("original_max_position_embeddings", metadata["context_length"])
-    metadata["rope.scaling.original_context_length"] = metadata["context_length"]
-    metadata["attention.sliding_window"] = source.optional("sliding_window", int) or 0
+def _gemma2_derived(config: Mapping[str, Any]) -> dict[str, Any]:
+    n, width = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
+    return {"query_pre_attn_scalar": width if n == _GEMMA_27B else config["head_dim"], "layer_types": kinds}
 
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
@@ -199,16 +131,16 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         keys=_SIZES,
         names=_LLAMA,
         fixed={"hidden_act": "silu"},
-        own_head_dim=True,
         operations=_interleave,
-        harmless=(*_DROPOUT, "attention_bias", "mlp_bias", "is_llama_config"),  # the tensors tell of biases
+        own_head_dim=True,
+        harmless=("attention_bias", "mlp_bias"),  # the tensors tell of biases
     ),
     "qwen2": Architecture(
         model_type="qwen2",
         keys=_SIZES,
         names=_LLAMA,
         fixed={"hidden_act": "silu"} | _NO_WINDOW,
-        harmless=(*_DROPOUT, *_WINDOW_OFF),
+        harmless=_WINDOW_OFF,
     ),
     "qwen3": Architecture(
         model_type="qwen3",
@@ -216,7 +148,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         names=_LLAMA | _QK_NORMS,
         fixed={"hidden_act": "silu", "attention_bias": False} | _NO_WINDOW,
         own_head_dim=True,
-        harmless=(*_DROPOUT, *_WINDOW_OFF),
+        harmless=_WINDOW_OFF,
     ),
     "gpt2": Architecture(
         model_type="gpt2",
@@ -240,39 +172,30 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
             "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
         },
-        fixed={"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-               "add_cross_attention": False},
-        partial=None,
+        fixed={"activation_function": "gelu_new", "scale_attn_weights": True},
         operations=_gpt2_weights,
-        harmless=("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "reorder_and_upcast_attn", "summary_activation",
-                  "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
+        rotated="none",
     ),
     "gemma2": Architecture(
         model_type="gemma2",
-        keys=_SIZES,
+        keys=_SIZES | {"attention.sliding_window": "sliding_window"} | {key: key for key in _SOFTCAPS},
         names=_ENDS | _QKV | _OUT | _GLU | _GEMMA_NORMS,
         fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
-        own_head_dim=True,
+        harmless=("sliding_window_pattern",),  # `layer_types` says it
+        derived=_gemma2_derived,
         operations=_gemma_shift,
-        to_config=_gemma_config,
-        to_metadata=_gemma_metadata,
-        only={"use_bidirectional_attention": False, "hidden_act": "gelu_pytorch_tanh"},
-        harmless=(*_DROPOUT, "cache_implementation"),
+        own_head_dim=True,
     ),
     "phi3": Architecture(
         model_type="phi3",
-        keys=_SIZES,
+        keys=_SIZES | {"attention.sliding_window": "sliding_window"},
         names=_ENDS | _OUT | _NORMS | {
             "blk.{}.attn_qkv": "model.layers.{}.self_attn.qkv_proj",
             "blk.{}.ffn_up": "model.layers.{}.mlp.gate_up_proj",
             "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
         },
         fixed={"hidden_act": "silu"},
-        partial=True,
-        to_config=_phi_config,
-        to_metadata=_phi_metadata,
-        only={"attention_bias": False},
-        harmless=(*_DROPOUT, "resid_pdrop", "embd_pdrop"),
+        rotated="part",
     ),
     "olmo2": Architecture(
         model_type="olmo2",
@@ -282,13 +205,12 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
         },
         fixed={"hidden_act": "silu", "attention_bias": False},
-        harmless=(*_DROPOUT, "layer_types"),
         own_head=True,
     ),
     "gptneox": Architecture(
         model_type="gpt_neox",
         keys={name: key for name, key in _SIZES.items() if key not in ("rms_norm_eps", "num_key_value_heads")}
-        | {"attention.layer_norm_epsilon": "layer_norm_eps"},
+        | {"attention.layer_norm_epsilon": "layer_norm_eps", "use_parallel_residual": "use_parallel_residual"},
         names={
             "token_embd": "gpt_neox.embed_in",
             "output_norm": "gpt_neox.final_layer_norm",
@@ -301,11 +223,8 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "blk.{}.ffn_down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
         },
         fixed={"hidden_act": "gelu", "attention_bias": True},
-        partial=True,
         operations=_neox_rows,
-        to_config=_neox_config,
-        to_metadata=_neox_metadata,
-        harmless=(*_DROPOUT, "hidden_dropout", "classifier_dropout", "is_decoder"),
+        rotated="part",
         own_head=True,
     ),
 }  # fmt: skip
@@ -322,9 +241,8 @@ def architecture_of(metadata: Mapping[str, Any], source: str) -> tuple[str, Arch
     if kind != "model":
         raise FileError(f"{source}: general.type is {kind!a}; qkv reads models, so give the model's file")
     if metadata.get("split.count", 1) != 1:
-        raise FileError(
-            f"{source}: is one of {metadata['split.count']!a} parts; join them with llama-gguf-split --merge"
-        )
+        n = metadata["split.count"]
+        raise FileError(f"{source}: is one of {n!a} parts; join them with llama-gguf-split --merge")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise FileError(f"{source}: general.architecture is {name!a}; qkv reads {known}; use another model")

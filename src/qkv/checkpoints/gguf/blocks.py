@@ -5,7 +5,7 @@ number is `code * scale + zero`. Both ways are bit for bit those of ggml's refer
 """
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 
@@ -27,13 +27,8 @@ def expand(data: Tensor, kind: str, dtype: torch.dtype = torch.float32) -> Tenso
     """
     if KINDS[kind].dtype:
         return data.to(dtype)
-    block, size = KINDS[kind].block, KINDS[kind].size
-    flat = data.reshape(-1, size)
-    out = torch.empty(len(flat), block, dtype=dtype)
-    step = CHUNK // block
-    for i in range(0, len(flat), step):
-        out[i : i + step] = _EXPAND[kind](flat[i : i + step])
-    return out.view(KINDS[kind].shape(data.shape))
+    made = _by_parts(data.reshape(-1, KINDS[kind].size), KINDS[kind].block, dtype, _EXPAND[kind])
+    return made.view(KINDS[kind].shape(data.shape))
 
 
 def quantise(x: Tensor, kind: str) -> Tensor:
@@ -44,18 +39,26 @@ def quantise(x: Tensor, kind: str) -> Tensor:
     """
     if kind not in _QUANTISE:
         raise ConfigError(f"qkv does not quantise to {kind}; choose one of {', '.join(_QUANTISE)}")
-    block, size = KINDS[kind].block, KINDS[kind].size
+    block = KINDS[kind].block
     if x.ndim < 1 or x.shape[-1] % block:
         raise ConfigError(f"rows of {x.shape[-1]} are not whole blocks of {block}; {kind} cannot hold them")
-    flat = x.detach().reshape(-1, block)
-    out = torch.empty(len(flat), size, dtype=torch.uint8)
-    step = CHUNK // block
-    for i in range(0, len(flat), step):
-        part = flat[i : i + step].float()
+
+    def quantise_part(part: Tensor) -> Tensor:
         if not part.isfinite().all():
             raise ConfigError(f"a weight is not finite, and {kind} cannot hold it; mend the model")
-        out[i : i + step] = _QUANTISE[kind](part)
-    return out.view(KINDS[kind].stored(x.shape))
+        return _QUANTISE[kind](part.float())
+
+    made = _by_parts(x.detach().reshape(-1, block), KINDS[kind].size, torch.uint8, quantise_part)
+    return made.view(KINDS[kind].stored(x.shape))
+
+
+def _by_parts(rows: Tensor, width: int, dtype: torch.dtype, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of some rows at a time, (rows, width)."""
+    made = torch.empty(len(rows), width, dtype=dtype)
+    step = CHUNK // max(width, rows.shape[1])
+    for i in range(0, len(rows), step):
+        made[i : i + step] = function(rows[i : i + step])
+    return made
 
 
 def int4_groups(data: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,11 +77,9 @@ def int4_groups(data: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """
     if kind not in _INT4:
         raise ConfigError(f"{kind} has no four-bit codes with scale and zero; only {', '.join(_INT4)}")
-    size, rows = KINDS[kind].size, data.shape[0]
-    flat = data.reshape(-1, size)
-    step = CHUNK // KINDS[kind].block
-    parts = [_INT4[kind](flat[i : i + step]) for i in range(0, len(flat), step)]
-    codes, scale, zero = (torch.cat([part[i] for part in parts]).view(rows, -1) for i in range(3))
+    flat = data.reshape(-1, KINDS[kind].size)
+    parts = [_INT4[kind](part) for part in flat.split(CHUNK // KINDS[kind].block)]
+    codes, scale, zero = (torch.cat(some).view(len(data), -1) for some in zip(*parts, strict=True))
     return codes, scale, zero
 
 
@@ -101,15 +102,6 @@ def _fifth_bits(blocks: Tensor, at: int) -> Tensor:
     return bits.flatten(1) << 4
 
 
-def _int4_0(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scale = _half(blocks, 0)
-    return _nibbles(blocks[:, 2:]), scale, scale * -8
-
-
-def _int4_1(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
-
-
 def _int4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eight groups of 32; six-bit scales and minima of groups 4 to 7 have their upper bits with those of 0 to 3."""
     low, minima, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
@@ -119,31 +111,8 @@ def _int4_k(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, _half(blocks, 0) * scales, -(_half(blocks, 2) * offsets)
 
 
-def _expand_int4(groups: "_Int4") -> Callable[[Tensor], Tensor]:
-    def expand_blocks(blocks: Tensor) -> Tensor:
-        codes, scale, zero = groups(blocks)
-        return (codes.unflatten(1, (-1, 32)) * scale[..., None] + zero[..., None]).flatten(1)
-
-    return expand_blocks
-
-
-def _expand_q4_0(blocks: Tensor) -> Tensor:
-    """As the groups give it, but for the sign of 0."""
-    return (_nibbles(blocks[:, 2:]).to(torch.int8) - 8) * _half(blocks, 0)
-
-
-def _expand_q5_0(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)
-    return (codes.to(torch.int8) - 16) * _half(blocks, 0)
-
-
-def _expand_q5_1(blocks: Tensor) -> Tensor:
-    codes = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
-    return codes * _half(blocks, 0) + _half(blocks, 2)
-
-
-def _expand_q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8) * _half(blocks, 0)
+def _numbers(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return (codes.unflatten(1, (-1, 32)) * scale[..., None] + zero[..., None]).flatten(1)
 
 
 def _expand_q6_k(blocks: Tensor) -> Tensor:
@@ -155,17 +124,20 @@ def _expand_q6_k(blocks: Tensor) -> Tensor:
     return (codes.unflatten(1, (16, 16)) * scale[..., None]).flatten(1)
 
 
-_Int4: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-_INT4: Final[dict[str, _Int4]] = {"Q4_0": _int4_0, "Q4_1": _int4_1, "Q4_K": _int4_k}
+_INT4: Final[dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]]] = {
+    "Q4_0": lambda blocks: (_nibbles(blocks[:, 2:]), _half(blocks, 0), _half(blocks, 0) * -8),
+    "Q4_1": lambda blocks: (_nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)),
+    "Q4_K": _int4_k,
+}
 INT4: Final = frozenset(_INT4)
 """Kinds that `int4_groups` takes."""
 _EXPAND: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "Q4_0": _expand_q4_0,
-    "Q4_1": _expand_int4(_int4_1),
-    "Q4_K": _expand_int4(_int4_k),
-    "Q5_0": _expand_q5_0,
-    "Q5_1": _expand_q5_1,
-    "Q8_0": _expand_q8_0,
+    "Q4_0": lambda blocks: (_nibbles(blocks[:, 2:]).to(torch.int8) - 8) * _half(blocks, 0),  # the zeros have a sign
+    "Q4_1": lambda blocks: _numbers(*_INT4["Q4_1"](blocks)),
+    "Q4_K": lambda blocks: _numbers(*_int4_k(blocks)),
+    "Q5_0": lambda blocks: ((_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)).to(torch.int8) - 16) * _half(blocks, 0),
+    "Q5_1": lambda blocks: (_nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)) * _half(blocks, 0) + _half(blocks, 2),
+    "Q8_0": lambda blocks: blocks[:, 2:].contiguous().view(torch.int8) * _half(blocks, 0),
     "Q6_K": _expand_q6_k,
 }
 

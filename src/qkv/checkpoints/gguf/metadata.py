@@ -1,5 +1,6 @@
 """What a GGUF file says of a model besides its tensors: metadata to `config.json`, and back."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,6 +12,8 @@ from qkv.checkpoints.families.family import ConfigReader
 from qkv.checkpoints.gguf.architectures import Architecture
 from qkv.checkpoints.gguf.reader import GGUF
 from qkv.errors import FileError
+from qkv.nn.positions import LinearScalingConfig, Llama3ScalingConfig, RoPEConfig, YaRNScalingConfig
+from qkv.ops.rotary import frequencies
 from qkv.shapes import Tensor
 
 MAX_HEAD_DIM: Final = 1 << 16
@@ -27,8 +30,12 @@ _REQUIRED: Final[dict[str, Any]] = {
     "rope.scaling.yarn_attn_factor": 1.0,
 }
 """Metadata of any architecture that may have only this value."""
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What every Llama 3 has; the file holds only the factors that come of it."""
+_SAID_ELSEWHERE = {
+    "model_type", "architectures", "tie_word_embeddings", "attention_dropout", "attn_pdrop", "resid_pdrop",
+    "embd_pdrop", "hidden_dropout", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base",
+    "rotary_pct", "original_max_position_embeddings",
+}  # fmt: skip
+"""Keys of `config.json` that matter in training only, or are written by way of the parts of the model."""
 
 
 # --- from metadata to config.json -----------------------------------------------------------------------------------
@@ -51,16 +58,13 @@ def read_config(file: GGUF, name: str, architecture: Architecture, factors: Tens
     reader = ConfigReader(own, f"{file.path}, {name}")
     config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.fixed}
     for ours, key in architecture.keys.items():
-        if key == "num_key_value_heads":
-            config[key] = reader.take_positive(ours, config["num_attention_heads"])
-        else:
-            config[key] = reader.take(ours, float) if ours.endswith("epsilon") else reader.take_positive(ours)
-    _check_sizes(file, reader, architecture, config)
-    head_dim = _read_head_dim(reader, architecture, config)
+        config[key] = _take(reader, ours, config)
+    config |= _read_shapes(file, reader, architecture, config[architecture.keys["embedding_length"]])
+    head_dim = _read_head_dim(reader, architecture, head_dim_of(config, architecture))
     if architecture.own_head_dim:
         config["head_dim"] = head_dim
-    architecture.to_config(reader, config)
-    if architecture.partial is not None:
+    config |= architecture.derived(config)
+    if architecture.rotated != "none":
         config["rope_parameters"] = _rope(reader, architecture, head_dim, factors)
     elif factors is not None:
         raise FileError(f"{file.path}: {ROPE_FACTORS!a} has no place in the architecture {name!a}; use another file")
@@ -70,6 +74,20 @@ def read_config(file: GGUF, name: str, architecture: Architecture, factors: Tens
     return config
 
 
+def _take(reader: ConfigReader, ours: str, config: Mapping[str, Any]) -> Any:
+    """A value of metadata, in the type and with the default that llama.cpp has for it."""
+    match ours:
+        case "block_count":
+            return reader.take_layers(ours)
+        case "attention.head_count_kv":
+            return reader.take_positive(ours, config["num_attention_heads"])
+        case "attention.sliding_window":
+            return reader.take(ours, int, 0) or None
+        case "use_parallel_residual":
+            return reader.take(ours, bool, True)
+    return reader.take(ours, float) if ours.endswith(("epsilon", "softcapping")) else reader.take_positive(ours)
+
+
 def _short(value: Any) -> Any:
     """A float32 as the shortest decimal number that gives it: 1e-5 is stored as 9.999999747e-06."""
     if isinstance(value, float) and float(np.float32(value)) == value:
@@ -77,44 +95,35 @@ def _short(value: Any) -> Any:
     return value
 
 
-def _check_sizes(file: GGUF, reader: ConfigReader, architecture: Architecture, config: dict[str, Any]) -> None:
-    """What the tensors say beyond the metadata, and that nothing is larger than they are."""
-    sizes = {ours: config[key] for ours, key in architecture.keys.items()}
-    if sizes["block_count"] > len(file.tensors):
-        n = len(file.tensors)
-        raise FileError(f"{file.path}: asks for {sizes['block_count']} layers and has {n} tensors; mend the file")
+def _read_shapes(file: GGUF, reader: ConfigReader, architecture: Architecture, d_model: int) -> dict[str, Any]:
+    """What the tensors say beyond the metadata."""
     table = file.tensors.get("token_embd.weight")
-    if table is None or len(table.shape) != 2 or table.shape[1] != sizes["embedding_length"]:
+    if table is None or len(table.shape) != 2 or table.shape[1] != d_model:
         shape = None if table is None else table.shape
-        width = sizes["embedding_length"]
-        raise FileError(f"{file.path}: 'token_embd.weight' is {shape} and must have rows of {width}; mend the file")
-    config["vocab_size"] = table.shape[0]
+        raise FileError(f"{file.path}: 'token_embd.weight' is {shape} and must have rows of {d_model}; mend the file")
     reader.require("vocab_size", table.shape[0])
-    config["tie_word_embeddings"] = "output.weight" not in file.tensors
+    made = {"vocab_size": table.shape[0], "tie_word_embeddings": "output.weight" not in file.tensors}
     if architecture.model_type == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-        config["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+        made["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        made["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
+    return made
 
 
-def _read_head_dim(reader: ConfigReader, architecture: Architecture, config: dict[str, Any]) -> int:
-    sizes = {ours: config[key] for ours, key in architecture.keys.items()}
-    width = max(sizes["embedding_length"] // sizes["attention.head_count"], 1)
-    # Where a whole head is rotated, older files say its width by that alone.
+def _read_head_dim(reader: ConfigReader, architecture: Architecture, width: int) -> int:
     said = reader.optional("attention.key_length", int)
     if said is None and architecture.own_head_dim:
-        said = reader.optional("rope.dimension_count", int)
+        said = reader.optional("rope.dimension_count", int)  # older files say it by that alone
     head_dim = width if said is None else said
-    if head_dim > MAX_HEAD_DIM:
-        raise FileError(f"{reader.source}: heads of {head_dim} are wider than any ({MAX_HEAD_DIM}); mend the file")
+    least, most = (1, MAX_HEAD_DIM) if architecture.own_head_dim else (width, width)
+    if not least <= head_dim <= most:
+        raise FileError(f"{reader.source}: 'attention.key_length' is {head_dim} and must be from {least} to {most}")
     reader.require("attention.value_length", head_dim)
-    if head_dim < 1 or (head_dim != width and not architecture.own_head_dim):
-        raise FileError(f"{reader.source}: 'attention.key_length' is {head_dim} and must be {width}; mend the file")
     return head_dim
 
 
 def _rope(reader: ConfigReader, architecture: Architecture, head_dim: int, factors: Tensor | None) -> dict[str, Any]:
     made: dict[str, Any] = {"rope_type": "default", "rope_theta": reader.take("rope.freq_base", float, 10_000.0)}
-    if architecture.partial:
+    if architecture.rotated == "part":
         rotated = reader.take_positive("rope.dimension_count", head_dim)
         share = rotated / head_dim
         made["partial_rotary_factor"] = share if int(share * head_dim) == rotated else math.nextafter(share, 1.0)
@@ -135,99 +144,89 @@ def _rope(reader: ConfigReader, architecture: Architecture, head_dim: int, facto
 
 
 def _llama3_of(factors: Tensor, rope: Mapping[str, Any], head_dim: int, source: str) -> dict[str, Any]:
-    """The settings whose factors these are."""
-    guess = {"rope_type": "llama3", "factor": float(factors.max()) if factors.is_floating_point() else 1.0, **_LLAMA3}
-    made = _llama3_factors(guess | {"rope_theta": rope["rope_theta"]}, head_dim)
+    """The settings whose factors these are. The file holds the factors alone; the rest is as in every Llama 3."""
+    factor = float(factors.max()) if factors.is_floating_point() else 1.0
+    made = _llama3_factors(Llama3ScalingConfig(factor=factor, original_length=8192), rope["rope_theta"], head_dim)
     if rope["rope_type"] != "default" or factors.shape != made.shape or not torch.allclose(factors.float(), made, 1e-4):
         raise FileError(
             f"{source}: {ROPE_FACTORS!a} holds other factors of frequencies than Llama 3's; qkv has none such"
         )
-    return guess
+    more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    return {"rope_type": "llama3", "factor": factor, **more}
 
 
-def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> Tensor:
-    """By what Llama 3.1's scaling divides the frequency of each pair, in float32."""
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    frequencies = rope["rope_theta"] ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / -head_dim)
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - keep) / rope["factor"] + keep)).float()
+def _llama3_factors(scaling: Llama3ScalingConfig, theta: float, head_dim: int) -> Tensor:
+    """By what the frequency of each pair is divided, in float32."""
+    cpu = torch.device("cpu")
+    return (frequencies(theta, head_dim, cpu) / scaling.frequencies(theta, head_dim, 0, cpu)).float()
 
 
 # --- from config.json to metadata -----------------------------------------------------------------------------------
 
 
-def write_metadata(reader: ConfigReader, architecture: Architecture) -> tuple[dict[str, Any], Tensor | None]:
-    """The metadata, without the architecture's prefix, and the factors of the frequencies where there are some.
+def write_metadata(
+    config: Mapping[str, Any], rope: object, architecture: Architecture, source: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata, without the architecture's prefix, and the tensors with factors of the frequencies.
+
+    Args:
+        config: As the family writes it.
+        rope: Its rotary embedding, if it has one.
+        architecture: What is known of it.
+        source: What errors call the model.
 
     Raises:
         FileError: llama.cpp would not compute what the config says.
     """
-    made: dict[str, Any] = {}
-    for ours, key in architecture.keys.items():
-        if ours.endswith("epsilon"):
-            made[ours] = reader.take(key, float)
-        else:
-            made[ours] = reader.take_positive(key, _default(ours, made))
-    made["vocab_size"] = reader.take_positive("vocab_size")
-    head_dim = made["embedding_length"] // made["attention.head_count"]
+    left = {key: value for key, value in config.items() if key not in _SAID_ELSEWHERE}
+    made: dict[str, Any] = {"vocab_size": left.pop("vocab_size")}
+    head_dim = head_dim_of(config, architecture)
     if architecture.own_head_dim:
-        head_dim = reader.take_positive("head_dim", head_dim)
         made |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    architecture.to_metadata(reader, made)
-    factors = None if architecture.partial is None else _write_rope(reader, architecture, made, head_dim)
-    for key, value in {**architecture.fixed, **architecture.only, "sliding_window": None}.items():
-        if key not in architecture.harmless:
-            reader.require(key, value)
-    reader.finish(*architecture.harmless)
+        left.pop("head_dim", None)
+    for ours, key in architecture.keys.items():
+        value = left.pop(key)
+        made[ours] = 0 if value is None and ours == "attention.sliding_window" else value
+        if made[ours] is None:
+            raise FileError(f"{source}: {key!r} is None, and llama.cpp has {architecture.model_type} with one only")
+    derived = architecture.derived(config | {"head_dim": head_dim})
+    for key, value in left.items():
+        if value is not None and key not in architecture.harmless and value != (architecture.fixed | derived).get(key):
+            raise FileError(f"{source}: {key!r} is {value!r}, which llama.cpp does not have for this family")
+    factors = dict[str, Tensor]()
+    if isinstance(rope, RoPEConfig):
+        made |= {"rope.freq_base": rope.theta, "rope.dimension_count": rope.width(head_dim)}
+        more, factors = _write_scaling(rope, head_dim, architecture, source)
+        made |= more
     return made, factors
 
 
-def _default(ours: str, made: Mapping[str, Any]) -> int | None:
-    """Of a count that a config may leave out."""
-    if ours == "attention.head_count_kv":
-        return made["attention.head_count"]
-    return 4 * made["embedding_length"] if ours == "feed_forward_length" else None
+def head_dim_of(config: Mapping[str, Any], architecture: Architecture) -> int:
+    """The width of a head."""
+    d_model, n_heads = (config[architecture.keys[key]] for key in ("embedding_length", "attention.head_count"))
+    return config.get("head_dim", max(d_model // n_heads, 1))
 
 
-def head_dim_of(metadata: Mapping[str, Any]) -> int:
-    """The width of a head, from metadata as `write_metadata` makes it."""
-    return metadata.get("attention.key_length", metadata["embedding_length"] // metadata["attention.head_count"])
-
-
-def _write_rope(reader: ConfigReader, architecture: Architecture, made: dict[str, Any], head_dim: int) -> Tensor | None:
-    rope = ConfigReader(_rope_parameters(reader), f"{reader.source}, rope")
-    made["rope.freq_base"] = rope.take("rope_theta", float, 10_000.0)
-    share = rope.take("partial_rotary_factor", float, 1.0)
-    if share != 1.0 and not architecture.partial:
-        raise FileError(f"{rope.source}: 'partial_rotary_factor' is {share}, which llama.cpp has not for this family")
-    made["rope.dimension_count"] = int(head_dim * share)
-    kind = rope.take("rope_type", str, "default")
-    if kind == "llama3" and architecture.model_type == "llama":
-        values = {key: rope.take(key, float) for key in ("factor", "low_freq_factor", "high_freq_factor")}
-        values["original_max_position_embeddings"] = rope.take_positive("original_max_position_embeddings")
-        rope.finish()
-        return _llama3_factors(values | {"rope_theta": made["rope.freq_base"]}, head_dim)
-    if kind not in ("default", "linear", "yarn"):
-        raise FileError(f"{rope.source}: GGUF has no scaling {kind!a} for this family; it has linear and yarn")
-    if kind != "default":
-        made |= {"rope.scaling.type": kind, "rope.scaling.factor": rope.take("factor", float)}
-    if kind == "yarn":
-        made["rope.scaling.original_context_length"] = rope.take_positive("original_max_position_embeddings")
-        for key in ("beta_fast", "beta_slow"):
-            made |= {f"rope.scaling.yarn_{key}": value} if (value := rope.optional(key, float)) is not None else {}
-    rope.finish()
-    return None
-
-
-def _rope_parameters(reader: ConfigReader) -> dict[str, Any]:
-    """In the newer layout, whichever the config has."""
-    newer, older = reader.optional("rope_parameters", dict), reader.optional("rope_scaling", dict)
-    theta = reader.optional("rope_theta", float)
-    made: dict[str, Any] = dict(newer or older or {})
-    if "type" in made:
-        made.setdefault("rope_type", made.pop("type"))
-        made.pop("type", None)
-    if theta is not None:
-        made.setdefault("rope_theta", theta)
-    return made
+def _write_scaling(
+    rope: RoPEConfig, head_dim: int, architecture: Architecture, source: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    match rope.scaling:
+        case None:
+            return {}, {}
+        case LinearScalingConfig(factor=factor):
+            return {"rope.scaling.type": "linear", "rope.scaling.factor": factor}, {}
+        case YaRNScalingConfig() as yarn:
+            usual = dataclasses.replace(yarn, attention_factor=None, truncate=True)
+            if yarn.magnitude != usual.magnitude or not yarn.truncate:
+                raise FileError(f"{source}: GGUF has no attention_factor of YaRN and always truncates; leave both out")
+            return {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": yarn.factor,
+                "rope.scaling.original_context_length": yarn.original_length,
+                "rope.scaling.yarn_beta_fast": yarn.beta_fast,
+                "rope.scaling.yarn_beta_slow": yarn.beta_slow,
+            }, {}
+        case Llama3ScalingConfig() if architecture.model_type == "llama":
+            return {}, {ROPE_FACTORS: _llama3_factors(rope.scaling, rope.theta, head_dim)}
+        case other:
+            raise FileError(f"{source}: GGUF has no {other.tag()} for this family; it has linear and yarn")

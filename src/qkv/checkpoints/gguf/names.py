@@ -6,8 +6,9 @@ from typing import Any, Final, final
 
 import torch
 
-from qkv.checkpoints.families.family import ConfigReader
-from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, Heads, architecture_of
+from qkv.checkpoints.families import FAMILIES
+from qkv.checkpoints.families.family import ConfigReader, parts_of
+from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from qkv.checkpoints.gguf.kinds import KINDS, GGUFTensor
 from qkv.checkpoints.gguf.metadata import ROPE_FACTORS, head_dim_of, read_config, write_metadata
 from qkv.checkpoints.gguf.reader import GGUF
@@ -15,7 +16,7 @@ from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.errors import FileError
 from qkv.shapes import Tensor
 
-_MODEL_TYPES: Final = {data.model_type: name for name, data in ARCHITECTURES.items()} | {"mistral": "llama"}
+_NAMES: Final = {data.model_type: name for name, data in ARCHITECTURES.items()} | {"mistral": "llama"}
 
 
 @final
@@ -53,7 +54,7 @@ def to_huggingface(file: GGUF) -> HuggingFace:
     pairs = _pairs(architecture, tensors, n_layers, side=0)
     kinds = {theirs: tensors[ours].kind for ours, theirs in pairs if ours in tensors}
     state = {key: tensor.data for key, tensor in tensors.items()}
-    keys = _key_map(architecture, pairs, _heads(architecture, config))
+    keys = _key_map(architecture, pairs, config)
     return HuggingFace(config, keys.to_ours(state, source=source), kinds)
 
 
@@ -67,23 +68,19 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
     Raises:
         FileError: llama.cpp has no such family, or would not compute what the config says.
     """
-    reader = ConfigReader(model.config, source)
-    model_type = reader.take("model_type", str)
-    if model_type not in _MODEL_TYPES:
-        raise FileError(f"{source}: qkv writes no GGUF of {model_type!a}; it can for {', '.join(sorted(_MODEL_TYPES))}")
-    name = _MODEL_TYPES[model_type]
-    architecture = ARCHITECTURES[name]
-    state = dict(model.state)
-    _settle_head(architecture, reader, state)
-    metadata, factors = write_metadata(reader, architecture)
-    sizes = {key: metadata[ours] for ours, key in architecture.keys.items()}
-    heads = Heads(metadata["embedding_length"], metadata["attention.head_count"], head_dim_of(metadata))
-    pairs = _pairs(architecture, state, sizes[architecture.keys["block_count"]], side=1)
+    model_type = model.config.get("model_type")
+    if model_type not in _NAMES:
+        raise FileError(f"{source}: qkv writes no GGUF of {model_type!a}; it can for {', '.join(sorted(_NAMES))}")
+    family, name = FAMILIES[model_type], _NAMES[model_type]
+    config = family.read(ConfigReader(model.config, source))
+    said, architecture = family.write(config), ARCHITECTURES[name]
+    metadata, factors = write_metadata(said, parts_of(config).attention.position, architecture, source)
+    state = _with_head(model.state, architecture, tied=said["tie_word_embeddings"])
+    pairs = _pairs(architecture, state, metadata["block_count"], side=1)
     kinds = {ours: _kind_of(model, theirs) for ours, theirs in pairs if theirs in state}
-    made = _key_map(architecture, pairs, heads).to_theirs(state, source=source)
-    tensors = {key: _wrap(kinds[key], tensor) for key, tensor in made.items()}
-    if factors is not None:
-        tensors[ROPE_FACTORS] = GGUFTensor("F32", tuple(factors.shape), factors)
+    made = _key_map(architecture, pairs, said).to_theirs(state, source=source)
+    tensors = {key: _tensor(kinds[key], data) for key, data in made.items()}
+    tensors |= {key: _tensor("F32", data) for key, data in factors.items()}
     general = {"general.architecture": name, "general.type": "model", "general.quantization_version": 2}
     return general | {f"{name}.{key}": value for key, value in metadata.items()}, tensors
 
@@ -109,8 +106,9 @@ def _pairs(architecture: Architecture, present: Collection[str], n_layers: int, 
     return flat + [(a.replace("{}", str(i)), b.replace("{}", str(i))) for i in range(n_layers) for a, b in layered]
 
 
-def _key_map(architecture: Architecture, pairs: list[tuple[str, str]], heads: Heads) -> KeyMap:
-    operations = architecture.operations(heads)
+def _key_map(architecture: Architecture, pairs: list[tuple[str, str]], config: Mapping[str, Any]) -> KeyMap:
+    n_heads = config[architecture.keys["attention.head_count"]]
+    operations = architecture.operations(n_heads, head_dim_of(config, architecture))
 
     def rule(ours: str, theirs: str) -> Rule:
         pattern = ".".join("{}" if part.isdigit() else part for part in ours.split("."))
@@ -128,21 +126,16 @@ def _kind_of(model: HuggingFace, key: str) -> str:
     return kind
 
 
-def _wrap(name: str, tensor: Tensor) -> GGUFTensor:
-    kind = KINDS[name]
-    kept = tensor if kind.dtype is None or tensor.dtype == kind.dtype else tensor.to(kind.dtype)
-    return GGUFTensor(name, kind.shape(tensor.shape), kept)
+def _tensor(kind: str, data: Tensor) -> GGUFTensor:
+    """In the type of its kind: Gemma's operations are done in float32."""
+    data = data.to(KINDS[kind].dtype or data.dtype)
+    return GGUFTensor(kind, KINDS[kind].shape(data.shape), data)
 
 
-def _settle_head(architecture: Architecture, reader: ConfigReader, state: dict[str, Tensor]) -> None:
+def _with_head(state: Mapping[str, Tensor], architecture: Architecture, *, tied: bool) -> dict[str, Tensor]:
     """A tied head is written only where llama.cpp demands it."""
     head, table = (architecture.names[name] + ".weight" for name in ("output", "token_embd"))
-    if reader.take("tie_word_embeddings", bool, architecture.model_type in ("gpt2", "gemma2")):
-        state.pop(head, None)
-        if architecture.own_head and table in state:
-            state[head] = state[table]
-
-
-def _heads(architecture: Architecture, config: Mapping[str, Any]) -> Heads:
-    d_model, n_heads = (config[architecture.keys[key]] for key in ("embedding_length", "attention.head_count"))
-    return Heads(d_model, n_heads, config.get("head_dim", max(d_model // n_heads, 1)))
+    if not tied:
+        return dict(state)
+    kept = {key: tensor for key, tensor in state.items() if key != head}
+    return kept | {head: kept[table]} if architecture.own_head and table in kept else kept
