@@ -1,4 +1,4 @@
-"""GGUF files against llama.cpp itself: it loads what `qkv convert --to gguf` writes, and gives the logits of `transformers`.
+"""GGUF files before llama.cpp: it loads what `qkv convert --to gguf` writes, and its logits are those of transformers.
 
 `pip install -e '.[judge]'` compiles llama.cpp (some minutes); without it these tests are skipped.
 """
