@@ -50,7 +50,7 @@ class Config:
 
     def describe(self) -> str:
         """In a few words: its name, and the fields that are not as by default."""
-        values = {f.name: getattr(self, f.name) for f in _fields(type(self)) if getattr(self, f.name) != f.default}
+        values = {f.name: getattr(self, f.name) for f in _fields(self) if getattr(self, f.name) != f.default}
         said = (f"{name}={value.describe() if isinstance(value, Config) else value}" for name, value in values.items())
         return self.tag() + (f"({', '.join(said)})" if values else "")
 
@@ -68,7 +68,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON or YAML. The inverse of `from_dict`."""
-        return {"type": self.tag()} | {f.name: _encode(getattr(self, f.name)) for f in _fields(type(self))}
+        return {"type": self.tag()} | {f.name: _encode(getattr(self, f.name)) for f in _fields(self)}
 
     @classmethod
     def from_dict(cls: type[T], data: Any, *, path: str = "") -> T:
@@ -113,13 +113,10 @@ def config(cls: type[T]) -> type[T]:
     def __init__(self: Any, **values: Any) -> None:  # noqa: N807
         if cls.is_abstract():
             raise TypeError(f"{made.__name__} is abstract; make one of its subclasses")
-        names = _names(made)
-        for name in values.keys() - set(names):
-            raise ConfigError(f"{made.__name__} has no {name!r}; {suggest(name, names)}")
         try:
             validated_init(self, **values)
         except pydantic.ValidationError as error:
-            raise ConfigError(_one_line(made.__name__, error)) from None
+            raise ConfigError(_one_line(made, error)) from None
 
     made.__init__ = __init__
     return typing.cast("type[T]", made)
@@ -141,21 +138,23 @@ Share = Annotated[float, must("be at least 0 and below 1", lambda p: 0 <= p < 1)
 Positive = Annotated[float, must("be above 0", lambda x: x > 0)]
 
 
-def _one_line(owner: str, error: pydantic.ValidationError) -> str:
+def _one_line(cls: type, error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
+    owner, value, cause = cls.__name__, first["input"], first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):  # raised by a __post_init__ or a bound: it says what it has to say
         return str(cause)
-    where = ".".join(str(part) for part in first["loc"][:1])
+    where = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{owner} has no {where!r}; {suggest(where, _names(cls))}"
     if first["type"] == "missing":
         return f"{owner} needs {where!r}; give it a value"
     if first["type"] == "finite_number":
-        return f"{owner}: {where}={first['input']!r} must be a finite number; give another"
-    return f"{owner}.{where} = {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        return f"{owner}: {where}={value!r} must be a finite number; give another"
+    return f"{owner}.{where} = {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
-def _fields(cls: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
+def _fields(of: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(of)
 
 
 def _names(cls: type) -> list[str]:
@@ -224,37 +223,11 @@ def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]
 
 
 _MAX_BYTES = 1 << 18  # of a file; PyYAML reads a quarter of a megabyte in a second
-_MAX_VALUES = 10_000
-_MAX_DEPTH = 100
+_MAX_VALUES = 10_000  # each alias counted as what it stands for
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error.
-
-    It is bounded as well: by depth, and by the number of values, each `*alias` counted as what it stands for.
-    """
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = self._count = 0
-        self._sizes: dict[int, int] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = typing.cast("yaml.Mark", self.peek_event().start_mark)
-        alias, before = self.check_event(yaml.AliasEvent), self._count
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise yaml.MarkedYAMLError(problem=f"values more than {_MAX_DEPTH} deep", problem_mark=mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if alias and id(node) not in self._sizes:
-            raise yaml.MarkedYAMLError(problem="a value that contains itself", problem_mark=mark)
-        self._count += self._sizes[id(node)] if alias else 1
-        if self._count > _MAX_VALUES:
-            raise yaml.MarkedYAMLError(problem=f"more than {_MAX_VALUES} values", problem_mark=mark)
-        if not alias:
-            self._sizes[id(node)] = self._count - before
-        return node
+    """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -278,12 +251,24 @@ def parse_yaml(text: str, *, source: str = "the text") -> Any:
         ConfigError: The text is not YAML, or gives a key twice; the message names `source` and the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+        data = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+        _check_size(data)
+        return data
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
+
+
+def _check_size(data: Any) -> None:
+    waiting, n = [data], 0
+    while waiting:
+        value, n = waiting.pop(), n + 1
+        if n > _MAX_VALUES:
+            raise ValueError(f"more than {_MAX_VALUES} values")
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def expand_home(path: str | Path) -> Path:

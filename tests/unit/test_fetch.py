@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -5,9 +6,14 @@ import io
 import os
 import subprocess
 import tarfile
+import threading
 import time
 import zipfile
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
@@ -38,21 +44,38 @@ def make_zip(path: Path, files: dict[str, bytes]) -> None:
             archive.writestr(name, data)
 
 
+@dataclass
+class Index:
+    """A package index in a folder, as PEP 503 has it; there is no other network."""
+
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return self.folder.as_uri()
+
+    def add(self, package: str, name: str, content: bytes, listed: str | None = None) -> str:
+        """A file; its SHA-256, which is also what the page says where nothing else is `listed`."""
+        place = self.folder / package
+        place.mkdir(exist_ok=True)
+        (place / name).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        with (place / "index.html").open("a") as page:
+            page.write(
+                f'<a href="{quote(name)}#sha256={listed or sha256}" data-requires-python="&gt;=3">{name}</a><br/>'
+            )
+        return sha256
+
+
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the package index; the real pip reads it, and there is no network."""
-    folder = tmp_path / "index"
-    folder.mkdir()
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    (tmp_path / "index").mkdir()
+    made = Index(tmp_path / "index")
     for key in [key for key in os.environ if key.startswith("PIP_")]:
         monkeypatch.delenv(key)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def no_pip(*args: object, **kwargs: object) -> None:
-    raise AssertionError("pip was started")
+    monkeypatch.setenv("PIP_INDEX_URL", made.address)
+    return made
 
 
 def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,98 +89,93 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_dir() == Path("/var/q")
 
 
-HOSTILE = {
-    "setup.py": "{}",
-    "setup.py and setuptools": "{}",
-    "a backend inside the package": "{}\ndef prepare_metadata_for_build_wheel(*a, **k): pass",
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_nothing_of_a_source_archive_runs(kind: str, index: Path, tmp_path: Path) -> None:
-    ran = tmp_path / "ran"
-    code = HOSTILE[kind].format(f"open({str(ran)!r}, 'w').close()").encode()
-    files = {"data-1.0/data/a.txt": b"hello"}
-    if kind == "a backend inside the package":
-        files["data-1.0/pyproject.toml"] = b'[build-system]\nrequires=[]\nbuild-backend="own"\nbackend-path=["."]'
-        files["data-1.0/own.py"] = code
-    else:
-        files["data-1.0/setup.py"] = code
-    if kind == "setup.py and setuptools":
-        files["data-1.0/pyproject.toml"] = b'[build-system]\nrequires=["setuptools"]'
-    sha256 = make_tar(index / "data-1.0.tar.gz", files)
-    archive = fetch("data", "1.0", sha256, cache=tmp_path / "cache")
-    assert read_archive(archive, "*.txt") == [("data-1.0/data/a.txt", b"hello")]
-    assert not ran.exists()
-
-
-def test_the_second_time_needs_no_pip_and_damage_is_repaired(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sha256 = make_tar(index / "some.data-1.0.tar.gz", {"some.data-1.0/setup.py": b""})
+def test_the_second_time_needs_no_index_and_damage_is_repaired(index: Index, tmp_path: Path) -> None:
+    sha256 = index.add("some-data", "some.data-1.0.tar.gz", b"hello")
     first = fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache")
-    with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", no_pip)
-        assert fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache") == first
-        first.write_bytes(first.read_bytes()[:-1])
-        with pytest.raises(AssertionError, match="pip was started"):
-            fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache")
+    assert first.read_bytes() == b"hello"
+    page = (index.folder / "some-data" / "index.html").rename(tmp_path / "page")
     assert fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache") == first
-    assert hashlib.sha256(first.read_bytes()).hexdigest() == sha256
+    first.write_bytes(b"hell")
+    with pytest.raises(FileError, match="cannot find the file"):
+        fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache")
+    page.rename(index.folder / "some-data" / "index.html")
+    assert fetch("Some_Data", "1.0", sha256, cache=tmp_path / "cache").read_bytes() == b"hello"
 
 
-@pytest.mark.parametrize("chosen", ["wheel", "source"])
-def test_the_hash_chooses_between_wheel_and_source_archive(
-    chosen: str, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_hash_chooses_among_the_files_of_a_package(index: Index, tmp_path: Path) -> None:
+    index.add("data", "data-0.9.tar.gz", b"old")
+    wheel = index.add("data", "data-1.0+x-py3-none-any.whl", b"wheel")
+    source = index.add("data", "data-1.0.tar.gz", b"source")
+    for sha256, name in ((wheel, "data-1.0+x-py3-none-any.whl"), (source, "data-1.0.tar.gz")):
+        assert fetch("data", "1.0", sha256, cache=tmp_path / "cache").name == name
+
+
+def test_settings_come_from_the_file_of_pip_and_the_other_indexes(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = {"METADATA": b"Metadata-Version: 2.1\nName: data\nVersion: 1.0\n", "WHEEL": b"Wheel-Version: 1.0\n"}
-    wheel = {f"data-1.0.dist-info/{name}": data for name, data in facts.items()}
-    make_zip(index / "data-1.0-py3-none-any.whl", {"a.txt": b"wheel"} | wheel)
-    make_tar(index / "data-1.0.tar.gz", {"data-1.0/a.txt": b"source", "data-1.0/setup.py": b""})
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in index.iterdir()}
-    page = index / "index.html"
-    page.write_text("".join(f'<a href="{name}#sha256={sha256}">{name}</a>' for name, sha256 in hashes.items()))
-    monkeypatch.setenv("PIP_FIND_LINKS", str(page))
-    name = "data-1.0.tar.gz" if chosen == "source" else "data-1.0-py3-none-any.whl"
-    archive = fetch("data", "1.0", hashes[name], cache=tmp_path / "cache")
-    assert [data for _, data in read_archive(archive, "a.txt")] == [chosen.encode()]
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
+    (tmp_path / "empty").mkdir()
+    settings = f"[global]\nindex-url = {(tmp_path / 'empty').as_uri()}\nextra-index-url = {index.address}/\n"
+    (tmp_path / "pip.conf").write_text(settings)
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    assert fetch("data", "1.0", sha256, cache=tmp_path / "cache").read_bytes() == b"hello"
 
 
-def test_a_wrong_hash(index: Path, tmp_path: Path) -> None:
-    sha256 = make_tar(index / "data-1.0.tar.gz", {"a.txt": b"hello"})
-    with pytest.raises(FileError, match=f"SHA-256 {sha256[:12]}.*asks for {HASH[:12]}.*correct `sha256`"):
+def test_without_pip_the_environment_counts(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 1, "", "/usr/bin/python: No module named pip\n")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
+    assert fetch("data", "1.0", sha256, cache=tmp_path / "cache").read_bytes() == b"hello"
+
+
+def test_a_server_that_asks_who_is_there(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=index.folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://ada:a%40b@127.0.0.1:{server.server_port}")
+        assert fetch("data", "1.0", sha256, cache=tmp_path / "cache").read_bytes() == b"hello"
+        server.shutdown()
+    assert seen == ["Basic " + base64.b64encode(b"ada:a@b").decode()] * 2
+
+
+def test_no_file_of_that_hash(index: Index, tmp_path: Path) -> None:
+    index.add("data", "data-1.0.tar.gz", b"hello")
+    with pytest.raises(FileError, match=r"data==1\.0: cannot find .*SHA-256 0{12}.*lists no such file.*`sha256`"):
+        fetch("data", "1.0", HASH, cache=tmp_path / "cache")
+    with pytest.raises(FileError, match=r"other==1\.0: cannot find .*No such file.*check the network"):
+        fetch("other", "1.0", HASH, cache=tmp_path / "cache")
+
+
+def test_a_wrong_hash(index: Index, tmp_path: Path) -> None:
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello", listed=HASH)
+    with pytest.raises(FileError, match=f"the download has SHA-256 {sha256[:12]}.*say {HASH[:12]}"):
         fetch("data", "1.0", HASH, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache" / HASH).iterdir())
 
 
-def test_what_pip_got_is_verified_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(command: list[str], **kwargs: object) -> subprocess.CompletedProcess[str]:
-        got = Path(command[command.index("--dest") + 1])
-        got.mkdir()
-        (got / "data-1.0.tar.gz").write_bytes(b"other")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", careless)
-    with pytest.raises(FileError, match="the download has SHA-256"):
-        fetch("data", "1.0", HASH, cache=tmp_path)
+def test_a_download_without_end(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "MAX_EXPANDED", 4)
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
+    with pytest.raises(FileError, match="sends more than such a file can have"):
+        fetch("data", "1.0", sha256, cache=tmp_path / "cache")
 
 
-def test_no_such_package(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"data==1\.0: pip could not download it \(Could not find a version"):
-        fetch("data", "1.0", HASH, cache=tmp_path / "cache")
-
-
-def test_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], 1, "", "/usr/bin/python: No module named pip\n")
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
-    with pytest.raises(FileError, match="needs pip; install it"):
-        fetch("data", "1.0", HASH, cache=tmp_path)
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(index: Index, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
     with pytest.raises(FileError, match="point QKV_CACHE elsewhere"):
-        fetch("data", "1.0", HASH, cache=tmp_path / "file")
+        fetch("data", "1.0", sha256, cache=tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ of kept: N·S·A of memory instead of T·N·S·A, for the time that reading them
 model sees one node instead of every step.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from qkv.ops.operator import Tensors, operator
 from qkv.ops.scores import additive_scores, normalised
 from qkv.shapes import Bool, Float, Tensor
 
@@ -28,24 +29,24 @@ class AttentiveGRU(NamedTuple):
         start: The state before the first token.
         keys: U h of the scores v · tanh(W s + U h).
         memory: What is looked at, h.
-        valid: False at padding; None: there is none.
         query_weight: W of the scores.
         v: Of the scores.
         to_gates: What a context is multiplied with to add to the gates.
         weight: Of the recurrence.
         bias: Of the recurrence.
+        valid: False at padding; None: there is none.
     """
 
     inputs: Float[Tensor, "T N gates"]
     start: Float[Tensor, "N H"]
     keys: Float[Tensor, "N S A"]
     memory: Float[Tensor, "N S M"]
-    valid: Bool[Tensor, "N S"] | None
     query_weight: Float[Tensor, "A H"]
     v: Float[Tensor, " A"]
     to_gates: Float[Tensor, "M gates"]
     weight: Float[Tensor, "gates H"]
     bias: Float[Tensor, " gates"]
+    valid: Bool[Tensor, "N S"] | None = None
 
 
 class Looked(NamedTuple):
@@ -84,31 +85,27 @@ def attentive_gru_loop(p: AttentiveGRU) -> Looked:
 
 def attentive_gru(p: AttentiveGRU) -> Looked:
     """What `attentive_gru_loop` computes. A gradient that is to be differentiated again is computed by the loop."""
-    return Looked(*_forward(*_split(p))[:3])
+    *numbers, valid = p
+    numbers.append(p.start.new_empty(0, dtype=torch.bool) if valid is None else valid)
+    return Looked(*_operator(numbers, [])[:3])
 
 
-def _split(p: AttentiveGRU) -> tuple[list[Tensor], Tensor | None]:
-    """As an operation takes them: the numbers, and what is valid."""
-    return [*p[:4], *p[5:]], p.valid  # type: ignore[list-item]
+def _problem(tensors: Tensors) -> AttentiveGRU:
+    *numbers, valid = tensors
+    return AttentiveGRU(*numbers, valid=valid if valid.numel() else None)  # pyright: ignore
 
 
-def _joined(numbers: list[Any], valid: Any) -> AttentiveGRU:
-    arguments: list[Any] = [*numbers[:4], valid, *numbers[4:]]
-    return AttentiveGRU(*arguments)
-
-
-def _room(p: AttentiveGRU) -> list[Tensor]:
+def _room(tensors: Tensors) -> Tensors:
     """For states, contexts, weights; and for the queries, the recurrent part of the gates, and r, z, n."""
+    p = _problem(tensors)
     (n_tokens, n, width), d_hidden = p.inputs.shape, p.start.shape[-1]
     widths = p.memory.shape[-1], p.keys.shape[1], p.keys.shape[-1], width, width
     return [p.start.new_empty(n_tokens + 1, n, d_hidden), *(p.start.new_empty(n_tokens, n, w) for w in widths)]
 
 
-@torch.library.custom_op("qkv::attentive_gru", mutates_args=())
-def _forward(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
-    """What comes of it, and what the backward pass needs: see `_room`."""
-    p = _joined(numbers, valid)
-    states, contexts, looks, queries, recurrent, gates = results = _room(p)
+def _forward(tensors: Tensors, _: list[float]) -> Tensors:
+    p = _problem(tensors)
+    states, contexts, looks, queries, recurrent, gates = results = _room(tensors)
     states[0] = p.start
     tanh, cut = torch.empty_like(p.keys), 2 * p.start.shape[-1]
     for t, x in enumerate(p.inputs.unbind(0)):
@@ -125,14 +122,12 @@ def _forward(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
     return results
 
 
-@torch.library.custom_op("qkv::attentive_gru_backward", mutates_args=())
-def _backward(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    """The gradients of all numbers, from those of states, contexts and weights.
+def _backward(tensors: Tensors, _: list[float], results: Tensors, grads: Tensors) -> Tensors:
+    """With u = tanh(query + key) and the gradient e of a score, those of query and key are sums of e · v · (1 - u²).
 
-    With u = tanh(query + key) and the gradient e of a score, those of query and key are sums of e · v · (1 - u²): the
-    loop adds up e · u² and e, and the rest is done once.
+    The loop adds up e · u² and e, and the rest is done once.
     """
-    p = _joined(numbers, valid)
+    p = _problem(tensors)
     states, contexts, looks, queries, recurrent, gates = results
     grad_states, grad_contexts, grad_looks = grads[0], grads[1].clone(memory_format=torch.contiguous_format), grads[2]
     grad_inputs, grad_recurrent, grad_queries = (torch.empty_like(x) for x in (gates, recurrent, queries))
@@ -164,53 +159,24 @@ def _backward(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor]
         grad_h = kept.add_(grad_states[t]).addmm_(grad_recurrent[t], p.weight)
         grad_h.addmm_(grad_queries[t], p.query_weight)
     before = states[:-1].flatten(0, 1)
-    found = AttentiveGRU(
-        inputs=grad_inputs,
-        start=grad_h,
-        keys=torch.sub(score_sums[..., None], grad_keys, out=grad_keys).mul_(p.v),
-        memory=torch.bmm(looks.permute(1, 2, 0), grad_contexts.transpose(0, 1)),
-        valid=None,
-        query_weight=grad_queries.flatten(0, 1).T @ before,
-        v=grad_v,
-        to_gates=contexts.flatten(0, 1).T @ grad_inputs.flatten(0, 1),
-        weight=grad_recurrent.flatten(0, 1).T @ before,
-        bias=grad_recurrent.sum((0, 1)),
-    )
-    return _split(found)[0]
+    return [
+        grad_inputs,
+        grad_h,
+        torch.sub(score_sums[..., None], grad_keys, out=grad_keys).mul_(p.v),
+        torch.bmm(looks.permute(1, 2, 0), grad_contexts.transpose(0, 1)),
+        grad_queries.flatten(0, 1).T @ before,  # of the query's weight
+        grad_v,
+        contexts.flatten(0, 1).T @ grad_inputs.flatten(0, 1),  # of the way to the gates
+        grad_recurrent.flatten(0, 1).T @ before,
+        grad_recurrent.sum((0, 1)),
+    ]
 
 
-@_forward.register_fake
-def _(numbers: list[Tensor], valid: Tensor | None) -> list[Tensor]:
-    return _room(_joined(numbers, valid))
-
-
-@_backward.register_fake
-def _(numbers: list[Tensor], valid: Tensor | None, results: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in numbers]
-
-
-def _setup(ctx: Any, inputs: tuple[list[Tensor], Tensor | None], output: list[Tensor]) -> None:
-    ctx.save_for_backward(*inputs[0], inputs[1], *output)
-
-
-def _gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor | None], None]:
-    """Of the numbers, and of what is valid."""
-    n = len(AttentiveGRU._fields) - 1
-    numbers, valid, results = list(ctx.saved_tensors[:n]), ctx.saved_tensors[n], list(ctx.saved_tensors[n + 1 :])
-    if torch.is_grad_enabled():  # create_graph
-        return _backward_of_loop(numbers, valid, grads, ctx.needs_input_grad[0]), None
-    return list[Tensor | None](_backward(numbers, valid, results, grads[:3])), None
-
-
-torch.library.register_autograd("qkv::attentive_gru", _gradients, setup_context=_setup)  # pyright: ignore
-
-
-def _backward_of_loop(
-    numbers: list[Tensor], valid: Tensor | None, grads: list[Tensor], needed: list[bool]
-) -> list[Tensor | None]:
-    """The same, as a graph that has gradients of its own."""
-    views = [x.view_as(x) for x in numbers]  # one tensor may stand in two places
-    outputs = attentive_gru_loop(_joined(views, valid))
-    wanted = [x for x, wants in zip(views, needed, strict=True) if wants]
-    found = iter(torch.autograd.grad(outputs, wanted, grads[:3], create_graph=True, allow_unused=True))
-    return [next(found) if wants else None for wants in needed]
+_operator = operator(
+    "attentive_gru",
+    _forward,
+    _backward,
+    outputs=_room,
+    gradients=lambda tensors: [x.new_empty(x.shape) for x in tensors[:-1]],
+    definition=lambda tensors: [*attentive_gru_loop(_problem(tensors))],
+)

@@ -70,14 +70,12 @@ class Backend(NamedTuple):
 
     Attributes:
         name: What it is asked for by.
-        honours: What it is good for, in a line.
         refuses: Why it cannot compute a problem, as the end of a sentence that begins with its name; empty if it can.
         run: The output, (B, H, T, v).
         memory: Bytes that the forward pass takes beyond its input and output, without what a library takes inside.
     """
 
     name: str
-    honours: str
     refuses: Callable[[Problem], str]
     run: Callable[[Problem], Tensor]
     memory: Callable[[Problem], int]

@@ -6,12 +6,12 @@ is the sum of the squares of the documents' lengths; padding is neither read nor
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from qkv.lowered import Form
 from qkv.ops.backend import Backend, Problem
+from qkv.ops.operator import Tensors, operator
 from qkv.shapes import Tensor
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -33,80 +33,42 @@ def _cut(x: Tensor, row: int, place: slice) -> Tensor:
     return x[row : row + 1, :, place]
 
 
-@torch.library.custom_op("qkv::attend_documents", mutates_args=())
-def attend_documents(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Attention of every document to itself; q (B, H, T, K), k and v (B, G, T, K); `bounds` from `document_bounds`.
+def _outputs(tensors: Tensors) -> Tensors:
+    """Zeros for the output (B, H, T, K), and for the log-sum-exp of the scores (B, H, T)."""
+    q = tensors[0]
+    return [_like(q), q.new_zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))]
 
-    Returns:
-        The output (B, H, T, K), 0 at padding, and the log-sum-exp of the scores (B, H, T), for the backward pass.
-    """
-    out = _like(q)
-    lse = q.new_zeros(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+
+def _gradients(tensors: Tensors) -> Tensors:
+    return [_like(x) for x in tensors[:3]]
+
+
+def _forward(tensors: Tensors, numbers: list[float]) -> Tensors:
+    """Attention of every document to itself; 0 at padding."""
+    q, k, v, bounds = tensors
+    causal, scale = bool(numbers[0]), numbers[1]
+    out, lse = results = _outputs(tensors)
     for row, place in _documents(bounds):
         o, part = _flash(_cut(q, row, place), _cut(k, row, place), _cut(v, row, place), 0.0, causal, scale=scale)
         _cut(out, row, place).copy_(o)
-        lse[row : row + 1, :, place] = part
-    return out, lse
+        _cut(lse, row, place).copy_(part)
+    return results
 
 
-@torch.library.custom_op("qkv::attend_documents_backward", mutates_args=())
-def attend_documents_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    bounds: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v; 0 at padding."""
-    grads = _like(q), _like(k), _like(v)
+def _backward(tensors: Tensors, numbers: list[float], results: Tensors, grads: Tensors) -> Tensors:
+    *qkv, bounds = tensors
+    causal, scale = bool(numbers[0]), numbers[1]
+    found = _gradients(tensors)
     for row, place in _documents(bounds):
-        g, a, b, c, o = (_cut(x, row, place) for x in (grad, q, k, v, out))
-        part = lse[row : row + 1, :, place].contiguous()
-        for whole, piece in zip(grads, _flash_backward(g, a, b, c, o, part, 0.0, causal, scale=scale), strict=True):
+        grad, q, k, v, out, lse = (_cut(x, row, place) for x in (grads[0], *qkv, *results))
+        pieces = _flash_backward(grad, q, k, v, out, lse.contiguous(), 0.0, causal, scale=scale)
+        for whole, piece in zip(found, pieces, strict=True):
             _cut(whole, row, place).copy_(piece)
-    return grads
+    return found
 
 
-@attend_documents.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    return _like(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-
-
-@attend_documents_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    bounds: Tensor,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _like(q), _like(k), _like(v)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, bounds, ctx.causal, ctx.scale = inputs
-    ctx.save_for_backward(q, k, v, *output, bounds)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 6
-    q, k, v, out, lse, bounds = ctx.saved_tensors
-    return *attend_documents_backward(grad, q, k, v, out, lse, bounds, ctx.causal, ctx.scale), None, None, None
-
-
-torch.library.register_autograd("qkv::attend_documents", _backward, setup_context=_setup)  # pyright: ignore
+attend_documents = operator("attend_documents", _forward, _backward, outputs=_outputs, gradients=_gradients)
+"""From q (B, H, T, K), k and v (B, G, T, K) and `document_bounds`; and from whether it is causal, and the scale."""
 
 
 def _refuses(p: Problem) -> str:
@@ -122,12 +84,7 @@ def _refuses(p: Problem) -> str:
 
 
 def _run(p: Problem) -> Tensor:
-    out, _ = attend_documents(p.q, p.k, p.v, p.mask.bounds, p.mask.causal, p.scale)
-    return out
+    return attend_documents([p.q, p.k, p.v, p.mask.bounds], [p.mask.causal, p.scale])[0]
 
 
-def _memory(_: Problem) -> int:
-    return 0
-
-
-DOCUMENTS = Backend("documents", "documents under Full or Causal, on the CPU; skips padding", _refuses, _run, _memory)
+DOCUMENTS = Backend("documents", _refuses, _run, lambda _: 0)  # pyright: ignore[reportUnknownLambdaType]

@@ -11,9 +11,7 @@ from qkv.shapes import Tensor
 def _refuses(p: Problem) -> str:
     if p.sinks is not None:
         return "has no sinks"
-    if p.softcap is not None:
-        return f"has no soft-cap (asked for {p.softcap})"
-    return ""
+    return "" if p.softcap is None else f"has no soft-cap (asked for {p.softcap})"
 
 
 def _mask(p: Problem) -> Tensor | None:
@@ -70,6 +68,4 @@ def _memory(p: Problem) -> int:
     return 0 if p.mask.plain else p.q.shape[0] * pairs * (1 + p.q.dtype.itemsize)
 
 
-SDPA = Backend(
-    "sdpa", "every mask, bias and dropout; linear memory where the mask is Full or Causal", _refuses, _run, _memory
-)
+SDPA = Backend("sdpa", _refuses, _run, _memory)

@@ -8,12 +8,12 @@ runs anywhere, and in that whole tiles are skipped by what the mask says of them
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from qkv.masks import Mask, allowed
 from qkv.ops.backend import Backend, Problem, place_of_distance
+from qkv.ops.operator import Tensors, operator
 from qkv.shapes import Tensor
 from qkv.tiles import TILE, Run, Work, work
 
@@ -23,7 +23,6 @@ _ROWS = 256
 _LONGEST = 512
 """Keys of neighbouring tiles that are taken together. Scores of 8 heads, 256 x 512, take 4 MiB: about a cache."""
 
-
 _LEAST = -80.0
 """Scores are cut off so far below the highest: processors take 30 times as long for exponentials that underflow."""
 
@@ -31,41 +30,24 @@ _FAR = 1e30
 """What is taken from scores that the mask forbids, so that none of them is the highest."""
 
 
-@torch.library.custom_op("qkv::attend_tiled", mutates_args=())
-def attend_tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kinds: Tensor,
-    q_places: Tensor,
-    k_places: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    mask: int,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
-    """Attention under a `TiledMask`; q (B, H, T, K), k (B, G, S, K), v (B, G, S, v).
+def _outputs(tensors: Tensors) -> Tensors:
+    q, v = tensors[0], tensors[2]
+    return [_like(q, v.shape[-1]), q.new_empty((2, *q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))]
 
-    Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        kinds: `TiledMask.kinds`.
-        q_places: `TiledMask.q`.
-        k_places: `TiledMask.k`.
-        bias: Added to the scores by distance, (H, 2 R + 1): see `Problem.bias`.
-        sinks: Logits of a key without value, one for each head (H,).
-        mask: `Mask.number`.
-        scale: What q·k is multiplied with.
-        softcap: Bound of the scores; 0: none.
 
-    Returns:
-        The output (B, H, T, v); and for the backward pass the highest score of each query, and the sum of the
-        exponentials beyond it, (2, B, H, T). (Their one log-sum-exp, which others keep, would round the weights.)
+def _gradients(tensors: Tensors) -> Tensors:
+    q, *others = tensors[:5]
+    return [_like(q, q.shape[-1]), *(x.new_empty(x.shape) for x in others)]
+
+
+def _forward(tensors: Tensors, numbers: list[float]) -> Tensors:
+    """The output; and for the backward pass the highest score of each query, and the sum of the exponentials beyond it.
+
+    (Their one log-sum-exp, which others keep, would round the weights.)
     """
-    tiles = _Tiles(q, k, v, kinds, q_places, k_places, bias, mask, scale, softcap)
-    out, sums = _empty_outputs(q, v)
+    q, _, v, _, sinks, *_ = tensors
+    tiles = _Tiles(tensors, numbers)
+    out, sums = _outputs(tensors)
     out.zero_()
     sums[0], sums[1] = 0.0, math.inf  # of a query that sees nothing: its weights are 0 in the backward pass
     lowest = torch.finfo(sums.dtype).min
@@ -74,7 +56,7 @@ def attend_tiled(
         top = queries.new_full((*queries.shape[:2], 1), lowest, dtype=sums.dtype)
         total = torch.zeros_like(top)
         summed = queries.new_zeros(*queries.shape[:2], v.shape[-1], dtype=sums.dtype)
-        if sinks is not None:
+        if sinks.numel():
             top, total = tiles.sinks(sinks, at).to(sums.dtype), torch.ones_like(top)
         for run in at.runs:
             scores, keep, _ = tiles.scores(queries, at, run)
@@ -84,96 +66,67 @@ def attend_tiled(
             weights = tiles.weights(scores.sub_(new), keep)
             shrink = (top - new).clamp_(min=_LEAST).exp_()
             total = total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
-            _add_product(summed.mul_(shrink), weights, tiles.values(at, run))
+            _add_product(summed.mul_(shrink), weights, tiles.part(tiles.v, at, run))
             top = new
         total.masked_fill_(total == 0, math.inf)
         tiles.put(out, at, summed / total)
         tiles.put(sums[0], at, top.squeeze(-1))
         tiles.put(sums[1], at, total.squeeze(-1))
-    return out, sums
+    return [out, sums]
 
 
-@torch.library.custom_op("qkv::attend_tiled_backward", mutates_args=())
-def attend_tiled_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    kinds: Tensor,
-    q_places: Tensor,
-    k_places: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    mask: int,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v, bias and sinks (the last two empty where there are none)."""
-    tiles = _Tiles(q, k, v, kinds, q_places, k_places, bias, mask, scale, softcap)
-    wide = sums.dtype
+def _backward(tensors: Tensors, numbers: list[float], results: Tensors, grads: Tensors) -> Tensors:
+    q, k, v, bias, sinks, *_ = tensors
+    (out, sums), grad, wide = results, grads[0], results[1].dtype
+    tiles = _Tiles(tensors, numbers)
     grad_q = _like(q, q.shape[-1]).zero_()
     grad_k, grad_v = torch.zeros_like(tiles.k, dtype=wide), torch.zeros_like(tiles.v, dtype=wide)
-    grad_bias = torch.zeros_like(tiles.bias, dtype=torch.float64)  # most pairs may be in one of the two ends
+    grad_bias = torch.zeros_like(bias, dtype=torch.float64)  # most pairs may be in one of the two ends
     delta = torch.linalg.vecdot(grad.to(wide), out.to(wide)) / sums[1]  # (B, H, T)
-    grad_sinks = torch.zeros(0, dtype=wide, device=q.device)
-    if sinks is not None:
-        grad_sinks = -((sinks[:, None] - sums[0]).exp() * delta).sum((0, 2))
+    grad_sinks = -((sinks[:, None] - sums[0]).exp() * delta).sum((0, 2)) if sinks.numel() else sinks.new_empty(0)
     for at in tiles.work():
         top, total, shift = (tiles.queries(x[..., None], at) for x in (*sums, delta))
         queries, above = tiles.queries(q, at), (tiles.queries(grad, at) / total).to(q.dtype)
         found = torch.zeros_like(queries, dtype=wide)
         for run in at.runs:
             scores, keep, slope = tiles.scores(queries, at, run)
-            keys, values = tiles.keys(at, run), tiles.values(at, run)
             # Times the total, by which `above` and `shift` are divided.
             weights = tiles.weights(scores.sub_(top), keep)
             _add_product(tiles.part(grad_v, at, run), weights.mT, above)
-            into = tiles.product(above, values.mT, 1.0, 1).sub_(shift).mul_(weights)
+            into = tiles.product(above, tiles.part(tiles.v, at, run).mT, 1.0, 1).sub_(shift).mul_(weights)
             tiles.add_to_bias(grad_bias, at, run, into)
             if slope is not None:
                 into.mul_(slope)
-            _add_product(found, into, keys, scale)
-            _add_product(tiles.part(grad_k, at, run), into.mT, queries, scale)
+            _add_product(found, into, tiles.part(tiles.k, at, run), tiles.scale)
+            _add_product(tiles.part(grad_k, at, run), into.mT, queries, tiles.scale)
         tiles.put(grad_q, at, found)
-    return (
-        grad_q,
-        grad_k.view(k.shape).to(k.dtype),
-        grad_v.view(v.shape).to(v.dtype),
-        grad_bias.to(tiles.bias.dtype),
-        grad_sinks if sinks is None else grad_sinks.to(sinks.dtype),
-    )
+    found = grad_k.view(k.shape), grad_v.view(v.shape), grad_bias, grad_sinks
+    return [grad_q, *(g.to(x.dtype) for g, x in zip(found, (k, v, bias, sinks), strict=True))]
+
+
+attend_tiled = operator("attend_tiled", _forward, _backward, outputs=_outputs, gradients=_gradients)
+"""Attention under a `TiledMask`; with B, H, T and S as in `attend`.
+
+From q, k, v; the bias and the sinks of a `Problem`, empty where there are none; and the tensors of the mask. From the
+number of the mask, the scale, and the soft-cap, 0 for none.
+"""
 
 
 class _Tiles:
     """Views of the tiles of one problem, as three axes: (rows times kv heads, query rows or keys, width)."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        kinds: Tensor,
-        q_places: Tensor,
-        k_places: Tensor,
-        bias: Tensor | None,
-        mask: int,
-        scale: float,
-        softcap: float,
-    ) -> None:
-        self.batch, self.n_heads, self.groups = q.shape[0], q.shape[1], k.shape[1]
-        self.per_key = self.n_heads // self.groups
+    def __init__(self, tensors: Tensors, numbers: list[float]) -> None:
+        q, k, v, self.bias, _, self.kinds, self.q_places, self.k_places = tensors
+        number, self.scale, self.softcap = numbers
+        self.mask = Mask.numbered(int(number))
+        self.batch, self.groups = k.shape[:2]
+        self.per_key = q.shape[1] // self.groups
         self.k, self.v = k.contiguous().flatten(0, 1), v.contiguous().flatten(0, 1)  # (B·G, S, width)
-        self.mask, self.kinds, self.q_places, self.k_places = Mask.numbered(mask), kinds, q_places, k_places
         self.together = _together(self.per_key)
-        self.bias = q.new_zeros(0) if bias is None else bias
-        self.scale, self.softcap = scale, softcap
         self.wide = torch.promote_types(q.dtype, torch.float32)
         # Two buffers for all tiles: fresh memory of this size costs a page fault for every 4 KiB.
-        block = self.together * TILE
-        size = self.batch * self.groups * block * self.per_key * min(_LONGEST, max(k.shape[2], 1))
-        self.buffers = [q.new_empty(size), q.new_empty(0)]
+        size = self.batch * q.shape[1] * self.together * TILE * min(_LONGEST, max(k.shape[2], 1))
+        self.buffers = q.new_empty(2, size)
 
     def work(self) -> Iterator[Work]:
         """What is to be computed."""
@@ -194,14 +147,6 @@ class _Tiles:
         rows = slice(None) if at.rows.stop is None else slice(first, at.rows.stop * self.groups)
         return x[rows, run.keys]
 
-    def keys(self, at: Work, run: Run) -> Tensor:
-        """(b·G, s, K)."""
-        return self.part(self.k, at, run)
-
-    def values(self, at: Work, run: Run) -> Tensor:
-        """(b·G, s, v)."""
-        return self.part(self.v, at, run)
-
     def sinks(self, sinks: Tensor, at: Work) -> Tensor:
         """(H,) to (b·G, H/G·t, 1)."""
         n = at.queries.stop - at.queries.start
@@ -211,8 +156,6 @@ class _Tiles:
     def product(self, a: Tensor, b: Tensor, scale: float, buffer: int) -> Tensor:
         """`scale · a b` in at least float32, in one of the two buffers where the types allow it."""
         shape = (a.shape[0], a.shape[1], b.shape[2])
-        if self.buffers[buffer].numel() == 0:
-            self.buffers[buffer] = torch.empty_like(self.buffers[0])
         out = self.buffers[buffer][: math.prod(shape)].view(shape)
         return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out).to(self.wide)
 
@@ -221,7 +164,7 @@ class _Tiles:
 
         What is kept: 1 where the mask allows and 0 elsewhere, as `heads` sees it; None where all is allowed.
         """
-        scores = self.product(queries, self.keys(at, run).mT, self.scale, 0)
+        scores = self.product(queries, self.part(self.k, at, run).mT, self.scale, 0)
         slope = None
         if self.softcap:
             scores = scores.div_(self.softcap).tanh_()
@@ -232,8 +175,7 @@ class _Tiles:
             self.heads(scores).add_(added.unflatten(0, (self.groups, self.per_key)).movedim(2, 0))
         if run.full:
             return scores, None, slope
-        q, k = self._rows(self.q_places, at)[..., at.queries], self._rows(self.k_places, at)[..., run.keys]
-        return scores, allowed(self.mask, q, k).to(self.wide)[:, None, None], slope
+        return scores, allowed(self.mask, *self.places(at, run)).to(self.wide)[:, None, None], slope
 
     def heads(self, scores: Tensor) -> Tensor:
         """(b·G, H/G·t, s) seen as (b, G, H/G, t, s)."""
@@ -246,15 +188,15 @@ class _Tiles:
             self.heads(weights).mul_(keep)
         return weights
 
-    @staticmethod
-    def _rows(places: Tensor, at: Work) -> Tensor:
-        return places if places.shape[1] == 1 else places[:, at.rows]
+    def places(self, at: Work, run: Run) -> tuple[Tensor, Tensor]:
+        """Index, order and segment of the queries and keys of a tile."""
+        q, k = (x if x.shape[1] == 1 else x[:, at.rows] for x in (self.q_places, self.k_places))
+        return q[..., at.queries], k[..., run.keys]
 
     def distance(self, at: Work, run: Run) -> Tensor:
-        """Where in the bias each pair of a tile stands, (b or 1, t, s)."""
-        q = self._rows(self.q_places, at)[0, :, at.queries]
-        k = self._rows(self.k_places, at)[0, :, run.keys]
-        return place_of_distance(q, k, self.bias.shape[1])
+        """The column of the bias for each pair of a tile, (b or 1, t, s)."""
+        q, k = self.places(at, run)
+        return place_of_distance(q[0], k[0], self.bias.shape[1])
 
     def add_to_bias(self, grad: Tensor, at: Work, run: Run, tile: Tensor) -> None:
         """Sum the gradients of a tile's scores by distance."""
@@ -284,64 +226,15 @@ def _like(x: Tensor, width: int) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], width).transpose(1, 2)
 
 
-def _empty_outputs(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return _like(q, v.shape[-1]), q.new_empty((2, *q.shape[:3]), dtype=torch.promote_types(q.dtype, torch.float32))
-
-
-@attend_tiled.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_outputs(q, v)
-
-
-@attend_tiled_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    kinds: Tensor,
-    q_places: Tensor,
-    k_places: Tensor,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_bias = q.new_empty(0) if bias is None else torch.empty_like(bias)
-    grad_sinks = sums.new_empty(0) if sinks is None else torch.empty_like(sinks)
-    k, v = (x.new_empty(x.shape) for x in (k, v))
-    return _like(q, q.shape[-1]), k, v, grad_bias, grad_sinks
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.mask, ctx.scale, ctx.softcap = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 11
-    q, k, v, *rest, out, sums = ctx.saved_tensors
-    dq, dk, dv, dbias, dsinks = attend_tiled_backward(grad, q, k, v, out, sums, *rest, ctx.mask, ctx.scale, ctx.softcap)
-    bias, sinks = rest[-2:]
-    options = None if bias is None else dbias, None if sinks is None else dsinks
-    return dq, dk, dv, None, None, None, *options, None, None, None
-
-
-torch.library.register_autograd("qkv::attend_tiled", _backward, setup_context=_setup)  # pyright: ignore
-
-
 def _refuses(p: Problem) -> str:
     return f"has no dropout (asked for {p.dropout})" if p.dropout else ""
 
 
 def _run(p: Problem) -> Tensor:
     p = p.without_padding()
-    *tensors, number = p.mask.tiles
-    out, _ = attend_tiled(p.q, p.k, p.v, *tensors, p.bias, p.sinks, number, p.scale, p.softcap or 0.0)
-    return out
+    *places, number = p.mask.tiles
+    options = (p.q.new_empty(0) if x is None else x for x in (p.bias, p.sinks))
+    return attend_tiled([p.q, p.k, p.v, *options, *places], [number, p.scale, p.softcap or 0.0])[0]
 
 
 def _memory(p: Problem) -> int:
@@ -350,6 +243,4 @@ def _memory(p: Problem) -> int:
     return p.q.shape[0] * p.q.shape[1] * block * _LONGEST * p.q.dtype.itemsize
 
 
-TILED = Backend(
-    "tiled", "every mask, bias, sinks, soft-cap; memory that grows with the tokens", _refuses, _run, _memory
-)
+TILED = Backend("tiled", _refuses, _run, _memory)

@@ -82,7 +82,7 @@ class Bahdanau(Decoder, config=BahdanauConfig):
         one_type = {x.dtype for x in (from_y, *numbers, *weights)} in ({torch.float32}, {torch.float64})
         if not one_type or torch.is_autocast_enabled(from_y.device.type):
             return None
-        return AttentiveGRU(from_y, *numbers, valid, *weights)
+        return AttentiveGRU(from_y, *numbers, *weights, valid)
 
     def _step_by_step(
         self, from_y: Float[Tensor, "T N gates"], to_gates: Float[Tensor, "M gates"], state: DecoderState
