@@ -65,7 +65,6 @@ class Dense(Storage):
         self._bound = 0
 
     def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
-        """The places behind each row's tokens; a slice, where all rows are alike."""
         n, self._bound = new.shape[1], bound
         if even:
             self._place = None
@@ -84,7 +83,6 @@ class Dense(Storage):
     def write(
         self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
     ) -> Float[Tensor, "B G S width"]:
-        """Behind what is held; attention sees all of it."""
         n = new.shape[2]
         if self._place is None:
             held.narrow(2, self._bound, n).copy_(new)
@@ -95,7 +93,11 @@ class Dense(Storage):
 
 @final
 class Ring(Storage):
-    """Token i of a row lies in place i modulo `places`, where it overwrites one that nobody sees any more."""
+    """Token i of a row lies in place i modulo `places`, where it overwrites one that nobody sees any more.
+
+    A single token is written first, and the ring is read as it lies. Several would overwrite what the first of them
+    still sees, so the ring is read as it was, and the new tokens behind it.
+    """
 
     def __init__(self, batch: int, places: int, device: torch.device) -> None:
         super().__init__(batch, places, device)
@@ -103,11 +105,6 @@ class Ring(Storage):
         self._mode = "alone"
 
     def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
-        """The next places of the ring.
-
-        A single token is written first, and the ring is read as it lies. Several would overwrite what the first of them
-        still sees, so the ring is read as it was, and the new tokens behind it.
-        """
         count = new.valid.sum(1)
         rank = _rank(new)
         # Of a long input only the last tokens are kept: two must not go to one place.
@@ -122,7 +119,7 @@ class Ring(Storage):
             self._mode = "ring"
             return self._tokens(length + count)
         self._mode = "behind"
-        return _behind(before, new)
+        return before.followed_by(new)
 
     def _tokens(self, length: Int[Tensor, " B"]) -> Tokens:
         """What lies in each place once a row has `length` tokens: the latest that belongs there."""
@@ -136,7 +133,6 @@ class Ring(Storage):
     def write(
         self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
     ) -> Float[Tensor, "B G S width"]:
-        """Over the oldest tokens; attention sees the ring, and new tokens behind it where there are several."""
         seen = new
         if self._mode == "behind":
             seen = torch.cat([held.narrow(2, 0, self.places), new], 2)
@@ -357,14 +353,3 @@ def _widened(x: Tensor, dim: int, held: int, places: int) -> Tensor:
 def _rank(new: Tokens) -> Int[Tensor, "B T"]:
     """How many tokens of its row come before each."""
     return new.valid.long().cumsum(1) - 1
-
-
-def _behind(before: Tokens, new: Tokens) -> Tokens:
-    """The tokens of both, side by side."""
-    pairs = (
-        (before.index, new.index),
-        (before.order, new.order),
-        (before.segment, new.segment),
-        (before.coords, new.coords),
-    )
-    return Tokens(*(torch.cat(pair, 1) for pair in pairs), layout=Layout.GENERAL)

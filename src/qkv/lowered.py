@@ -127,12 +127,13 @@ def lower(mask: Mask, q: Tokens, k: Tokens, *, past: bool = False) -> LoweredMas
         past: `k` are the tokens of a cache, with those of `q` at the end of each row.
     """
     form = _form(mask, q, k, past)
-    lowered = LoweredMask(mask, q, k, form)
-    if not lowered.plain:
+    query_valid, key_valid = None, None
+    if form not in (Form.OPEN, Form.CAUSAL):
+        query_valid = None if q.layout is Layout.FULL else q.valid
         # A cache that is read as it lies holds no padding, so there is nothing in it to keep a kernel from reading.
         padded = k.layout is Layout.GENERAL or not (past or k.layout is Layout.FULL)
-        query_valid = None if q.layout is Layout.FULL else q.valid
-        lowered = LoweredMask(mask, q, k, form, query_valid, k.valid if padded else None)
+        key_valid = k.valid if padded else None
+    lowered = LoweredMask(mask, q, k, form, query_valid, key_valid)
     # Here rather than on first use: blocks are compiled and checkpointed, and each would compute it again.
     if lowered.at_hand:
         _ = lowered.dense

@@ -46,10 +46,10 @@ class Tokens:
         Raises:
             ConfigError: `start` is a negative number.
         """
-        if not isinstance(start, Tensor) and start < 0:
-            raise ConfigError(f"start={start} must be at least 0: an index counts from the start of its document")
         if isinstance(start, Tensor):
             index = torch.arange(length, device=device) + start[:, None]
+        elif start < 0:
+            raise ConfigError(f"start={start} must be at least 0: an index counts from the start of its document")
         else:
             index = torch.arange(start, start + length, device=device).expand(batch, length)
         return _from_index(index, torch.ones_like(index), Layout.FULL)
@@ -115,6 +115,10 @@ class Tokens:
         """(B, T)."""
         return self.index.shape[0], self.index.shape[1]
 
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.index, self.order, self.segment, self.coords
+
     def shifted(self, by: Int[Tensor, " B"]) -> "Tokens":
         """The same tokens, standing `by[b]` tokens later in their documents (after what a cache holds)."""
         by = by[:, None]
@@ -122,25 +126,25 @@ class Tokens:
 
     def to(self, device: torch.device) -> "Tokens":
         """The same on a device."""
-        index, order, segment, coords = (x.to(device) for x in (self.index, self.order, self.segment, self.coords))
-        return Tokens(index, order, segment, coords, self.layout)
+        return Tokens(*(x.to(device) for x in self._tensors), layout=self.layout)
 
     def take(self, rows: Int[Tensor, " b"]) -> "Tokens":
         """Some of the rows, in this order."""
-        return Tokens(self.index[rows], self.order[rows], self.segment[rows], self.coords[rows], self.layout)
+        return Tokens(*(x[rows] for x in self._tensors), layout=self.layout)
 
     def join(self, other: "Tokens") -> "Tokens":
         """The rows of both; those of the shorter one are padded on the right."""
-        pairs = (
-            (self.index, other.index),
-            (self.order, other.order),
-            (self.segment, other.segment),
-            (self.coords, other.coords),
-        )
-        layout = Layout.GENERAL if Layout.GENERAL in (self.layout, other.layout) else Layout.RAGGED
-        if self.layout is other.layout is Layout.FULL and self.shape[1] == other.shape[1]:
+        layouts = {self.layout, other.layout}
+        if layouts == {Layout.FULL} and self.shape[1] == other.shape[1]:
             layout = Layout.FULL
-        return Tokens(*(join_rows(a, b) for a, b in pairs), layout=layout)
+        else:
+            layout = Layout.GENERAL if Layout.GENERAL in layouts else Layout.RAGGED
+        return Tokens(*map(join_rows, self._tensors, other._tensors), layout=layout)
+
+    def followed_by(self, other: "Tokens") -> "Tokens":
+        """The tokens of both side by side, row by row."""
+        pairs = zip(self._tensors, other._tensors, strict=True)
+        return Tokens(*(torch.cat(pair, 1) for pair in pairs), layout=Layout.GENERAL)
 
 
 def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:

@@ -16,32 +16,19 @@ from qkv.ops.tiled import TILED
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
-
-def _needs_no_new_mask(p: Problem) -> bool:
-    """Whether PyTorch's kernel runs with what is there: a flag, or a square that all layers share."""
-    return p.mask.at_hand or (p.mask.plain and p.bias is None)
-
-
-def _documents_on_cpu(p: Problem) -> bool:
-    return p.mask.form is Form.DOCUMENTS and p.q.device.type == "cpu"
-
-
-def _always(_: Problem) -> bool:
-    return True
-
-
 FASTEST_FIRST: tuple[tuple[Backend, Callable[[Problem], bool]], ...] = (
-    (sdpa.SDPA, _needs_no_new_mask),
-    (DOCUMENTS, _documents_on_cpu),
-    (TILED, _always),
-    (sdpa.SDPA, _always),
-    (REFERENCE, _always),
+    # Where a flag says it all, or there is a square that all layers share.
+    (sdpa.SDPA, lambda p: p.mask.at_hand or (p.mask.plain and p.bias is None)),
+    (DOCUMENTS, lambda p: p.mask.form is Form.DOCUMENTS and p.q.device.type == "cpu"),
+    (TILED, lambda _: True),
+    (sdpa.SDPA, lambda _: True),
+    (REFERENCE, lambda _: True),
 )
 """Each backend with the masks and devices for which it is meant, as `benchmarks/attention.py` measured them."""
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend, _ in reversed(FASTEST_FIRST)}
 
-_log: list[str] | None = None
+_logs: list[list[str]] = []  # of each `kernels_used` that lasts
 
 
 @contextmanager
@@ -50,12 +37,11 @@ def kernels_used() -> Generator[list[str]]:
 
     For SDPA the name says what PyTorch chose behind it: `sdpa:flash`, `sdpa:efficient` or `sdpa:math` (quadratic).
     """
-    global _log
-    outer, _log = _log, []
+    _logs.append([])
     try:
-        yield _log
+        yield _logs[-1]
     finally:
-        _log = outer
+        _logs.pop()
 
 
 class Choice(NamedTuple):
@@ -119,10 +105,7 @@ def attend(
 
     Source: Vaswani et al. 2017, section 3.2.1. Differs in that a query that may see nothing returns 0.
     """
-    _check_shapes(q, k, v, bias, sinks, softcap)
-    mask = _lowered(mask, q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return solve(Problem(q, k, v, mask, scale, dropout, bias, sinks, softcap), backend=backend, strict=strict)
+    return solve(_problem(q, k, v, mask, scale, dropout, bias, sinks, softcap), backend=backend, strict=strict)
 
 
 def attention_weights(
@@ -140,42 +123,40 @@ def attention_weights(
     They take memory that grows with the square, so no kernel but the readable one computes them. Those of a query sum
     to 1, to less with sinks, and to 0 where it sees nothing.
     """
-    _check_shapes(q, k, k, bias, sinks, softcap)
-    mask = _lowered(mask, q, k)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return weights_of(Problem(q, k, k, mask, scale, bias=bias, sinks=sinks, softcap=softcap).without_padding())
+    return weights_of(_problem(q, k, k, mask, scale, 0.0, bias, sinks, softcap).without_padding())
 
 
 def solve(problem: Problem, *, backend: str = "auto", strict: bool = False) -> Float[Tensor, "B H T v"]:
     """`attend` for a problem whose shapes are known to fit."""
-    name = _named(problem, backend) if backend != "auto" else _chosen(problem, strict)
+    if backend == "auto":
+        name, passed = choose(problem)
+        if strict and passed:
+            fastest, why = passed[0]
+            raise ConfigError(
+                f"strict: {fastest!r} is the fastest backend here and {why}; change that, or let {name!r} run"
+            )
+    elif (name := backend) not in BACKENDS:
+        raise ConfigError(f"there is no backend {name!r}; {suggest(name, BACKENDS)}")
+    elif why := BACKENDS[name].refuses(problem):
+        raise ConfigError(f"backend {name!r} {why}; use {choose(problem).name!r}, or 'auto'")
     out = BACKENDS[name].run(problem)
-    if _log is not None:
-        _log.append(f"sdpa:{sdpa.kernel(problem)}" if name == "sdpa" else name)
+    if _logs:
+        _logs[-1].append(f"sdpa:{sdpa.kernel(problem)}" if name == "sdpa" else name)
     return out
 
 
-def _chosen(problem: Problem, strict: bool) -> str:
-    name, passed = choose(problem)
-    if strict and passed:
-        fastest, why = passed[0]
-        raise ConfigError(
-            f"strict: {fastest!r} is the fastest backend here and {why}; change that, or let {name!r} run"
-        )
-    return name
-
-
-def _named(problem: Problem, name: str) -> str:
-    if name not in BACKENDS:
-        raise ConfigError(f"there is no backend {name!r}; {suggest(name, BACKENDS)}")
-    if why := BACKENDS[name].refuses(problem):
-        raise ConfigError(f"backend {name!r} {why}; use {choose(problem).name!r}, or 'auto'")
-    return name
-
-
-def _check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, sinks: Tensor | None, softcap: float | None
-) -> None:
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask | LoweredMask,
+    scale: float | None,
+    dropout: float,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    softcap: float | None,
+) -> Problem:
+    """Checked, and with its mask lowered."""
     if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[-1] != k.shape[-1]:
         raise ConfigError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit together; they must be "
@@ -189,6 +170,8 @@ def _check_shapes(
         raise ConfigError(f"sinks {tuple(sinks.shape)} must be {q.shape[1]} numbers, one a head")
     if softcap is not None and softcap <= 0:
         raise ConfigError(f"softcap={softcap} must be above 0; leave it out for none")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return Problem(q, k, v, _lowered(mask, q, k), scale, dropout, bias, sinks, softcap)
 
 
 def _lowered(mask: Mask | LoweredMask, q: Tensor, k: Tensor) -> LoweredMask:

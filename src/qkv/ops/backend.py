@@ -12,20 +12,7 @@ from qkv.shapes import Float, Int, Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of attention, as a backend gets it.
-
-    Attributes:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        mask: Who may attend to whom.
-        scale: What q·k is multiplied with.
-        dropout: Probability that a weight is dropped.
-        bias: Added to the scores after the soft-cap, for each head by the distance `k.index - q.index` from -R to R;
-            pairs that are farther apart take the end.
-        sinks: For each head the logit of a key that every query sees and that has no value.
-        softcap: c in c · tanh(score / c); None: no cap.
-    """
+    """One call of attention, as a backend gets it: the arguments of `attend`, with the mask lowered."""
 
     q: Float[Tensor, "B H T K"]
     k: Float[Tensor, "B G S K"]

@@ -48,7 +48,8 @@ def operator(
         ctx.save_for_backward(*tensors, *output)
 
     def differentiate(ctx: Any, grads: Tensors) -> tuple[list[Tensor | None], Any]:
-        tensors, results = list(ctx.saved_tensors[: ctx.n]), list(ctx.saved_tensors[ctx.n :])
+        saved = list(ctx.saved_tensors)
+        tensors, results = saved[: ctx.n], saved[ctx.n :]
         if definition is not None and torch.is_grad_enabled():  # create_graph
             found = _differentiable(definition, tensors, ctx.needs_input_grad[0], grads)
         else:
