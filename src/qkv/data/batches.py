@@ -148,7 +148,6 @@ class PackedBatches(Batches):
         return self._plain.n_rows
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
-        """See `Batches`."""
         plan = self._plan_of(epoch)
         return self._fill(plan, range(first, min(end, plan.n_rows)))
 

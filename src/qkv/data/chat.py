@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final, final
 
 from qkv.data.rendered import Rendered, mark
-from qkv.data.sandbox import RaisedError, RefusedError, TooMuchError, compile_template
+from qkv.data.sandbox import compile_template
 from qkv.data.tokenizer import Tokenizer
 from qkv.errors import ConfigError, FileError
 
@@ -61,16 +61,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
         }
-        try:
-            return self._compiled(values)
-        except RaisedError as error:
-            raise ConfigError(f"the chat template does not take these messages: {error}; change them") from None
-        except TooMuchError:
-            raise FileError(
-                "the chat template takes more time or memory than a template may; use another one"
-            ) from None
-        except RefusedError as error:
-            raise FileError(f"the chat template cannot be used: {error}; use another one, or other messages") from None
+        return self._compiled(values)
 
     def render_with_spans(self, messages: Sequence[Message]) -> tuple[Rendered, list[tuple[int, int]]]:
         """The text of a conversation, and where in it the assistant's own text stands: what a model learns to write.

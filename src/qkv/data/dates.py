@@ -49,7 +49,6 @@ class DatesConfig(PairSourceConfig):
             )
 
     def pairs(self) -> Iterator[TextPair]:
-        """See `PairSourceConfig.pairs`."""
         formats = _formats(self.locales)
         draw = random.Random(self.seed)
         begin, end = datetime.date(self.years[0], 1, 1), datetime.date(self.years[1], 12, 31)

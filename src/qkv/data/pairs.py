@@ -59,7 +59,6 @@ class TSVConfig(PairSourceConfig):
         _check_columns(self.columns)
 
     def pairs(self) -> Iterator[TextPair]:
-        """See `PairSourceConfig.pairs`."""
         path = expand_home(self.path)
         if path.is_dir():
             raise FileError(f"{path}: is a folder; give a text file with a source, a tab and a target in each line")
@@ -98,7 +97,6 @@ class PackagePairsConfig(PairSourceConfig):
             raise ConfigError(f"header={self.header} must be at least 0")
 
     def pairs(self) -> Iterator[TextPair]:
-        """See `PairSourceConfig.pairs`."""
         archive = fetch(self.name, self.version, self.sha256)
         members = read_archive(archive, self.file)
         if len(members) != 1:
@@ -265,7 +263,6 @@ class PairBatches(Batches):
         return self._split.n_documents
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
-        """See `Batches`."""
         if self._latest[0] != epoch:
             self._latest = (epoch, self._order(epoch))
         return self._fill(self._latest[1][first:end])

@@ -1,10 +1,7 @@
 """Runs chat templates, which come with models from anywhere: the one module that imports jinja2.
 
-Jinja's own `ImmutableSandboxedEnvironment` keeps a template from Python's insides. Three things are added here.
-
-* Text keeps its sources (`qkv.data.rendered`): text has its own methods and operators, and filters mark their results.
-* Size: what operators, calls, filters and literals make is counted, before it is made where it could be huge.
-* Time: the same places, and each turn of a loop, look at the thread's clock.
+Jinja's own `ImmutableSandboxedEnvironment` keeps a template from Python's insides. Added are text that keeps its sources
+(`qkv.data.rendered`), and a limit of time and of what operators, calls, filters and literals make.
 """
 
 import functools
@@ -13,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, cast, final
 
@@ -21,10 +19,12 @@ from jinja2 import filters, nodes, tests
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 from qkv.data.rendered import METHODS, Rendered, apply_method, join, taint
+from qkv.errors import ConfigError, FileError, QkvError
 
 MAX_SOURCE: Final = 1 << 16  # characters
 _ITEM: Final = 16  # of a list counts as much as so many characters
@@ -34,32 +34,18 @@ _SECONDS: Final = 1.0  # that it may compute, and for each character that it is 
 _SECONDS_OF_CHARACTER: Final = 1e-5
 _MAX_RANGE: Final = 100_000
 _MAX_BITS: Final = 4096  # of an integer
-_MAX_INDENT: Final = 16  # spaces
-_MAX_NEEDLE: Final = 256  # characters, where Python's search takes the product of both lengths
+_NEEDLE: Final = 256  # characters, from which on searching may take the product of both lengths
 
 # Names with a space in front cannot be written in a template.
 _TURNS, _COUNTED, _CONCATENATED, _GENERATED = " turns", " counted", " ~", " generation"
 
 
-class RaisedError(Exception):
-    """What a template says with `raise_exception`: it is not made for such messages."""
-
-
-class RefusedError(Exception):
-    """The template does what a template may not."""
-
-
-class TooMuchError(Exception):
-    """The template takes more time or memory than a template may."""
-
-
-@final
+@dataclass
 class _Limits:
     """What a rendering may still use: `room` in characters, and `until` on the thread's clock."""
 
-    def __init__(self, given: int) -> None:
-        self.room = _ROOM + _ROOM_OF_CHARACTER * given
-        self.until = time.thread_time() + _SECONDS + _SECONDS_OF_CHARACTER * given
+    room: int
+    until: float
 
 
 _limits: ContextVar[_Limits] = ContextVar("limits")
@@ -69,43 +55,53 @@ def _spend(size: int) -> None:
     limits = _limits.get()
     limits.room -= size
     if limits.room < 0 or time.thread_time() > limits.until:
-        raise TooMuchError
+        raise _too_much()
+
+
+def _too_much() -> FileError:
+    return FileError("the chat template takes more time or memory than a template may; use another one")
+
+
+def _unusable(error: BaseException) -> FileError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return FileError(f"the chat template cannot be used: {reason}; use another one, or other messages")
 
 
 def compile_template(source: str) -> Callable[[Mapping[str, Any]], Rendered]:
     """What renders a template, from the values of its variables.
 
     Raises:
-        RefusedError: The template is too long, does not compile, or has a statement that is not allowed.
+        FileError: The template is too long, does not compile, or has a statement that is not allowed. When it is
+            rendered: it does what a template may not, or takes too much time or memory.
+        ConfigError: When it is rendered: it says that it is not made for such messages.
     """
-    if len(source) > MAX_SOURCE:
-        raise RefusedError(f"it has {len(source)} characters and may have {MAX_SOURCE}")
     environment = _Environment()
     try:
-        tree = environment.parse(source)
-        _prepare(tree)
+        if len(source) > MAX_SOURCE:
+            raise SecurityError(f"it has {len(source)} characters and may have {MAX_SOURCE}")
+        tree = _Hooks().visit(environment.parse(source))
         return functools.partial(_render, environment.from_string(tree))
     except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
-        raise RefusedError(_line(error)) from None
+        raise _unusable(error) from None
 
 
 def _render(template: jinja2.Template, values: Mapping[str, Any]) -> Rendered:
-    token = _limits.set(_Limits(_size(values)))
+    given = _size(values)
+    limits = _Limits(
+        _ROOM + _ROOM_OF_CHARACTER * given, time.thread_time() + _SECONDS + _SECONDS_OF_CHARACTER * given
+    )
+    token = _limits.set(limits)
     try:
-        text = _concat(_turns(template.root_render_func(template.new_context(dict(values)))))
-    except (RefusedError, TooMuchError, RaisedError):
+        text = _concat(template.root_render_func(template.new_context(dict(values))))
+    except QkvError:
         raise
     except RecursionError:
-        raise TooMuchError from None
+        raise _too_much() from None
     except Exception as error:  # whatever a stranger's program runs into
-        raise RefusedError(_line(error)) from None
+        raise _unusable(error) from None
     finally:
         _limits.reset(token)
     return text if isinstance(text, Rendered) else Rendered(text)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # --- the syntax tree: what Jinja has no hook for ----------------------------------------------------------------------
@@ -116,25 +112,32 @@ _STATEMENTS: Final = (
 )  # fmt: skip
 
 
-def _prepare(tree: nodes.Template) -> None:
+@final
+class _Hooks(NodeTransformer):
     """Refuse what is not on the list; count the turns of loops and what literals hold; let `~` keep sources."""
-    for node in [*reversed(list(tree.find_all(nodes.Node))), tree]:  # the leaves first
+
+    def generic_visit(self, node: Any, *_: Any, **__: Any) -> Any:
         if isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS):
-            raise RefusedError(f"it has {{% {type(node).__name__.lower()} %}}, which a chat template may not")
+            raise SecurityError(f"it has {{% {type(node).__name__.lower()} %}}, which a chat template may not")
         if isinstance(node, nodes.Name) and node.name in ("varargs", "kwargs"):  # lists that nothing here counts
-            raise RefusedError(f"it uses {node.name!r}, which a chat template may not")
-        for field, value in node.iter_fields():
-            setattr(node, field, [*map(_hooked, value)] if isinstance(value, list) else _hooked(value))
-        if isinstance(node, nodes.For):
-            node.iter = _filter(cast(nodes.Expr, node.iter), _TURNS)
+            raise SecurityError(f"it uses {node.name!r}, which a chat template may not")
+        return super().generic_visit(node)
 
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
+        self.generic_visit(node)
+        node.iter = _filter(cast(nodes.Expr, node.iter), _TURNS)
+        return node
 
-def _hooked(node: Any) -> Any:
-    if isinstance(node, nodes.Concat):
-        return _filter(nodes.List(node.nodes), _CONCATENATED)
-    if isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
-        return _filter(node, _COUNTED)
-    return node
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:  # noqa: N802
+        return _filter(nodes.List(self.generic_visit(node).nodes), _CONCATENATED)
+
+    def visit_List(self, node: nodes.Expr) -> nodes.Filter:  # noqa: N802
+        return _filter(self.generic_visit(node), _COUNTED)
+
+    visit_Dict = visit_List
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
+        return self.visit_List(node) if node.ctx == "load" else self.generic_visit(node)
 
 
 def _filter(value: nodes.Expr | None, name: str) -> nodes.Filter:
@@ -148,7 +151,6 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """A block whose text goes through a filter that marks it."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.FilterBlock(body, _filter(None, _GENERATED)).set_lineno(line)
@@ -158,9 +160,7 @@ class _Generation(Extension):
 
 
 def _concat(parts: Any) -> str:
-    parts = list(parts)
-    _spend(sum(map(len, parts)))
-    return join(parts)
+    return join(map(_counted, parts))
 
 
 @final
@@ -177,9 +177,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             optimized=False,  # nothing is computed while it compiles: there are no limits then
             cache_size=0,
         )
-        self.filters = cast(Any, _FILTERS)
-        self.tests = cast(Any, _TESTS)
-        self.globals = dict(_GLOBALS)
+        self.filters, self.tests, self.globals = cast(Any, _FILTERS), cast(Any, _TESTS), dict(_GLOBALS)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """`obj.attribute`; text has the methods that keep its sources, and no others."""
@@ -190,20 +188,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """`obj[argument]`."""
-        _spend(_ITEM)
         if isinstance(obj, str | int | float) and isinstance(argument, str):
             return self.getattr(obj, argument)
         return super().getitem(obj, argument)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """`obj(...)`."""
-        _spend(_ITEM)
         return _counted(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """`left operator right`."""
-        _spend(_ITEM)
         match operator, left, right:
             case "+", str(), str():
                 return _concat([left, right])
@@ -214,27 +206,24 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return self.call_binop(context, operator, right, left)
             case "%", str(), _:
                 if not re.fullmatch(r"(?:[^%]|%[sd%])*", left):
-                    raise RefusedError("it formats with more than %s and %d")
+                    raise SecurityError("it formats with more than %s and %d")
                 _spend(_size(left) + _size(right))
                 return taint(left % right, left, right)
             case "**", int(), int() if left.bit_length() * right > _MAX_BITS:
-                raise TooMuchError
+                raise _too_much()
         return _counted(super().call_binop(context, operator, left, right))
 
 
 def _call_method(text: str, name: str, *arguments: Any) -> Any:
     """A method of text; one that could write or search without end is paid for first."""
-    _spend(_ITEM + len(text))
+    needles = sum(len(argument) // _NEEDLE for argument in arguments if isinstance(argument, str))
+    _spend(_ITEM + len(text) * (1 + needles))
     match name, arguments:
         case "join", (parts,):
             arguments = (list(parts),)
             _spend((_ITEM + len(text)) * len(arguments[0]))
         case "replace", (str(old), str(new), *_):
             _spend(text.count(old) * (_ITEM + len(new)))
-        case "strip" | "lstrip" | "rstrip" | "rfind" | "rsplit" | "rpartition", (str(needle), *_) if (
-            len(needle) > _MAX_NEEDLE
-        ):
-            raise TooMuchError
     return _counted(apply_method(text, name, *arguments))
 
 
@@ -248,10 +237,10 @@ def _size(value: Any) -> int:
         case dict():
             return _ITEM + sum(map(_size, value)) + sum(map(_size, value.values()))
         case int() if value.bit_length() > _MAX_BITS:
-            raise TooMuchError
+            raise _too_much()
         case None | int() | float() | range() | jinja2.Undefined():
             return _ITEM
-    raise RefusedError(f"it uses a {type(value).__name__} as if it were data")
+    raise SecurityError(f"it uses a {type(value).__name__} as if it were data")
 
 
 def _counted(value: Any) -> Any:
@@ -288,16 +277,16 @@ def _generated(text: str) -> Rendered:
 # --- filters, tests and functions -------------------------------------------------------------------------------------
 
 
-def _jinjas(name: str) -> Callable[..., Any]:
-    """Jinja's own filter, where its result is not much larger than what it reads."""
-    theirs: Any = filters.FILTERS[name]
-    at = int(hasattr(theirs, "jinja_pass_arg"))  # then the first argument is Jinja's context
+def _counting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter; numbers that it is given, such as a width, multiply what it may make."""
+    at = int(hasattr(function, "jinja_pass_arg"))  # then the first argument is Jinja's context
 
-    @functools.wraps(theirs)
+    @functools.wraps(function)
     def apply(*arguments: Any, **options: Any) -> Any:
-        value = arguments[at]
-        _spend(_ITEM + _ITEM * (len(value) if isinstance(value, str) else 0))  # a list of its characters
-        result = theirs(*arguments, **options)
+        value, given = arguments[at], [*arguments[at + 1 :], *options.values()]
+        times = 1 + sum(max(number, 0) for number in given if isinstance(number, int))
+        _spend(_ITEM * times * (len(value) if isinstance(value, str) else 1))
+        result = function(*arguments, **options)
         return _counted(taint(list(_turns(result)) if hasattr(result, "__next__") else result, *arguments[at:]))
 
     return apply
@@ -307,41 +296,27 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda value, *arguments: _call_method(_written(value), name, *arguments)
 
 
-def _joined(values: Any, separator: str = "") -> str:
-    return _call_method(separator, "join", [_written(value) for value in _turns(values)])
-
-
-def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
-    if type(width) is not int or not 0 <= width <= _MAX_INDENT:
-        raise RefusedError(f"it indents by other than 0 to {_MAX_INDENT} spaces")
-    return _jinjas("indent")(_written(value), width, first, blank)
-
-
 def _as_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     """As transformers has it: characters as they are, and nothing made safe for HTML."""
-    if indent is not None and (type(indent) is not int or not 0 <= indent <= _MAX_INDENT):
-        raise RefusedError(f"it indents JSON by other than 0 to {_MAX_INDENT} spaces")
-    _spend((_size(value) + _size(separators)) * (1 + (indent or 0)))
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    return _counted(taint(text, value))
+    _spend(_size(value) * _size(separators) // _ITEM * (1 + (indent or 0)))
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 _FILTERS: Final[dict[str, Callable[..., Any]]] = {
     **{name: filters.FILTERS[name] for name in ("count", "d", "default", "length")},
-    **{name: _jinjas(name) for name in (
-        "abs", "dictsort", "first", "float", "int", "items", "last", "list", "map", "max", "min", "reject",
+    **{name: _counting(filters.FILTERS[name]) for name in (
+        "abs", "dictsort", "first", "float", "indent", "int", "items", "last", "list", "map", "max", "min", "reject",
         "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
     )},
     **{name: _method(name) for name in ("capitalize", "lower", "replace", "title", "upper")},
-    "indent": _indented,
-    "join": _joined,
+    "join": lambda values, separator="": _call_method(separator, "join", [_written(value) for value in _turns(values)]),
     "safe": _written,  # nothing is escaped here
     "string": _written,
-    "tojson": _as_json,
+    "tojson": _counting(_as_json),
     "trim": _method("strip"),
-    _CONCATENATED: lambda parts: _concat([_written(part) for part in parts]),
+    _CONCATENATED: lambda parts: _concat(map(_written, parts)),
     _COUNTED: _counted,
     _GENERATED: _generated,
     _TURNS: _turns,
@@ -353,31 +328,26 @@ def _only(kind: type, name: str) -> Callable[..., bool]:
 
 
 _TESTS: Final[dict[str, Callable[..., Any]]] = {
-    **{name: tests.TESTS[name] for name in (
-        "!=", "<", "<=", "==", ">", ">=", "boolean", "defined", "eq", "equalto", "false", "float", "ge", "greaterthan",
-        "gt", "in", "integer", "iterable", "le", "lessthan", "lt", "mapping", "ne", "none", "number", "sameas",
-        "sequence", "string", "true", "undefined",
-    )},
-    **{name: _only(int, name) for name in ("divisibleby", "even", "odd")},
+    **tests.TESTS,
+    **{name: _only(int, name) for name in ("divisibleby", "even", "odd")},  # of a text they would format it
     **{name: _only(str, name) for name in ("lower", "upper")},
-}  # fmt: skip
+}
 
 
 def _raise(message: Any) -> None:
-    raise RaisedError(_written(message)[:300])
+    raise ConfigError(f"the chat template does not take these messages: {_written(message)[:300]}; change them")
 
 
 def _now(form: str) -> str:
-    """The date; a width in a directive (`%999d`) would make it as long as that."""
-    if len(form) > 100 or not re.fullmatch(r"(?:[^%]|%-?[a-zA-Z%])*", form):
-        raise RefusedError("it asks for the date in a form that a chat template may not")
+    if len(form) > 100 or not re.fullmatch(r"(?:[^%]|%-?[a-zA-Z%])*", form):  # `%999d` would be as wide as that
+        raise SecurityError("it asks for the date in a form that a chat template may not")
     return datetime.now().strftime(form)
 
 
 def _range(*limits: int) -> range:
     found = range(*limits)
     if len(found) > _MAX_RANGE:
-        raise TooMuchError
+        raise _too_much()
     return found
 
 

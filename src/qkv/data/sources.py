@@ -62,7 +62,6 @@ class FilesConfig(TextSourceConfig):
     field: str = "text"
 
     def documents(self) -> Iterator[str]:
-        """See `TextSourceConfig.documents`."""
         for path in files_below(Path(self.path), TEXT_SUFFIXES):
             if path.suffix == ".jsonl":
                 yield from _json_lines(path, self.field)
@@ -91,7 +90,6 @@ class PackageConfig(TextSourceConfig):
         check_package(self.name, self.version, self.sha256)
 
     def documents(self) -> Iterator[str]:
-        """See `TextSourceConfig.documents`."""
         archive = fetch(self.name, self.version, self.sha256)
         members = read_archive(archive, self.files)
         if not members:

@@ -45,12 +45,10 @@ class CharacterTokenizerConfig(TokenizerConfig):
     reads_validation: ClassVar[bool] = True
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
-        """See `TokenizerConfig.train`."""
         characters = sorted(set[str]().union(*documents))
         return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *characters])}, words=False)
 
     def identity(self) -> str:
-        """See `TokenizerConfig.identity`."""
         return json.dumps(self.to_dict())
 
 
@@ -65,12 +63,10 @@ class WordTokenizerConfig(TokenizerConfig):
     reads_validation: ClassVar[bool] = True
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
-        """See `TokenizerConfig.train`."""
         words = sorted({word for text in documents for word in text.split()})
         return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *words])}, words=True)
 
     def identity(self) -> str:
-        """See `TokenizerConfig.identity`."""
         return json.dumps(self.to_dict())
 
 
@@ -105,7 +101,6 @@ class BPETokenizerConfig(TokenizerConfig):
             )
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
-        """See `TokenizerConfig.train`."""
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = BYTES
         inner.decoder = decoders.ByteLevel()
@@ -119,7 +114,6 @@ class BPETokenizerConfig(TokenizerConfig):
         return Tokenizer(inner)
 
     def identity(self) -> str:
-        """See `TokenizerConfig.identity`."""
         return json.dumps([self.to_dict(), tokenizers.__version__])
 
 
@@ -141,5 +135,4 @@ class TokenizerFileConfig(TokenizerConfig):
         return Tokenizer.load(expand_home(self.path), end_of_text=self.end_of_text)
 
     def identity(self) -> str:
-        """See `TokenizerConfig.identity`."""
         return self.train(()).identity()

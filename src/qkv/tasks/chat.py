@@ -33,7 +33,6 @@ class Chat(OfTokens):
             )
 
     def next_steps(self, folder: str) -> str:
-        """See `Task`."""
         return f"qkv chat {folder}   ·   qkv eval {folder} FILE   ·   qkv show {folder}"
 
 

@@ -53,7 +53,6 @@ class DataConfig(TaskConfig):
             )
 
     def check(self, recipe: Recipe) -> None:
-        """See `TaskConfig`."""
         if recipe.sample is not None and self.source.holds == "vectors":
             raise ConfigError("sample writes text and the data are vectors; set sample to null")
         if recipe.model is not None and not isinstance(recipe.model, TransformerConfig):
@@ -64,7 +63,6 @@ class DataConfig(TaskConfig):
             raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
 
     def prepare(self, start: Start | None = None) -> NextToken:
-        """See `TaskConfig`."""
         if start is not None and not isinstance(start.opened, Loaded):
             raise ConfigError(f"start.path={start.path} is no language model; start from one, or give pairs as data")
         base = None if start is None else start.opened
@@ -72,7 +70,6 @@ class DataConfig(TaskConfig):
 
     @classmethod
     def open(cls, folder: Path, model: Model) -> Loaded:
-        """See `TaskConfig`."""
         assert isinstance(model, Transformer)
         return Loaded.read(model, folder)
 

@@ -25,7 +25,6 @@ class NextToken(Task):
 
     @property
     def fingerprint(self) -> str:
-        """See `Task`."""
         return self.dataset.train.fingerprint
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
@@ -54,13 +53,11 @@ class NextToken(Task):
         """
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
-        """See `Task`."""
         sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         train, held_out = self.dataset.train, self.dataset.validation
         return PackedBatches(train, shuffle=True, **sizes), PackedBatches(held_out, shuffle=False, **sizes)
 
     def save(self, folder: Path) -> None:
-        """See `Task`."""
         if self.dataset.tokenizer is not None:
             self.dataset.tokenizer.save(folder)
 

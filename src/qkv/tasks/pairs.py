@@ -70,7 +70,6 @@ class PairDataConfig(TaskConfig):
             raise ConfigError("target_tokenizer is set and tokenizer is not; give both, or with start leave both out")
 
     def check(self, recipe: Recipe) -> None:
-        """See `TaskConfig`."""
         if recipe.adapter is not None:
             raise ConfigError("adapter is for language models and the data are pairs; leave adapter out")
         if recipe.model is not None and not isinstance(recipe.model, PairModelConfig):
@@ -124,7 +123,6 @@ class PairDataConfig(TaskConfig):
 
     @classmethod
     def open(cls, folder: Path, model: Model) -> Translator:
-        """See `TaskConfig`."""
         assert isinstance(model, PairModel)
         return Translator.read(model, folder)
 
@@ -162,11 +160,9 @@ class Pairs(Task):
 
     @property
     def fingerprint(self) -> str:
-        """See `Task`."""
         return self.train.fingerprint
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> PairModelConfig:
-        """See `Task`."""
         assert isinstance(model, PairModelConfig)
         source, target = self.tokenizer.source, self.tokenizer.target
         made = model.with_vocabularies(source.vocab_size, target.vocab_size, shared=self.tokenizer.shared)
@@ -175,12 +171,10 @@ class Pairs(Task):
         return made
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
-        """See `Task`."""
         sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         return PairBatches(self.train, shuffle=True, **sizes), PairBatches(self.validation, shuffle=False, **sizes)
 
     def save(self, folder: Path) -> None:
-        """See `Task`."""
         self.tokenizer.save(folder)
 
     def sample(self, model: Model, recipe: Recipe, settings: SampleConfig) -> str:
@@ -203,7 +197,6 @@ class Pairs(Task):
         yield f"{sizes[0]:,} pairs to train on, {sizes[1]:,} held out; of each source the first pair counts"
 
     def next_steps(self, folder: str) -> str:
-        """See `Task`."""
         return f"qkv translate {folder} TEXT   ·   qkv eval {folder}   ·   qkv inspect {folder} TEXT"
 
 

@@ -32,12 +32,10 @@ class OfTokens(NextToken):
         return made
 
     def sized(self, model: TransformerConfig) -> TransformerConfig:
-        """See `NextToken`."""
         n, head = self.tokenizer.vocab_size, model.head
         return dataclasses.replace(model, embed=model.embed.for_vocabulary(n), head=head and head.for_vocabulary(n))
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
-        """See `Task`."""
         n_bytes = self.dataset.validation.n_bytes
         return (bits_per_byte(found, n_bytes),) if n_bytes else ()
 
@@ -53,7 +51,6 @@ class Text(OfTokens):
         return settings.prompt + str(text)
 
     def next_steps(self, folder: str) -> str:
-        """See `Task`."""
         return f'qkv generate {folder} "Once"   ·   qkv eval {folder} FILE   ·   qkv show {folder}'
 
 

@@ -14,7 +14,6 @@ class Vectors(NextToken):
     """See `DataConfig`."""
 
     def sized(self, model: TransformerConfig) -> TransformerConfig:
-        """See `NextToken`."""
         n, head = self.dataset.n_features, model.head
         assert n is not None
         return dataclasses.replace(model, embed=model.embed.for_vectors(n), head=head and head.for_vectors(n))
