@@ -31,9 +31,9 @@ from typing import Any
 
 import torch
 
+from date_fields import fields_looked_at
 from qkv.config import assign
 from qkv.data import BPETokenizerConfig, TSVConfig
-from qkv.data.dates import fields_looked_at
 from qkv.generation import BeamConfig
 from qkv.loading.facts import Facts
 from qkv.loading.translator import Translator

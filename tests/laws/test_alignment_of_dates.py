@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from date_fields import fields_looked_at, fields_of
 from qkv.data import DatesConfig
-from qkv.data.dates import fields_looked_at, fields_of
 from qkv.loading.facts import Facts
 from qkv.loading.translator import Translator
 from qkv.training import read_recipe

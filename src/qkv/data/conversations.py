@@ -28,8 +28,8 @@ class Example(NamedTuple):
     messages: tuple[dict[str, str], ...]
     where: str
 
-    def to_bytes(self) -> bytes:
-        """What decides what it is: equal for equal conversations, wherever they stand."""
+    def tobytes(self) -> bytes:
+        """Equal for equal conversations, wherever they stand."""
         return json.dumps(self.messages).encode()
 
 

@@ -1,12 +1,13 @@
 """Prepared corpora: two splits of token ids (or vectors) in memory-mapped files, made once and kept in the cache."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, final, runtime_checkable
@@ -122,13 +123,16 @@ class Dataset:
         train: What to train on.
         validation: What was held out.
         tokenizer: Text to ids; None for vectors.
-        n_features: Width of a vector; None for text.
     """
 
     train: Split
     validation: Split
     tokenizer: Tokenizer | None
-    n_features: int | None
+
+    @property
+    def n_features(self) -> int | None:
+        """Width of a vector; None for text."""
+        return self.train.values.shape[1] if self.train.values.ndim == 2 else None
 
 
 def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -152,7 +156,9 @@ def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
     folder = cache_dir() / "tokens" / digest
     if (known := _open(folder)) is not None:
         return known
-    tokenizer = tokenizer or _train(config, n_documents)
+    if tokenizer is None and (how := config.tokenizer) is not None:
+        divided = _divide(config, n_documents)
+        tokenizer = how.train(train + out if how.reads_validation else train for train, out in divided)
     try:
         _publish(config, n_documents, tokenizer, folder)
     except OSError as error:
@@ -168,20 +174,11 @@ def _survey(config: Corpus, tokenizer: Tokenizer | None) -> tuple[str, int]:
     digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
     n_documents = 0
     for document in config.source.documents():
-        data = _bytes(document)
+        n_documents += 1
+        data = document.encode("utf-8") if isinstance(document, str) else document.tobytes()
         digest.update(f"{len(data)} {document.shape if isinstance(document, np.ndarray) else ()}".encode())
         digest.update(data)
-        n_documents += 1
     return digest.hexdigest(), n_documents
-
-
-def _bytes(document: str | Example | np.ndarray) -> bytes:
-    match document:
-        case str():
-            return document.encode("utf-8")
-        case Example():
-            return document.to_bytes()
-    return document.tobytes()
 
 
 # --- what is held out -------------------------------------------------------------------------------------------------
@@ -216,14 +213,6 @@ def _cut(document: str | np.ndarray, share: float) -> int:
     return place
 
 
-def _train(config: Corpus, n: int) -> Tokenizer | None:
-    if config.tokenizer is None:
-        return None
-    both = config.tokenizer.reads_validation
-    texts = (training + held_out if both else training for training, held_out in _divide(config, n))
-    return config.tokenizer.train(texts)
-
-
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,7 +231,15 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Documen
             "the tokenizer has no end-of-text token to put between documents; name it with end_of_text=ID"
         )
     end = [tokenizer.end_of_text]
-    for texts in _groups(documents):
+    characters = 0
+
+    def group(text: str) -> int:  # large enough to keep all cores busy
+        nonlocal characters
+        characters += len(text)
+        return characters // _CHARACTERS_AT_ONCE
+
+    for _, some in itertools.groupby(filter(None, documents), group):
+        texts = list(some)
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             yield _Document(np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8")))
 
@@ -259,32 +256,16 @@ def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]
         yield _Document(np.array(encoded.ids, dtype=_dtype(tokenizer)), encoded.n_bytes, encoded.counted)
 
 
-def _groups(documents: Iterable[str]) -> Iterator[Sequence[str]]:
-    """Documents in groups that are large enough to keep all cores busy."""
-    group: list[str] = []
-    size = 0
-    for text in filter(None, documents):
-        group.append(text)
-        size += len(text)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
 
 
 def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
     documents = (parts[part] for parts in _divide(config, n))
-    if tokenizer is None:
-        # One vector has nothing to predict.
+    if tokenizer is None:  # one vector alone has nothing to predict
         return (_Document(vectors, 0) for vectors in documents if len(vectors) > 1)
-    if config.source.holds == "conversations":
-        return _encode_conversations(tokenizer, documents)
-    return _encode(tokenizer, documents)
+    encode = _encode_conversations if config.source.holds == "conversations" else _encode
+    return encode(tokenizer, documents)
 
 
 # --- files: <split>.values, .offsets and .counted are raw arrays, dataset.json says of what ---------------------------
@@ -293,29 +274,39 @@ def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> 
 def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write the dataset beside its place, then move it there, so that it is whole or not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-", ignore_cleanup_errors=True) as name:
+        temporary = Path(name)
         facts = {
             name: _write(temporary, name, _encoded(config, n, tokenizer, part)) for part, name in enumerate(_SPLITS)
         }
-        _check_lengths(config, n, facts)
+        if not all(fact["n_documents"] for fact in facts.values()):
+            train, held_out = (
+                f"{fact['n_documents']} documents with {fact['n_tokens']} tokens" for fact in facts.values()
+            )
+            raise FileError(
+                f"the corpus of {n} documents is too short to hold out {config.validation:g} of it: {train} to train "
+                f"on, {held_out} held out; give more data or another `validation`"
+            )
         if tokenizer is not None:
             tokenizer.save(temporary)
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
         write_atomic(temporary / "dataset.json", json.dumps({"sizes": sizes, **facts}).encode())
-        _move(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if _open(folder) is None:  # damaged: the other case is that another process was faster
+                shutil.rmtree(folder)
+                temporary.rename(folder)
 
 
 def _write(folder: Path, name: str, documents: Iterator[_Document]) -> dict[str, Any]:
-    offsets, n_bytes = [0], 0
-    facts: dict[str, Any] = {"dtype": "uint16", "features": None}
+    """Write a split; returns what `_map` reads it by."""
+    offsets, n_bytes, dtype, shape = [0], 0, "uint16", ()
     counted: list[np.ndarray] = []
     with (folder / f"{name}.values").open("wb") as file:
         for values, size, part in documents:
             counted += [] if part is None else [part]
-            facts = {"dtype": values.dtype.name, "features": values.shape[1] if values.ndim == 2 else None}
+            dtype, shape = values.dtype.name, values.shape[1:]
             file.write(values.tobytes())
             offsets.append(offsets[-1] + len(values))
             n_bytes += size
@@ -324,32 +315,14 @@ def _write(folder: Path, name: str, documents: Iterator[_Document]) -> dict[str,
     write_atomic(folder / f"{name}.offsets", np.array(offsets, dtype=np.int64).tobytes())
     if counted:
         write_atomic(folder / f"{name}.counted", np.concatenate(counted).tobytes())
-    return facts | {
+    return {
+        "dtype": dtype,
+        "features": shape[0] if shape else None,
         "counted": bool(counted),
-        "n_bytes": None if facts["features"] else n_bytes,
+        "n_bytes": None if shape else n_bytes,
         "n_documents": len(offsets) - 1,
         "n_tokens": offsets[-1],
     }
-
-
-def _check_lengths(config: Corpus, n: int, facts: dict[str, dict[str, Any]]) -> None:
-    train, held_out = (
-        f"{facts[name]['n_documents']} documents with {facts[name]['n_tokens']} tokens" for name in _SPLITS
-    )
-    if not all(facts[name]["n_documents"] for name in _SPLITS):
-        raise FileError(
-            f"the corpus of {n} documents is too short to hold out {config.validation:g} of it: {train} to train on, "
-            f"{held_out} held out; give more data or another `validation`"
-        )
-
-
-def _move(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _open(folder) is None:  # damaged: the other case is that another process was faster
-            shutil.rmtree(folder)
-            temporary.rename(folder)
 
 
 def _open(folder: Path) -> Dataset | None:
@@ -360,13 +333,16 @@ def _open(folder: Path) -> Dataset | None:
             return None
     except (OSError, ValueError):
         return None
+
+    def split(name: str) -> Split:
+        values, fact = folder / f"{name}.values", facts[name]
+        shape = (fact["n_tokens"],) if fact["features"] is None else (fact["n_tokens"], fact["features"])
+        return Split(
+            np.memmap(values, dtype=fact["dtype"], mode="r", shape=shape),
+            np.fromfile(values.with_suffix(".offsets"), dtype=np.int64),
+            fact["n_bytes"],
+            np.memmap(values.with_suffix(".counted"), dtype=np.bool_, mode="r") if fact["counted"] else None,
+        )
+
     tokenizer = Tokenizer.load(folder) if "tokenizer.json" in facts["sizes"] else None
-    train, validation = (_map(folder, name, facts[name]) for name in _SPLITS)
-    return Dataset(train, validation, tokenizer, facts["train"]["features"])
-
-
-def _map(folder: Path, name: str, facts: dict[str, Any]) -> Split:
-    shape = (facts["n_tokens"],) if facts["features"] is None else (facts["n_tokens"], facts["features"])
-    values = np.memmap(folder / f"{name}.values", dtype=facts["dtype"], mode="r", shape=shape)
-    counted = np.memmap(folder / f"{name}.counted", dtype=np.bool_, mode="r") if facts["counted"] else None
-    return Split(values, np.fromfile(folder / f"{name}.offsets", dtype=np.int64), facts["n_bytes"], counted)
+    return Dataset(split("train"), split("validation"), tokenizer)

@@ -1,7 +1,7 @@
 """Runs chat templates, which come with models from anywhere: the one module that imports jinja2.
 
-Jinja's own `ImmutableSandboxedEnvironment` keeps a template from Python's insides. Added are text that keeps its sources
-(`qkv.data.rendered`), and a limit of time and of what operators, calls, filters and literals make.
+Jinja's own `ImmutableSandboxedEnvironment` keeps a template from Python's insides. Added are text that keeps its
+sources (`qkv.data.rendered`), and a limit of time and of what operators, calls, filters and literals make.
 """
 
 import functools
@@ -16,10 +16,11 @@ from typing import Any, Final, cast, final
 
 import jinja2
 from jinja2 import filters, nodes, tests
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
@@ -87,9 +88,7 @@ def compile_template(source: str) -> Callable[[Mapping[str, Any]], Rendered]:
 
 def _render(template: jinja2.Template, values: Mapping[str, Any]) -> Rendered:
     given = _size(values)
-    limits = _Limits(
-        _ROOM + _ROOM_OF_CHARACTER * given, time.thread_time() + _SECONDS + _SECONDS_OF_CHARACTER * given
-    )
+    limits = _Limits(_ROOM + _ROOM_OF_CHARACTER * given, time.thread_time() + _SECONDS + _SECONDS_OF_CHARACTER * given)
     token = _limits.set(limits)
     try:
         text = _concat(template.root_render_func(template.new_context(dict(values))))
@@ -134,7 +133,7 @@ class _Hooks(NodeTransformer):
     def visit_List(self, node: nodes.Expr) -> nodes.Filter:  # noqa: N802
         return _filter(self.generic_visit(node), _COUNTED)
 
-    visit_Dict = visit_List
+    visit_Dict = visit_List  # noqa: N815
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Expr:  # noqa: N802
         return self.visit_List(node) if node.ctx == "load" else self.generic_visit(node)

@@ -111,7 +111,7 @@ def test_characters_of_the_held_out_text_are_known(corpus: Path) -> None:
 
 def test_the_second_time_reads_the_cache(corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare(config(corpus))
-    monkeypatch.setattr(module, "_train", None)  # calling it fails
+    monkeypatch.setattr(module, "_publish", None)  # calling it fails
     second = prepare(config(corpus))
     assert same(first.train, second.train)
     assert same(first.validation, second.validation)
