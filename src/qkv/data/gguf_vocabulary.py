@@ -8,7 +8,7 @@ vectors of llama.cpp: `tests/parity/test_gguf_vocabulary.py`.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, cast, final
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -17,6 +17,8 @@ from qkv.data.tokenizer import Tokenizer
 from qkv.data.tokenizer_configs import MAX_VOCAB_SIZE
 from qkv.data.tokenizer_files import no_panic, quiet
 from qkv.errors import ConfigError, FileError
+
+T = TypeVar("T")
 
 MAX_MERGES: Final = 1 << 20
 MAX_CHARACTERS: Final = 1 << 22  # in the tokens of a vocabulary that merges by scores: each place to cut costs time
@@ -99,11 +101,17 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
         FileError: A kind of vocabulary or a rule of splitting that qkv does not know, or one that is damaged.
     """
     reader = _Reader(metadata, source)
-    model = reader.text("model")
+    model = reader.get("model", str)
     makers = {"gpt2": _byte_level, "llama": _scored}
     if model not in makers:
         raise reader.error("model", f"is {model!a}, and qkv reads {', '.join(makers)}")
-    tokens, types = reader.tokens()
+    tokens = reader.strings("tokens", MAX_VOCAB_SIZE)
+    if len(set(tokens)) < len(tokens):
+        raise reader.error("tokens", "has a token twice")
+    typed = "tokenizer.ggml.token_type" in metadata
+    types = reader.numbers("token_type", len(tokens)) if typed else [NORMAL] * len(tokens)
+    if not isinstance(template := metadata.get("tokenizer.chat_template"), str | None):
+        raise FileError(f"{source}: 'tokenizer.chat_template' must be of type str; use another file")
     with no_panic(f"{source}: 'tokenizer.ggml' is not a vocabulary that can be used"), quiet():
         inner = makers[model](reader, tokens, types)
         special = [AddedToken(tokens[i], special=True, normalized=False) for i, t in enumerate(types) if t == CONTROL]
@@ -113,12 +121,12 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
     if inner.get_vocab_size() != len(tokens):
         raise reader.error("tokens", "does not give each id one token")
     end = reader.id("eos_token_id", len(tokens))
-    stops = {reader.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")} - {None}
+    stops = {reader.id(f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")}
     begin = reader.id("bos_token_id", len(tokens))
     return Vocabulary(
-        tokenizer=Tokenizer(inner, end_of_text=end, begin_of_text=begin, chat_template=reader.template()),
+        tokenizer=Tokenizer(inner, end_of_text=end, begin_of_text=begin, chat_template=template),
         begin_id=begin,
-        add_begin=reader.flag("add_bos_token", model == "llama" or reader.text("pre", "") == "llama-bpe"),
+        add_begin=reader.get("add_bos_token", bool, model == "llama" or reader.get("pre", str, "") == "llama-bpe"),
         stop_ids=tuple(sorted(stop for stop in stops if stop is not None)),
     )
 
@@ -155,7 +163,7 @@ def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None) -> di
 
 
 def _byte_level(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
-    name = reader.text("pre", "default")
+    name = reader.get("pre", str, "default")
     if name not in RULES:
         raise reader.error("pre", f"is {name!a}, and qkv knows {', '.join(RULES)}")
     rule = RULES[name]
@@ -185,7 +193,7 @@ def _scored(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizer
     ids = {token: i for i, token in enumerate(tokens)}
     inner = tokenizers.Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     space = normalizers.Replace(" ", "▁")
-    prefix = reader.flag("add_space_prefix", True)
+    prefix = reader.get("add_space_prefix", bool, True)
     inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), space] if prefix else [space])
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
@@ -206,14 +214,12 @@ def _merges(tokens: list[str], types: list[int], scores: list[float]) -> list[tu
 
 def _rule_of(data: Mapping[str, Any]) -> str:
     """The name of a tokenizer's way to split words."""
-    outer: dict[str, Any] = data["pre_tokenizer"] or {"type": "none"}
-    steps: list[dict[str, Any]] = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
-    splits = tuple(split for step in steps for split in _splits(step))
-    compose = (data["normalizer"] or {}).get("type") == "NFC"
-    whole = data["model"].get("ignore_merges", False)
-    plain = data["normalizer"] is None or compose
+    outer: dict[str, Any] = data["pre_tokenizer"] or {}
+    splits = tuple(split for step in outer.get("pretokenizers", [outer]) for split in _splits(step))
+    normalizer = (data["normalizer"] or {"type": None})["type"]
+    found = _Rule(splits, data["model"].get("ignore_merges", False), compose=normalizer == "NFC")
     for name, rule in RULES.items():
-        if plain and rule == _Rule(splits, whole, compose):
+        if normalizer in (None, "NFC") and rule == found:
             return name
     raise ConfigError(
         "a GGUF file cannot hold this tokenizer: its way to split words has no name there that qkv knows; "
@@ -246,48 +252,28 @@ class _Reader:
     def error(self, key: str, problem: str) -> FileError:
         return FileError(f"{self._source}: 'tokenizer.ggml.{key}' {problem}; use another file")
 
-    def _get(self, key: str, kind: type, default: object = None) -> Any:
+    def get(self, key: str, kind: type[T], default: T | None = None) -> T:
         value = self._metadata.get(f"tokenizer.ggml.{key}", default)
         if type(value) is not kind:
             raise self.error(key, "is missing" if value is None else f"must be of type {kind.__name__}")
-        return value
-
-    def text(self, key: str, default: str | None = None) -> str:
-        return self._get(key, str, default)
-
-    def flag(self, key: str, default: bool) -> bool:
-        return self._get(key, bool, default)
-
-    def template(self) -> str | None:
-        found = self._metadata.get("tokenizer.chat_template")
-        if found is not None and not isinstance(found, str):
-            raise FileError(f"{self._source}: 'tokenizer.chat_template' must be of type str; use another file")
-        return found
+        return cast(T, value)
 
     def id(self, key: str, size: int) -> int | None:
         if f"tokenizer.ggml.{key}" not in self._metadata:
             return None
-        value: int = self._get(key, int)
+        value = self.get(key, int)
         if not 0 <= value < size:
             raise self.error(key, f"is {value}, and there are {size} tokens")
         return value
 
     def strings(self, key: str, at_most: int) -> list[str]:
-        values: list[str] = self._get(key, list)
-        if not values or len(values) > at_most or not all(isinstance(value, str) for value in values):
+        values: list[Any] = self.get(key, list)
+        if not 0 < len(values) <= at_most or not all(isinstance(value, str) for value in values):
             raise self.error(key, f"must be a list of 1 to {at_most} texts")
         return values
 
     def numbers(self, key: str, count: int) -> list[Any]:
-        values: list[Any] = self._get(key, list)
+        values: list[Any] = self.get(key, list)
         if len(values) != count or not all(type(value) in (int, float) and value == value for value in values):
             raise self.error(key, f"must be a list of {count} numbers")
         return values
-
-    def tokens(self) -> tuple[list[str], list[int]]:
-        tokens = self.strings("tokens", MAX_VOCAB_SIZE)
-        if len(set(tokens)) < len(tokens):
-            raise self.error("tokens", "has a token twice")
-        if "tokenizer.ggml.token_type" not in self._metadata:
-            return tokens, [NORMAL] * len(tokens)
-        return tokens, self.numbers("token_type", len(tokens))
