@@ -41,16 +41,6 @@ class SampleConfig(Config):
         return SamplingConfig(temperature=self.temperature, seed=seed)
 
 
-@runtime_checkable
-class Opened(Protocol):
-    """What `qkv.load` hands out: a model, with what reads and writes its texts."""
-
-    @property
-    def model(self) -> Model:
-        """In evaluation mode."""
-        ...
-
-
 class Start(NamedTuple):
     """Trained weights that a run begins with: where they are, and what `qkv.load` makes of them."""
 
@@ -173,10 +163,6 @@ class TaskConfig(Config, ABC):
             ConfigError: Something in the recipe does not go with the task.
         """
 
-    def absolute(self) -> "TaskConfig":
-        """The same, whatever the working directory is: every `path` in it is made absolute."""
-        return absolute(self)
-
     @abstractmethod
     def prepare(self, start: Start | None = None) -> Task:
         """Read the data.
@@ -222,14 +208,14 @@ class TaskConfig(Config, ABC):
 
 
 def absolute(config: Any) -> Any:
-    """The same config with every field `path` made absolute, also in the configs inside."""
+    """The same config with every `path` that exists made absolute, also in the configs inside; a name stays a name."""
     changes: dict[str, Any] = {}
     for name in (field.name for field in fields(config)):
         value = getattr(config, name)
         if isinstance(value, Config):
             changes[name] = absolute(value)
-        elif name == "path":
-            changes[name] = str(expand_home(value).absolute())
+        elif name == "path" and (place := expand_home(value)).exists():
+            changes[name] = str(place.absolute())
     return replace(config, **changes)
 
 

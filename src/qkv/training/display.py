@@ -3,7 +3,6 @@
 import itertools
 import math
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
@@ -50,76 +49,41 @@ class Progress:
         return (time.monotonic() - since) / max(1, self.step - first) * (self.steps - self.step)
 
 
-class Display(ABC):
-    """Base of the displays."""
-
-    @abstractmethod
-    def update(self, progress: Progress) -> None:
-        """Called after every update; shows what it finds worth showing."""
-
-    @abstractmethod
-    def say(self, message: str) -> None:
-        """A line that stays."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """The run has ended."""
-
-
 @final
-class PlainDisplay(Display):
-    """Lines: for logs, pipes and small terminals."""
+class Display:
+    """A panel that is redrawn in place on a terminal that is wide enough; elsewhere a line every few seconds."""
 
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def update(self, progress: Progress) -> None:
-        """A line every few seconds, and one for the last update."""
-        now = time.monotonic()
-        if now < self._next and progress.step < progress.steps:
-            return
-        self._next = now + _SECONDS_BETWEEN_LINES
-        self.say(_line(progress))
-
-    def say(self, message: str) -> None:
-        """Print it at once."""
-        print(message, flush=True)  # noqa: T201 - this is the display
-
-    def close(self) -> None:
-        """Nothing to tidy up."""
-
-
-@final
-class LiveDisplay(Display):
-    """A panel that is redrawn in place."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        console = console or Console()
+        self._title, self._next = title, 0.0
         self._progress: Progress | None = None
-        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4)
-        self._live.start()
+        wide = console.is_terminal and not console.is_dumb_terminal and console.width >= _WIDTH + _FRAME
+        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4) if wide else None
+        if self._live is not None:
+            self._live.start()
 
     def _draw(self) -> RenderableType:
         return Text("…") if self._progress is None else _panel(self._progress, self._title)
 
     def update(self, progress: Progress) -> None:
-        """Drawn at the next refresh: a step may take less than a millisecond."""
+        """Called after every update of the weights, which may take less than a millisecond."""
         self._progress = progress
+        now = time.monotonic()
+        if self._live is None and (now >= self._next or progress.step == progress.steps):
+            self._next = now + _SECONDS_BETWEEN_LINES
+            self.say(_line(progress))
 
     def say(self, message: str) -> None:
-        """Print it above the panel, as it is: no wrapped paths, no emoji made of a model's text."""
-        self._live.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        """A line that stays, as it is: no wrapped paths, no emoji made of a model's text."""
+        if self._live is None:
+            print(message, flush=True)  # noqa: T201 - this is the display
+        else:
+            self._live.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last picture where it is."""
-        self._live.stop()
-
-
-def make_display(title: str) -> Display:
-    """Live where standard output is a terminal that is wide enough, plain elsewhere."""
-    console = Console()
-    live = console.is_terminal and not console.is_dumb_terminal and console.width >= _WIDTH + _FRAME
-    return LiveDisplay(console, title) if live else PlainDisplay()
+        if self._live is not None:
+            self._live.stop()
 
 
 def clock(seconds: float) -> str:

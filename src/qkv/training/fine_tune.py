@@ -8,18 +8,17 @@ from qkv.errors import FileError
 from qkv.models.model import Model
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters
 from qkv.shapes import Tensor
-from qkv.tasks import Opened
 from qkv.training.recipe import RecipeConfig
 
 
-def starting_model(recipe: RecipeConfig, base: Opened) -> Model:
+def starting_model(recipe: RecipeConfig, base: Model) -> Model:
     """The recipe's model with a checkpoint's weights, in float32; with adapters, where the recipe has some.
 
     Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
     """
     assert recipe.model is not None
     frozen = recipe.adapter is not None
-    state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.model.state_dict().items()}
+    state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.state_dict().items()}
     with torch.device("meta"):
         model = recipe.model.build()
     model.load_state_dict(state, assign=True)
@@ -29,12 +28,12 @@ def starting_model(recipe: RecipeConfig, base: Opened) -> Model:
     return model
 
 
-def identity(recipe: RecipeConfig, base: Opened | None) -> dict[str, str]:
+def identity(recipe: RecipeConfig, base: Model | None) -> dict[str, str]:
     """What a checkpoint says about the weights that it does not hold: the hash of those under its adapters."""
     if recipe.adapter is None:
         return {}
     assert base is not None
-    return {"base": digest_of_base(base.model.state_dict())}
+    return {"base": digest_of_base(base.state_dict())}
 
 
 def trained_weights(recipe: RecipeConfig, model: Model) -> dict[str, dict[str, Tensor]]:
@@ -45,13 +44,7 @@ def trained_weights(recipe: RecipeConfig, model: Model) -> dict[str, dict[str, T
 
 
 def restore_weights(recipe: RecipeConfig, model: Model, checkpoint: Checkpoint, expected: dict[str, str]) -> None:
-    """Put a checkpoint's weights into the model.
-
-    Args:
-        recipe: That of the run.
-        model: As `starting_model` made it, or fresh.
-        checkpoint: Of the same run.
-        expected: The `identity` of what the run would go on from.
+    """Put a checkpoint's weights into the model; `expected` is the `identity` of what the run would go on from.
 
     Raises:
         FileError: The weights do not fit the model, or the adapters belong to another one.

@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Literal, final
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.errors import ConfigError
 from qkv.models.model import ModelConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.tasks import DataConfig, SampleConfig, Task, TaskConfig
+from qkv.tasks.task import absolute
 from qkv.training.optimizer import AdamWConfig
 from qkv.training.schedule import CosineConfig, ScheduleConfig
 
@@ -31,10 +32,6 @@ class StartConfig(Config):
     def __post_init__(self) -> None:
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"start.dropout={self.dropout} must be at least 0 and below 1")
-
-    def model(self, config: ModelConfig) -> ModelConfig:
-        """The model of the checkpoint, whose config this is, with the dropout set."""
-        return config if self.dropout is None else config.with_dropout(self.dropout)
 
 
 @final
@@ -122,14 +119,7 @@ class RecipeConfig(Config):
             ConfigError: The model does not fit the data or is not that of `start`, or another part of the recipe does
                 not fit the data.
         """
-        model = task.complete(self._model(base), self)
-        return dataclasses.replace(self, model=model, start=self._absolute_start(), data=self.data.absolute())
-
-    def _absolute_start(self) -> StartConfig | None:
-        """The same place, whatever the working directory is; a name that is no path stays as it is."""
-        if self.start is None or not (place := expand_home(self.start.path)).exists():
-            return self.start
-        return dataclasses.replace(self.start, path=str(place.absolute()))
+        return absolute(dataclasses.replace(self, model=task.complete(self._model(base), self)))
 
     def _model(self, base: ModelConfig | None) -> ModelConfig:
         """The model that is written out, or that of `start`; where there are both, they are one."""
@@ -137,7 +127,7 @@ class RecipeConfig(Config):
             assert self.model is not None
             return self.model
         assert base is not None
-        model = self.start.model(base)
+        model = base if self.start.dropout is None else base.with_dropout(self.start.dropout)
         if self.model is None:
             return model
         if self.model.to_dict() | {"context": None} != model.to_dict() | {"context": None}:  # a run may set its own

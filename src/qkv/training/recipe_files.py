@@ -57,10 +57,10 @@ def expand_preset(data: dict[str, Any]) -> None:
     """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` replace those in it."""
     model = data.get("model")
     if isinstance(model, str):
-        data["model"] = _preset(model)
+        data["model"] = preset(model).to_dict()
     elif isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
-        data["model"] = _preset(str(model["preset"])) | changes
+        data["model"] = preset(str(model["preset"])).to_dict() | changes
 
 
 def _allow_preset(data: dict[str, Any], change: str) -> None:
@@ -71,8 +71,3 @@ def _allow_preset(data: dict[str, Any], change: str) -> None:
     elif isinstance(model, dict) and "preset" not in model and model:
         name = change.partition("=")[2]
         raise ConfigError(f"--set {change}: the recipe writes the model out; --set model={name} replaces it as a whole")
-
-
-def _preset(name: str) -> dict[str, Any]:
-    """The config of a preset, of a language model or of a model of pairs."""
-    return preset(name).to_dict()

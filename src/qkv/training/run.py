@@ -1,5 +1,6 @@
 """The run folder: everything a run leaves behind."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -132,10 +133,8 @@ def require_free(path: Path) -> None:
 def default_out(recipe: Path) -> Path:
     """The first free folder `runs/<name of the recipe>-<number>`."""
     stem = recipe.parent.name if recipe.name == RECIPE else recipe.stem
-    number = 1
-    while (out := Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return out
+    places = (Path("runs") / f"{stem}-{number}" for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
 
 
 def _json_line(entry: Mapping[str, Any]) -> str:

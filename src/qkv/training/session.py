@@ -9,7 +9,7 @@ from typing import final
 
 from qkv.cost import training_flops_per_token
 from qkv.errors import FileError, QkvError
-from qkv.training.display import Progress, clock, make_display
+from qkv.training.display import Display, Progress, clock
 from qkv.training.precision import matmul_peak
 from qkv.training.run import PLOT, RECIPE, Run
 from qkv.training.signals import Interrupts
@@ -22,7 +22,7 @@ class Session:
 
     def __init__(self, trainer: Trainer, run: Run) -> None:
         self.trainer, self.run = trainer, run
-        self.display = make_display(str(run.path))
+        self.display = Display(str(run.path))
         self.saved_step = trainer.step
         self.skipped = 0
         self.failures: list[str] = []

@@ -8,8 +8,9 @@ from typing import Any
 from qkv.config import expand_home
 from qkv.errors import ConfigError
 from qkv.loading.layouts import load
+from qkv.models.model import Model
 from qkv.nn.quantised import Packed
-from qkv.tasks import Opened, Start, Task
+from qkv.tasks import Start, Task
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig
 from qkv.training.recipe_files import read_recipe
@@ -56,7 +57,7 @@ def _begin(config: RecipeConfig, recipe: Path, out: Path | None) -> Session:
     return session
 
 
-def _open(config: RecipeConfig, run: Path | None = None) -> tuple[RecipeConfig, Task, Opened | None]:
+def _open(config: RecipeConfig, run: Path | None = None) -> tuple[RecipeConfig, Task, Model | None]:
     """The resolved recipe, its task, and what it starts from: `run`, or its own start."""
     if config.start is None:
         task = config.data.prepare()
@@ -69,7 +70,7 @@ def _open(config: RecipeConfig, run: Path | None = None) -> tuple[RecipeConfig, 
             f"`qkv convert {path} FOLDER --to hf`, and start from FOLDER"
         )
     task = config.data.prepare(Start(path, base))
-    return config.resolved(task, base.model.config), task, base
+    return config.resolved(task, base.model.config), task, base.model
 
 
 def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Session:
@@ -108,10 +109,7 @@ def difference(old: Any, new: Any, path: str) -> str | None:
     """The first place where two pieces of plain data differ, as `a.b is 1, not 2`; None: they are equal."""
     if old == new:
         return None
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        return next(filter(None, (difference(old[key], new[key], f"{path}.{key}") for key in old)))
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return next(
-            filter(None, (difference(*pair, f"{path}.{i}") for i, pair in enumerate(zip(old, new, strict=True))))
-        )
+    before, after = (dict(enumerate(value)) if isinstance(value, list) else value for value in (old, new))
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        return next(filter(None, (difference(before[key], after[key], f"{path}.{key}") for key in before)))
     return f"{path} is {old!r}, not {new!r}"

@@ -12,7 +12,7 @@ from qkv.errors import ConfigError, FileError, TrainingError
 from qkv.models.model import Model
 from qkv.nn.sublayer import Aux, merge
 from qkv.shapes import Tensor
-from qkv.tasks import Opened, Task, evaluate
+from qkv.tasks import Task, evaluate
 from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
 from qkv.training.finite import first_non_finite
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
@@ -27,13 +27,13 @@ class Trainer:
     Args:
         recipe: Resolved for the task.
         task: From its `data.prepare`.
-        base: What `start` was loaded as; None: there is none.
+        base: The model that `start` names; None: there is none.
 
     Raises:
         ConfigError: The model cannot be built, or cannot be trained as the recipe says.
     """
 
-    def __init__(self, recipe: RecipeConfig, task: Task, base: Opened | None = None) -> None:
+    def __init__(self, recipe: RecipeConfig, task: Task, base: Model | None = None) -> None:
         assert recipe.model is not None
         self.recipe, self.task = recipe, task
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from qkv.training import display
-from qkv.training.display import LiveDisplay, PlainDisplay, Progress, clock, make_display, sparkline
+from qkv.training.display import Display, Progress, clock, sparkline
 
 
 def progress(step=10, steps=40, history=(3.0, 2.0, 1.0), **changes):
@@ -43,7 +43,7 @@ def test_clock():
 def test_plain_lines_come_every_few_seconds_and_at_the_end(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    shown = PlainDisplay()
+    shown = Display("run")
     for step in range(1, 41):
         now[0] += 1.0
         shown.update(progress(step, validation=2.5 if step > 20 else None))
@@ -62,20 +62,20 @@ def test_the_time_that_is_left_follows_from_this_process_alone():
 
 
 def test_a_terminal_gets_a_panel_and_a_pipe_or_a_narrow_one_gets_lines(monkeypatch):
-    assert isinstance(make_display("run"), PlainDisplay)
+    assert Display("run")._live is None
     monkeypatch.setattr(Console, "is_terminal", True)
     monkeypatch.setattr(Console, "is_dumb_terminal", False)
     monkeypatch.setattr(Console, "width", 71)
-    assert isinstance(make_display("run"), PlainDisplay)
+    assert Display("run")._live is None
     monkeypatch.setattr(Console, "width", 72)
-    live = make_display("run")
+    live = Display("run")
     live.close()
-    assert isinstance(live, LiveDisplay)
+    assert live._live is not None
 
 
 def test_the_panel_is_redrawn_below_lines_that_stay():
     text = io.StringIO()
-    live = LiveDisplay(Console(file=text, force_terminal=True, width=72, color_system=None), "runs/tiny-1")
+    live = Display("runs/tiny-1", Console(file=text, force_terminal=True, width=72, color_system=None))
     live.update(progress(history=range(500)))
     live.say("a path that must stay on one line: " + "x" * 100 + " :smile: [bold]")
     live.close()

@@ -410,7 +410,7 @@ def test_frozen_weights_are_not_copied(base):
     recipe = read_recipe(write_fine_tune(base, adapter=LORA))
     loaded = qkv.load(base)
     task = recipe.data.prepare(Start(str(base), loaded))
-    made = trainer.Trainer(recipe.resolved(task, loaded.config), task, loaded)
+    made = trainer.Trainer(recipe.resolved(task, loaded.config), task, loaded.model)
     assert made.model.embed.weight.data_ptr() == loaded.model.embed.weight.data_ptr()
 
 
