@@ -271,7 +271,7 @@ MUTANTS = [
     # Chat
     Mutant("repetitions are free", "data/sandbox.py", "_spend(_size(left) * max(right, 0))", "pass", CHAT),
     Mutant("time is free", "data/sandbox.py", " or time.thread_time() > limits.until", "", CHAT),
-    Mutant("literals are free", "data/sandbox.py", "        return _filter(node, _COUNTED)\n", "        return node\n", CHAT),
+    Mutant("literals are free", "data/sandbox.py", "return _filter(self.generic_visit(node), _COUNTED)", "return self.generic_visit(node)", CHAT),
     Mutant("methods of Python", "data/sandbox.py", "        if isinstance(obj, str | int | float):\n", "        if False:\n", CHAT),
     Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),
     Mutant("a split loses the source", "data/rendered.py", "found.append(text[at : at + len(part)])", "found.append(part)", CHAT),
