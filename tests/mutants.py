@@ -275,7 +275,7 @@ MUTANTS = [
     Mutant("methods of Python", "data/sandbox.py", "        if isinstance(obj, str | int | float):\n", "        if False:\n", CHAT),
     Mutant("include is allowed", "data/sandbox.py", "isinstance(node, nodes.Stmt) and not isinstance(node, _STATEMENTS)", "False", CHAT),
     Mutant("a split loses the source", "data/rendered.py", "found.append(text[at : at + len(part)])", "found.append(part)", CHAT),
-    Mutant("a cut keeps the places", "data/rendered.py", "yield i, max(a, start) - start, min(b, stop) - start", "yield i, a, b", CHAT),
+    Mutant("a cut keeps the places", "data/rendered.py", "(max(a, start) - start, min(b, stop) - start, s)", "(a, b, s)", CHAT),
     Mutant("a pickle imports", "checkpoints/transly.py", "        return _Inert\n", "        return super().find_class(module, name)\n", "tests/parity/test_transly.py"),
     Mutant("the answer's end is not in the span", "data/chat.py", "start, end = len(before), len(until.rstrip())", "start, end = len(before), _end(until, place)", CHAT),
     Mutant("special tokens in messages", "data/tokenizer.py", "wanted = self._special.find(text.own())", "wanted = self._special.find(text)", TOKENIZERS),

@@ -4,7 +4,7 @@ import bisect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -95,8 +95,7 @@ class Batches(ABC):
         return self.rows(epoch if self._shuffle else 0, first, first + self._batch_size)
 
 
-@dataclass(frozen=True, eq=False)
-class _Plan:
+class _Plan(NamedTuple):
     """Pieces sorted by row: where each begins in the split, its length, and where each row begins among the pieces."""
 
     begins: np.ndarray
@@ -119,14 +118,11 @@ class PackedBatches(Batches):
 
     Args:
         split: The documents.
-        shift: What a token predicts: the one that stands so many tokens behind it. 0: itself.
-        context: Inputs in a row.
-        batch_size: See `Batches`.
-        seed: See `Batches`; chooses the cuts as well.
-        shuffle: See `Batches`.
+        shift: A token predicts the one that stands so many tokens behind it. 0: itself.
+        context, batch_size, seed, shuffle: See `Batches`; the seed chooses the cuts as well.
 
     Raises:
-        ConfigError: A size below 1, a negative seed, or no document that has anything to predict.
+        ConfigError: As for `Batches`, or no document has anything to predict.
     """
 
     def __init__(
@@ -148,19 +144,14 @@ class PackedBatches(Batches):
         return self._plain.n_rows
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
-        plan = self._plan_of(epoch)
-        return self._fill(plan, range(first, min(end, plan.n_rows)))
-
-    def _plan_of(self, epoch: int) -> _Plan:
-        if not self._shuffle:
-            return self._plain
-        if self._latest[0] != epoch:
+        if self._shuffle and self._latest[0] != epoch:
             random = np.random.default_rng([self._seed, epoch])
             long = self._lengths > self._context
             offsets = random.integers(0, self._context, len(long)) * long
             plan = _plan(self._begins, self._lengths, offsets, self._context, random, self._plain.n_rows)
             self._latest = (epoch, plan)
-        return self._latest[1]
+        plan = self._latest[1]
+        return self._fill(plan, range(first, min(end, plan.n_rows)))
 
     def _fill(self, plan: _Plan, rows: range) -> Batch:
         values, counted = self._split.values, self._split.counted

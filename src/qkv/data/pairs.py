@@ -60,10 +60,9 @@ class TSVConfig(PairSourceConfig):
 
     def pairs(self) -> Iterator[TextPair]:
         path = expand_home(self.path)
-        if path.is_dir():
-            raise FileError(f"{path}: is a folder; give a text file with a source, a tab and a target in each line")
         if not path.is_file():
-            raise FileError(f"{path}: no such file; give a text file with a source, a tab and a target in each line")
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise FileError(f"{path}: {what}; give a text file with a source, a tab and a target in each line")
         text = decode_text(read_bytes(path), str(path))
         rows = (line.split("\t") for line in text.split("\n"))
         yield from _columns(rows, self.columns, str(path), "a tab between its columns")
@@ -146,11 +145,7 @@ class PairTokenizer:
 
     @staticmethod
     def load(folder: Path) -> "PairTokenizer":
-        """Those that `save` wrote.
-
-        Raises:
-            FileError: They are missing or damaged.
-        """
+        """Those that `save` wrote."""
         return PairTokenizer.of(*(Tokenizer.load(folder / name) for name in SIDES))
 
     @property
@@ -159,18 +154,8 @@ class PairTokenizer:
         return self.source is self.target
 
     def save(self, folder: Path) -> None:
-        """Write them into `source/` and `target/` of an existing folder.
-
-        Raises:
-            FileError: They cannot be written.
-        """
+        """Write them into `source/` and `target/` of an existing folder."""
         for name, tokenizer in zip(SIDES, (self.source, self.target), strict=True):
-            try:
-                (folder / name).mkdir(exist_ok=True)
-            except OSError as error:
-                raise FileError(
-                    f"{folder / name}: cannot be written ({error.strerror}); choose another folder"
-                ) from None
             tokenizer.save(folder / name)
 
 
@@ -189,7 +174,7 @@ class PairSplit:
 
     @property
     def fingerprint(self) -> str:
-        """See `Split.fingerprint`; of both sides."""
+        """A hash of both sides."""
         return self.source.fingerprint + self.target.fingerprint
 
     @property
@@ -238,12 +223,10 @@ class PairBatches(Batches):
     Args:
         split: The pairs.
         context: Tokens of a source, and of a target with its begin, at most.
-        batch_size: See `Batches`.
-        seed: See `Batches`.
-        shuffle: See `Batches`.
+        batch_size, seed, shuffle: See `Batches`.
 
     Raises:
-        ConfigError: A size below 1, a negative seed, or a pair that is longer than the context.
+        ConfigError: As for `Batches`, or a pair is longer than the context.
     """
 
     def __init__(self, split: PairSplit, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:

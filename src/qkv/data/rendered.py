@@ -6,8 +6,7 @@ templates trim and cut. So the characters carry their source from the start, and
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, SupportsIndex, final
 
 SEVERAL: Final = -1  # the source of text in which those of several messages can no longer be told apart
@@ -52,8 +51,8 @@ class Rendered(str):
         """The characters from `start` to before `stop`, with their sources."""
         if start >= stop:
             return Rendered("")
-        runs = [(a, b, self.runs[i][2]) for i, a, b in _overlaps(self.runs, start, stop)]
-        generated = [(a, b) for _, a, b in _overlaps(self.generated, start, stop)]
+        runs = [(max(a, start) - start, min(b, stop) - start, s) for a, b, s in self.runs if a < stop and b > start]
+        generated = [(max(a, start) - start, min(b, stop) - start) for a, b in self.generated if a < stop and b > start]
         return Rendered(str.__getitem__(self, slice(start, stop)), runs, generated)
 
     def own(self) -> str:
@@ -64,16 +63,6 @@ class Rendered(str):
             parts += [str.__getitem__(self, slice(at, start)), re.sub(r"\S", "\0", theirs)]
             at = end
         return "".join([*parts, str.__getitem__(self, slice(at, None))])
-
-
-def _overlaps(spans: Sequence[tuple[int, ...]], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(place in the list, start, end) of the spans' parts between `start` and `stop`, counted from `start`."""
-    for i in range(max(0, bisect_right(spans, (start,)) - 1), len(spans)):
-        a, b = spans[i][:2]
-        if a >= stop:
-            return
-        if b > start:
-            yield i, max(a, start) - start, min(b, stop) - start
 
 
 def join(parts: Iterable[str]) -> str:
@@ -100,12 +89,8 @@ def taint(value: Any, *origins: Any) -> Any:
 
     What already knows its sources keeps them.
     """
-    sources = set[int]()
-    for origin in origins:
-        sources |= _sources(origin)
-    if not sources:
-        return value
-    return mark(value, sources.pop() if len(sources) == 1 else SEVERAL)
+    sources = _sources(origins)
+    return mark(value, sources.pop() if len(sources) == 1 else SEVERAL) if sources else value
 
 
 def _sources(value: Any) -> set[int]:

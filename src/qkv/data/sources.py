@@ -64,9 +64,10 @@ class FilesConfig(TextSourceConfig):
     def documents(self) -> Iterator[str]:
         for path in files_below(Path(self.path), TEXT_SUFFIXES):
             if path.suffix == ".jsonl":
-                yield from _json_lines(path, self.field)
-            elif text := decode_text(read_bytes(path), str(path)):
-                yield text
+                texts = (_json_text(record, self.field, where) for record, where in json_records(path))
+            else:
+                texts = [decode_text(read_bytes(path), str(path))]
+            yield from filter(None, texts)
 
 
 @final
@@ -94,9 +95,7 @@ class PackageConfig(TextSourceConfig):
         members = read_archive(archive, self.files)
         if not members:
             raise FileError(f"{archive.name}: no file matches {self.files!r}; correct `files`")
-        for name, data in members:
-            if text := decode_text(data, f"{archive.name}: {name}"):
-                yield text
+        yield from filter(None, (decode_text(data, f"{archive.name}: {name}") for name, data in members))
 
 
 SHAKESPEARE: Final = PackageConfig(
@@ -191,27 +190,19 @@ def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path}, line {number}"
-                    yield _json_record(line, where), where
+                where = f"{path}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    record: Any = json.loads(decode_text(line, where))
+                except (ValueError, RecursionError) as error:
+                    raise FileError(f"{where}: not valid JSON ({error}); write one object per line") from None
+                if not isinstance(record, dict):
+                    found = type(record).__name__
+                    raise FileError(f"{where}: needs an object, found {found}; write one object per line")
+                yield record, where
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-
-
-def _json_record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record: Any = json.loads(decode_text(line, where))
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{where}: not valid JSON ({error}); write one object per line") from None
-    if not isinstance(record, dict):
-        raise FileError(f"{where}: needs an object, found {type(record).__name__}; write one object per line")
-    return record
-
-
-def _json_lines(path: Path, field: str) -> Iterator[str]:
-    for record, where in json_records(path):
-        if text := _json_text(record, field, where):
-            yield text
 
 
 def _json_text(record: dict[str, Any], field: str, where: str) -> str:

@@ -13,7 +13,7 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from qkv.data.rendered import Rendered
 from qkv.data.text_stream import TextStream
-from qkv.data.tokenizer_files import chat_template, no_panic, quiet, read_inner, read_settings
+from qkv.data.tokenizer_files import no_panic, quiet, read_inner, read_settings
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 
@@ -56,21 +56,16 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """Text to token ids and back.
 
-    `decode(encode(text)) == text` for the tokenizers made here. Text is only ever text: a special token's name, such as
-    `<|endoftext|>`, is encoded like any other word when it stands in a document. Special tokens come from a chat
-    template alone: `encode_rendered`.
+    `decode(encode(text)) == text` for the tokenizers made here. The name of a special token, such as `<|endoftext|>`,
+    is text like any other in a document; special tokens come from a chat template alone (`encode_rendered`).
 
     Attributes:
+        inner: The tokenizer of the library that this one wraps.
         end_of_text: The id that separates documents, or None.
         begin_of_text: The id that chat templates know as `bos_token`, or None.
         chat_template: The source of the chat template that came with it, or None.
         vocab_size: Number of ids, one more than the largest.
     """
-
-    end_of_text: int | None
-    begin_of_text: int | None
-    chat_template: str | None
-    vocab_size: int
 
     def __init__(
         self,
@@ -83,13 +78,13 @@ class Tokenizer:
         inner.encode_special_tokens = True
         inner.no_truncation()
         inner.no_padding()
-        self._inner = inner
+        self.inner = inner
         self._twins: dict[bool, tokenizers.Tokenizer] = {}
         self._special = _Special(inner)
         self._cuttable = _is_cuttable(inner)
         self._vocabulary = inner.get_vocab()
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
-        self.end_of_text = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
+        self.end_of_text: int | None = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
         self.begin_of_text = begin_of_text
         self.chat_template = chat_template
         for name, value in (("end_of_text", self.end_of_text), ("begin_of_text", begin_of_text)):
@@ -98,35 +93,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path, *, end_of_text: int | None = None) -> "Tokenizer":
-        """Read a tokenizer.json, of ours or anyone's, and the chat template beside it.
-
-        The template is in a `chat_template.jinja`, else in the `tokenizer_config.json`; of several there, the one named
-        `default`. It is not run before it is used.
+        """Read a tokenizer.json, of ours or anyone's, and the settings and chat template beside it.
 
         Args:
             path: The file, or a folder that has a `tokenizer.json`.
-            end_of_text: The id that separates documents. Where not given, it is the `eos_token` that a
-                `tokenizer_config.json` in the same folder names, else `<|endoftext|>`, else None.
+            end_of_text: The id that separates documents; None: the `eos_token` of the settings, else `<|endoftext|>`.
 
         Raises:
             FileError: The file is missing or damaged.
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
         path = path / "tokenizer.json" if path.is_dir() else path
-        inner = read_inner(path)
-        settings = read_settings(path.with_name("tokenizer_config.json"))
+        inner, settings = read_inner(path), read_settings(path.parent)
+        named = {key: inner.token_to_id(settings[key]) for key in ("eos_token", "bos_token") if key in settings}
         return cls(
             inner,
-            end_of_text=settings.id_of("eos_token", inner) if end_of_text is None else end_of_text,
-            begin_of_text=settings.id_of("bos_token", inner),
-            chat_template=chat_template(path.with_name("chat_template.jinja"), settings),
+            end_of_text=named.get("eos_token") if end_of_text is None else end_of_text,
+            begin_of_text=named.get("bos_token"),
+            chat_template=settings.get("chat_template"),
         )
 
     def files(self) -> dict[str, bytes]:
-        """What is written of it: `tokenizer.json`, what else is known in `tokenizer_config.json`, the chat template.
-
-        transformers reads them, too.
-        """
+        """The files that `load` and transformers read, by name."""
         ids = {"eos_token": self.end_of_text, "bos_token": self.begin_of_text}
         named = {key: self.name_of(token) for key, token in ids.items() if token is not None}
         settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
@@ -136,12 +124,13 @@ class Tokenizer:
         return {name: text.encode("utf-8") for name, text in texts.items()}
 
     def save(self, folder: Path) -> None:
-        """Write `files` into an existing folder, each whole or not at all.
+        """Write `files` into a folder, each whole or not at all.
 
         Raises:
             FileError: They cannot be written.
         """
         try:
+            folder.mkdir(exist_ok=True)
             for name, data in self.files().items():
                 write_atomic(folder / name, data)
         except OSError as error:
@@ -153,16 +142,11 @@ class Tokenizer:
     def prefix(self) -> tuple[int, ...]:
         """The special tokens that the tokenizer's file puts around a text, and `encode` does not."""
         with no_panic("the tokenizer failed on an empty text"), quiet():
-            return tuple(self._inner.encode("", add_special_tokens=True).ids)
-
-    @property
-    def inner(self) -> tokenizers.Tokenizer:
-        """The tokenizer of the library that this one wraps."""
-        return self._inner
+            return tuple(self.inner.encode("", add_special_tokens=True).ids)
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""
-        return self._inner.to_str(pretty=True)
+        return self.inner.to_str(pretty=True)
 
     def identity(self) -> str:
         """Equal for tokenizers that are the same."""
@@ -178,24 +162,21 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, on all cores. See `encode`."""
-        pieces = [list(self._pieces(text)) for text in texts]
+        # The ids of a text are those of its pieces, which bound memory and share out the work.
+        cut = [list(pieces(text)) if self._cuttable else [text] for text in texts]
         try:
             with no_panic("the tokenizer failed on this text"):
-                encoded = self._inner.encode_batch_fast([p for text in pieces for p in text], add_special_tokens=False)
+                encoded = self.inner.encode_batch_fast([p for text in cut for p in text], add_special_tokens=False)
         except FileError as error:
             raise self._unknown(texts) or error from None
         ids = (encoding.ids for encoding in encoded)
-        return [list(itertools.chain.from_iterable(itertools.islice(ids, len(text)))) for text in pieces]
+        return [list(itertools.chain.from_iterable(itertools.islice(ids, len(text)))) for text in cut]
 
     def encode_rendered(self, text: Rendered) -> Encoded:
-        """The ids of what a chat template wrote: special tokens in the template's own text, and only there.
+        """The ids of what a chat template wrote: special tokens where all characters of the name are the template's.
 
-        A special token's name counts where all of its characters are the template's. In a message it is text like any
-        other, also where it is only half in it. All that is as in transformers' `apply_chat_template`, but for messages
-        with such a name inside: there transformers reads it as the token.
-
-        What a tokenizer has as an added but not a special token (`<think>`, in some) is a word of its vocabulary, and
-        is read anywhere, as `encode` does.
+        In a message the name is text like any other; transformers' `apply_chat_template`, which this equals otherwise,
+        reads it as the token. Added tokens that are not special (`<think>`, in some) are read anywhere, as in `encode`.
 
         Raises:
             ConfigError: As for `encode`.
@@ -210,12 +191,8 @@ class Tokenizer:
             raise self._unknown([text]) or error from None
 
     def units(self, texts: Sequence[str]) -> list[list[str]]:
-        """Each text in tokens, written out; words and characters also where the vocabulary lacks them.
-
-        Raises:
-            ConfigError: As for `encode`, of other tokenizers.
-        """
-        if isinstance(self._inner.model, models.WordLevel):
+        """Each text in tokens, written out; words and characters also where the vocabulary lacks them."""
+        if isinstance(self.inner.model, models.WordLevel):
             return [text.split() if self._words else list(text) for text in texts]
         return [[self.name_of(token) for token in ids] for ids in self.encode_batch(texts)]
 
@@ -225,7 +202,7 @@ class Tokenizer:
 
     def name_of(self, token: int) -> str:
         """How an id is written in the vocabulary; empty: there is no such id."""
-        return self._inner.id_to_token(token) or ""
+        return self.inner.id_to_token(token) or ""
 
     def _between(self, text: Rendered, wanted: Sequence[tuple[int, int, int]]) -> Encoded:
         """The ids where a message holds a name: piece by piece, between the special tokens that are meant."""
@@ -243,7 +220,7 @@ class Tokenizer:
     def _run(self, text: str, *, special: bool) -> Encoded:
         """Ids with their places, from a twin whose places are not trimmed."""
         if special not in self._twins:
-            twin = tokenizers.Tokenizer.from_str(self._inner.to_str())
+            twin = tokenizers.Tokenizer.from_str(self.inner.to_str())
             twin.encode_special_tokens = not special
             twin.post_processor = None
             self._twins[special] = twin
@@ -254,20 +231,16 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 become U+FFFD."""
         with no_panic("the tokenizer failed on these ids"):
-            return self._inner.decode(ids, skip_special_tokens=True)
+            return self.inner.decode(ids, skip_special_tokens=True)
 
     def stream(self) -> TextStream:
         """A decoder for ids that come one at a time."""
         return TextStream(self.decode)
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        """Parts whose ids, one after the other, are the ids of the text. They bound memory and share out the work."""
-        return pieces(text) if self._cuttable else iter([text])
-
     @property
     def _words(self) -> bool:
         """Whether white space parts the tokens."""
-        return str(self._inner.pre_tokenizer) == str(WORDS)
+        return str(self.inner.pre_tokenizer) == str(WORDS)
 
     def _unknown(self, texts: Sequence[str]) -> ConfigError | None:
         what = "word" if self._words else "character"
@@ -275,7 +248,7 @@ class Tokenizer:
             if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
                 return ConfigError(f"{half!r} is half a surrogate pair, which is no character; remove it")
             for unit in text.split() if self._words else text:
-                if unit not in self._vocabulary and isinstance(self._inner.model, models.WordLevel):
+                if unit not in self._vocabulary and isinstance(self.inner.model, models.WordLevel):
                     return ConfigError(
                         f"the {what} {unit!r} is not in the corpus that this tokenizer was made from; "
                         "leave it out, or train with a BPE tokenizer"
@@ -289,10 +262,8 @@ class _Special:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         tokens = {i: token for i, token in inner.get_added_tokens_decoder().items() if token.special and token.content}
-        order = sorted(tokens, key=lambda i: -len(tokens[i].content))
-        self._ids = order
-        self._known = frozenset(order)
-        self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in order)) if order else None
+        self._ids = sorted(tokens, key=lambda i: -len(tokens[i].content))
+        self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in self._ids)) if tokens else None
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(start, end, id) of each."""
@@ -302,7 +273,7 @@ class _Special:
     def holds(self, encoded: Encoded, wanted: Sequence[tuple[int, int, int]]) -> bool:
         """Whether the special tokens are those, in those places, and no others."""
         pairs = zip(encoded.places, encoded.ids, strict=True)
-        return [(start, end, token) for (start, end), token in pairs if token in self._known] == list(wanted)
+        return [(start, end, token) for (start, end), token in pairs if token in self._ids] == list(wanted)
 
 
 def _pattern(token: tokenizers.AddedToken) -> str:

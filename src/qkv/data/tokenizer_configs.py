@@ -29,9 +29,9 @@ class TokenizerConfig(Config, ABC):
     def train(self, documents: Iterable[str]) -> Tokenizer:
         """The tokenizer for these documents; the same one for the same documents."""
 
-    @abstractmethod
     def identity(self) -> str:
         """What, besides the documents, decides which tokenizer `train` returns."""
+        return json.dumps([self.to_dict(), tokenizers.__version__])
 
 
 @final
@@ -48,9 +48,6 @@ class CharacterTokenizerConfig(TokenizerConfig):
         characters = sorted(set[str]().union(*documents))
         return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *characters])}, words=False)
 
-    def identity(self) -> str:
-        return json.dumps(self.to_dict())
-
 
 @final
 @config
@@ -65,9 +62,6 @@ class WordTokenizerConfig(TokenizerConfig):
     def train(self, documents: Iterable[str]) -> Tokenizer:
         words = sorted({word for text in documents for word in text.split()})
         return unit_tokenizer({token: i for i, token in enumerate([END_OF_TEXT, *words])}, words=True)
-
-    def identity(self) -> str:
-        return json.dumps(self.to_dict())
 
 
 def unit_tokenizer(vocabulary: Mapping[str, int], *, words: bool, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
@@ -113,9 +107,6 @@ class BPETokenizerConfig(TokenizerConfig):
         inner.train_from_iterator((piece for text in documents for piece in pieces(text)), trainer)
         return Tokenizer(inner)
 
-    def identity(self) -> str:
-        return json.dumps([self.to_dict(), tokenizers.__version__])
-
 
 @final
 @config
@@ -131,7 +122,6 @@ class TokenizerFileConfig(TokenizerConfig):
     end_of_text: int | None = None
 
     def train(self, documents: Iterable[str]) -> Tokenizer:
-        """See `TokenizerConfig.train`; reads the file and no document."""
         return Tokenizer.load(expand_home(self.path), end_of_text=self.end_of_text)
 
     def identity(self) -> str:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import tokenizers
 
@@ -33,7 +33,8 @@ def read_inner(path: Path) -> tokenizers.Tokenizer:
         inner.no_padding()
         largest = max(inner.get_vocab().values(), default=-1)
         _check_bounds(inner)
-        _try_out(inner)
+        with contextlib.suppress(Exception):  # a broken one panics now; that it does not know these says nothing
+            inner.decode(inner.encode(_TRIAL, add_special_tokens=False).ids)
     if not 0 <= largest < len(data):
         raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
     return inner
@@ -51,68 +52,45 @@ def _read(path: Path, most: int) -> bytes:
     return data
 
 
-class Settings(NamedTuple):
-    """A tokenizer_config.json."""
+def read_settings(folder: Path) -> dict[str, str]:
+    """The texts of `eos_token`, `bos_token` and `chat_template`, where a folder's files have them.
 
-    path: Path
-    data: dict[str, Any]
-
-    def id_of(self, key: str, inner: tokenizers.Tokenizer) -> int | None:
-        """The id of the token that it names; None: it names none."""
-        token = self.data.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        return inner.token_to_id(text) if isinstance(text, str) else None
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings in a file; empty ones if there is no file.
+    The template is in a `chat_template.jinja`, else in the `tokenizer_config.json` (of several, `default`).
 
     Raises:
-        FileError: It is not a JSON object.
+        FileError: A file is damaged.
     """
-    if not path.is_file():
-        return Settings(path, {})
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    data: Any = {}
     try:
-        data = json.loads(_read(path, _MAX_SETTINGS_BYTES))
+        if path.is_file():
+            data = json.loads(_read(path, _MAX_SETTINGS_BYTES))
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         raise FileError(f"{path}: not a JSON object; get the tokenizer again")
-    return Settings(path, data)
+    tokens = {key: data.get(key) for key in ("eos_token", "bos_token")}
+    found = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
+    try:
+        if template.is_file():
+            return _texts(found) | {"chat_template": _read(template, _MAX_SETTINGS_BYTES).decode("utf-8")}
+    except UnicodeDecodeError:
+        raise FileError(f"{template}: not UTF-8 text; get the file again") from None
+    source = data.get("chat_template")
+    if isinstance(source, list):
+        named = [one for one in source if isinstance(one, dict) and one.get("name") == "default"]
+        source = named[0].get("template", source) if named else source
+    if not isinstance(source, str | None):
+        raise FileError(f"{path}: 'chat_template' is neither a text nor a list with one named 'default'; fix the file")
+    return _texts(found | {"chat_template": source})
 
 
-def chat_template(path: Path, settings: Settings) -> str | None:
-    """The chat template in its own file, or in the settings; None: there is none.
-
-    Raises:
-        FileError: It is not text.
-    """
-    if path.is_file():
-        try:
-            return _read(path, _MAX_SETTINGS_BYTES).decode("utf-8")
-        except UnicodeDecodeError:
-            raise FileError(f"{path}: not UTF-8 text; get the file again") from None
-    match settings.data.get("chat_template"):
-        case None:
-            return None
-        case str(source):
-            return source
-        case list(several):
-            for one in several:
-                match one:
-                    case {"name": "default", "template": str(source)}:
-                        return source
-    raise FileError(
-        f"{settings.path}: 'chat_template' is neither a text nor a list with one named 'default'; fix the file"
-    )
+def _texts(values: dict[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if isinstance(value, str)}
 
 
 def _check_bounds(inner: tokenizers.Tokenizer) -> None:
-    """Refuse what would take any memory or time: replacements that multiply a text, endless special tokens.
-
-    Raises:
-        ValueError: It has some.
-    """
+    """Refuse what would take any memory or time: replacements that multiply a text, endless special tokens."""
     for name, part in (("normalizer", inner.normalizer), ("decoder", inner.decoder)):
         if part is not None and (times := _growth(json.loads(part.__getstate__()))) > _MAX_GROWTH:
             raise ValueError(f"its {name} could make a text {times:.1g} times as long, at most {_MAX_GROWTH}")
@@ -131,12 +109,6 @@ def _growth(part: Any) -> float:
         case {"normalizers": list(parts)} | {"decoders": list(parts)}:
             return math.prod(map(_growth, parts))
     return 1.0
-
-
-def _try_out(inner: tokenizers.Tokenizer) -> None:
-    """Let a broken one panic now. That it does not know these characters says nothing."""
-    with contextlib.suppress(Exception):
-        inner.decode(inner.encode(_TRIAL, add_special_tokens=False).ids)
 
 
 _stderr_in_use = threading.Lock()

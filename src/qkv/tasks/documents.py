@@ -75,7 +75,6 @@ class DataConfig(TaskConfig):
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
-        """See `TaskConfig`: the loss on texts, or on what the assistant says in conversations."""
         asked.refuse("beams", "length_penalty", of="models of pairs")
         if asked.data is None:
             raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")

@@ -28,7 +28,6 @@ class NextToken(Task):
         return self.dataset.train.fingerprint
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
-        """See `Task`. The mask of attention must not let a token see what it is to predict."""
         assert isinstance(model, TransformerConfig)
         n = self.dataset.train.n_tokens
         if n <= recipe.context:
@@ -46,11 +45,7 @@ class NextToken(Task):
 
     @abstractmethod
     def sized(self, model: TransformerConfig) -> TransformerConfig:
-        """The model for tokens like these.
-
-        Raises:
-            ConfigError: It takes others.
-        """
+        """The model for tokens like these; `ConfigError` where it takes others."""
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
         sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}

@@ -83,11 +83,7 @@ class PairDataConfig(TaskConfig):
             raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
 
     def divided(self) -> tuple[list[TextPair], list[TextPair]]:
-        """The pairs to train on and those that are held out.
-
-        Raises:
-            FileError: There are fewer than two.
-        """
+        """The pairs to train on and those that are held out."""
         first: dict[str, str] = {}
         for source, target in self.source.pairs():
             first.setdefault(source, target)
@@ -99,7 +95,6 @@ class PairDataConfig(TaskConfig):
         return [p for i, p in enumerate(pairs) if i not in out], [p for i, p in enumerate(pairs) if i in out]
 
     def prepare(self, start: Start | None = None) -> "Pairs":
-        """See `TaskConfig`. Nothing is kept on disk: it takes seconds."""
         train, out = self.divided()
         tokenizer = self._tokenizers(train, out) if start is None else _tokenizers_of(start)
         split, _ = encode_pairs(tokenizer, train, self.longest)
@@ -128,7 +123,7 @@ class PairDataConfig(TaskConfig):
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
-        """See `TaskConfig`: exact matches, token error rate, BLEU and chrF, and all that by the length of the source.
+        """Exact matches, token error rate, BLEU and chrF, and all that by the length of the source.
 
         An edit is a token of the target that was put in, taken out or changed: characters, phonemes or what the
         tokenizer makes; one that it does not know is an edit. BLEU and chrF (0 to 100) need sacrebleu.
@@ -185,10 +180,8 @@ class Pairs(Task):
         texts = [settings.prompt] if settings.prompt else [source for source, _ in self.held_out[:3]]
         training = model.training
         model.eval()
-        try:
-            found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
-        finally:
-            model.train(training)
+        found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
+        model.train(training)
         return "\n".join(f"{text} → {best[0].text}" for text, best in zip(texts, found, strict=True))
 
     def notes(self, recipe: Recipe) -> Iterator[str]:
@@ -201,7 +194,6 @@ class Pairs(Task):
 
 
 def _tokenizers_of(start: Start) -> PairTokenizer:
-    """Those of a translator; one object where they are one."""
     base = start.opened
     if not isinstance(base, Translator):
         raise ConfigError(f"start.path={start.path} is no model of pairs; start from one, or give other data")
@@ -217,7 +209,6 @@ def _tokenizers_of(start: Start) -> PairTokenizer:
 
 
 def _held_out(opened: Translator, asked: Asked) -> list[TextPair]:
-    """The pairs that a run held out and did not leave out for their length."""
     if asked.recipe is None:
         raise ConfigError(
             f"{asked.path}: is no run and held out nothing; give DATA, a file with a source, a tab and a target a line"

@@ -128,11 +128,7 @@ class Task(ABC):
         """Something that the model makes, for people to see how far it is."""
 
     def save(self, folder: Path) -> None:  # noqa: B027 - nothing to save is a good default
-        """Write what `TaskConfig.open` needs besides the model into a new run folder; here nothing.
-
-        Raises:
-            FileError: It cannot be written.
-        """
+        """Write what `TaskConfig.open` needs besides the model into a new run folder; here nothing."""
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
         """What is logged beside the loss when all that is held out has been evaluated; here nothing."""
@@ -157,45 +153,20 @@ class TaskConfig(Config, ABC):
     """Whether a run holds all that its `start` brought, and does not ask for that again once it has a checkpoint."""
 
     def check(self, recipe: Recipe) -> None:
-        """Look at what can be said without the data; here nothing.
-
-        Raises:
-            ConfigError: Something in the recipe does not go with the task.
-        """
+        """Raise `ConfigError` where the recipe does not go with the task, whatever the data; here never."""
 
     @abstractmethod
     def prepare(self, start: Start | None = None) -> Task:
-        """Read the data.
-
-        Args:
-            start: What the run begins with, whose tokenizer is then the run's.
-
-        Raises:
-            ConfigError: Something is missing, or does not go with `start`.
-            FileError: The data are missing or damaged.
-        """
+        """Read the data; with a `start`, its tokenizer is the run's."""
 
     @classmethod
     @abstractmethod
     def open(cls, folder: Path, model: Model) -> Any:
-        """What `qkv.load` hands out for a run, whose model this is, in evaluation mode.
-
-        Raises:
-            FileError: The folder does not fit the model.
-        """
+        """What `qkv.load` hands out for a run, whose model this is, in evaluation mode."""
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
-        """What `qkv eval` reports; here the loss on what the run held out, and `Task.measures`.
-
-        Args:
-            opened: What `qkv.load` hands out.
-            asked: Options, and where the model comes from.
-
-        Raises:
-            ConfigError: Options that the task does not have, or there are no data.
-            FileError: The data cannot be read.
-        """
+        """What `qkv eval` reports; here the loss on what the run held out, and the measures of the task."""
         asked.refuse("beams", "length_penalty", of="models of pairs")
         asked.refuse("conversations", "field", of="language models")
         if asked.recipe is None or asked.data is not None:
@@ -229,11 +200,7 @@ def check_same(task: Task, asked: Asked) -> None:
 
 
 def task_named(tag: object) -> type[TaskConfig]:
-    """The task whose config has this name in files.
-
-    Raises:
-        ConfigError: There is none.
-    """
+    """The task whose config has this name in files."""
     known = {cls.tag(): cls for cls in TaskConfig.__subclasses__()}
     if not isinstance(tag, str) or tag not in known:
         raise ConfigError(f"there is no task {str(tag)!r}; {suggest(str(tag), known)}")
@@ -241,5 +208,5 @@ def task_named(tag: object) -> type[TaskConfig]:
 
 
 def task_of(opened: object) -> type[TaskConfig] | None:
-    """The task whose runs are opened as such an object, for models that are no runs of ours; None: there is none."""
+    """The task whose runs are opened as such an object; None: there is none."""
     return next((cls for cls in TaskConfig.__subclasses__() if isinstance(opened, cls.opens)), None)

@@ -24,7 +24,6 @@ class OfTokens(NextToken):
         return self.dataset.tokenizer
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
-        """See `Task`. The prompt of the sample must fit, too."""
         made = super().complete(model, recipe)
         if recipe.sample is not None:
             assert made.context is not None

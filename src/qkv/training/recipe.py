@@ -109,15 +109,10 @@ class RecipeConfig(Config):
             )
 
     def resolved(self, task: Task, base: ModelConfig | None = None) -> "RecipeConfig":
-        """The same recipe with the sizes that only the data and `start` know, and with absolute paths.
-
-        Args:
-            task: From `data.prepare`.
-            base: The model of the checkpoint that the recipe starts from.
+        """The same recipe with the sizes that only the data and `start` (`base`) know, and with absolute paths.
 
         Raises:
-            ConfigError: The model does not fit the data or is not that of `start`, or another part of the recipe does
-                not fit the data.
+            ConfigError: Something in it does not fit the data, or `start`.
         """
         return absolute(dataclasses.replace(self, model=task.complete(self._model(base), self)))
 

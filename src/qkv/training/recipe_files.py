@@ -17,16 +17,6 @@ def built_in_recipe(name: str) -> Path | None:
     return {file.stem: file for file in _BUILT_IN.glob("*.yaml")}.get(name)
 
 
-def _find(path: Path) -> Path:
-    """The file itself, or that of a recipe that comes with qkv."""
-    if not path.exists() and (found := built_in_recipe(str(path))):
-        return found
-    if not path.exists():
-        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
-        raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
-    return path
-
-
 def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
     """A recipe from a YAML file, with changes such as `"optimizer.lr=3e-4"`.
 
@@ -36,7 +26,11 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
         FileError: The file cannot be read.
         ConfigError: It is not a recipe; the message names the key.
     """
-    data = read_yaml(_find(path))
+    file = path if path.exists() else built_in_recipe(str(path))
+    if file is None:
+        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
+        raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
+    data = read_yaml(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
     for change in sets:

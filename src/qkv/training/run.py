@@ -31,12 +31,7 @@ class Run:
 
     @staticmethod
     def create(path: Path, recipe: RecipeConfig, task: Task) -> "Run":
-        """A new run folder.
-
-        Raises:
-            ConfigError: The folder has something in it.
-            FileError: It cannot be written.
-        """
+        """A new run folder; `ConfigError` where there is something in it."""
         require_free(path)
         try:
             (path / CHECKPOINTS).mkdir(parents=True)
@@ -49,11 +44,7 @@ class Run:
 
     @staticmethod
     def saved_recipe(path: Path) -> RecipeConfig:
-        """The resolved recipe of a run folder.
-
-        Raises:
-            FileError: The folder is no run.
-        """
+        """The resolved recipe of a run folder; `FileError` where it is none."""
         for name in (RECIPE, CHECKPOINTS):
             if not (path / name).exists():
                 raise FileError(f"{path} is no run: it has no {name}; give the folder that qkv train wrote")
@@ -63,19 +54,11 @@ class Run:
             raise FileError(f"{path / RECIPE}: {error}") from None
 
     def save_recipe(self, recipe: RecipeConfig) -> None:
-        """Write `recipe.yaml`.
-
-        Raises:
-            FileError: It cannot be written.
-        """
+        """Write `recipe.yaml`."""
         self._replace(RECIPE, dump_yaml(recipe.to_dict()))
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a resumed run computes again.
-
-        Raises:
-            FileError: They cannot be written.
-        """
+        """Drop the metrics of steps after `step`, which a resumed run computes again."""
         kept = [entry for entry in self.metrics() if entry["step"] <= step]
         self._replace(METRICS, "".join(_json_line(entry) for entry in kept))
 
@@ -121,11 +104,7 @@ class Run:
 
 
 def require_free(path: Path) -> None:
-    """Check that a new run can be put there.
-
-    Raises:
-        ConfigError: There is a file, or a folder with something in it.
-    """
+    """Raise `ConfigError` where there is a file, or a folder with something in it."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} exists and is not empty; add --resume to go on with it, or choose another --out")
 

@@ -120,12 +120,9 @@ class Trainer:
             return self.model.loss(batch.inputs, batch.targets, batch.tokens, scale=scale)
 
     def _gradients(self, batches: list[Batch], precision: str) -> tuple[float, int, Aux | None]:
-        """Add the gradients of the mean loss over all tokens of `batches`.
+        """Add the gradients of the mean loss over all tokens of `batches`; what sublayers add is scaled like it.
 
-        What sublayers add to the loss is scaled like it: one over the number of tokens.
-
-        Returns:
-            The loss, how many tokens, and what the sublayers reported, summed.
+        Returns the loss, how many tokens, and what the sublayers reported, summed.
         """
         count = sum(self.model.head.count(batch.targets, batch.tokens) for batch in batches)
         scale, total, report = 1 / max(1, count), torch.zeros((), dtype=torch.float64), None
@@ -171,10 +168,7 @@ class Trainer:
     # --- how good it is ----------------------------------------------------------------------------------------------
 
     def evaluate(self, limit: int | None) -> dict[str, Any]:
-        """The loss on the first `limit` batches that are held out, or on all with what the task measures beside it.
-
-        Returns the line of the metrics.
-        """
+        """A line of the metrics: the loss on `limit` held-out batches, or on all with what the task measures."""
         with products_in(self.recipe.precision, self.device):
             found = evaluate(self.model, self.held_out, limit=limit)
             measures = () if limit is not None else self.task.measures(self.model, found)
