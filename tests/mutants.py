@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant("a split loses the source", "data/rendered.py", "found.append(text[at : at + len(part)])", "found.append(part)", CHAT),
     Mutant("a cut keeps the places", "data/rendered.py", "(max(a, start) - start, min(b, stop) - start, s)", "(a, b, s)", CHAT),
     Mutant("a pickle imports", "checkpoints/transly.py", "        return _Inert\n", "        return super().find_class(module, name)\n", "tests/parity/test_transly.py"),
-    Mutant("the answer's end is not in the span", "data/chat.py", "start, end = len(before), len(until.rstrip())", "start, end = len(before), _end(until, place)", CHAT),
+    Mutant("the answer's end is not in the span", "data/chat.py", "last + len(closing.rstrip())", "last", CHAT),
     Mutant("special tokens in messages", "data/tokenizer.py", "wanted = self._special.find(text.own())", "wanted = self._special.find(text)", TOKENIZERS),
     Mutant("special tokens in messages, unseen", "data/tokenizer.py", "if self._special.holds(whole, wanted):", "if True:", TOKENIZERS),
     Mutant("the chat template is not kept", "data/tokenizer.py", "if self.chat_template is not None:", "if False:", TOKENIZERS),

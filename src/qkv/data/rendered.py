@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, SupportsIndex, final
 
-SEVERAL: Final = -1  # the source of text in which those of several messages can no longer be told apart
+TOOLS: Final = -1  # the source of what describes tools
+SEVERAL: Final = -2  # the source of text in which those of several can no longer be told apart
 
 Run = tuple[int, int, int]  # start, end, source
 
@@ -19,8 +20,8 @@ class Rendered(str):
     """What a chat template writes: a string that knows its sources.
 
     Attributes:
-        runs: (start, end, message) of each stretch that came out of a message; `message` is its place in the list, or
-            `SEVERAL`. All other characters are the template's own.
+        runs: (start, end, message) of each stretch that came out of a message; `message` is its place in the list,
+            `TOOLS` or `SEVERAL`. All other characters are the template's own.
         generated: (start, end) of what stands between `{% generation %}` and `{% endgeneration %}`.
     """
 

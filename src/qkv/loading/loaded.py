@@ -259,7 +259,7 @@ class Loaded(Ready):
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids that a conversation is read as, up to where the answer begins. Errors as for `chat`."""
         template, tokenizer = self._chat_parts()
-        return tokenizer.encode_rendered(template.render(messages, add_generation_prompt=True)).ids
+        return tokenizer.encode_rendered(template.prompt(messages)).ids
 
     def answer(
         self,

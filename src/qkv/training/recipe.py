@@ -33,6 +33,10 @@ class StartConfig(Config):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"start.dropout={self.dropout} must be at least 0 and below 1")
 
+    def model(self, config: ModelConfig) -> ModelConfig:
+        """The model of the checkpoint, whose config this is, with the dropout set."""
+        return config if self.dropout is None else config.with_dropout(self.dropout)
+
 
 @final
 @config
@@ -122,7 +126,7 @@ class RecipeConfig(Config):
             assert self.model is not None
             return self.model
         assert base is not None
-        model = base if self.start.dropout is None else base.with_dropout(self.start.dropout)
+        model = self.start.model(base)
         if self.model is None:
             return model
         if self.model.to_dict() | {"context": None} != model.to_dict() | {"context": None}:  # a run may set its own

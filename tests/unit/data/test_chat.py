@@ -174,6 +174,7 @@ def test_a_cut_is_a_cut_of_the_sources(pieces, start, stop):
         ("llama", ["<think>\nhm\n</think>\n\nHello!<|eot_id|>", "c<|eot_id|>"]),
         ("gemma", ["<think>\nhm\n</think>\n\nHello!<end_of_turn>", "c<end_of_turn>"]),
         ("mistral", [" <think>\nhm\n</think>\n\nHello!</s>", " c</s>"]),
+        ("thinking", ["Hello! <|im_end|>", "c\n<|im_end|>"]),
         ("marked", [" <think>\nhm\n</think>\n\nHello! <|im_end|>", "c\n<|im_end|>"]),
     ],
 )
@@ -194,10 +195,8 @@ def test_marks_are_those_of_transformers():
 @pytest.mark.parametrize(
     "source",
     [
-        templates.THINKING,  # an earlier answer is written otherwise, once there is a later one
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",  # nothing ends a turn
         "{% for m in messages | reverse %}{{ m.role }}: {{ m.content }};{% endfor %}",
-        "{{ messages | length }}{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}",
         "{% for m in messages %}{{ m.content }};{% endfor %}{{ messages[1].content }};",  # said twice
         "{% for m in messages %}{{ m.content }}{{ messages[0].content }};{% endfor %}",  # the question in the answer
     ],
