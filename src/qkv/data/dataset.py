@@ -252,8 +252,8 @@ def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]
             "folder has a chat_template.jinja, or a chat_template in tokenizer_config.json)"
         )
     for conversation in filter(None, conversations):
-        encoded = encode_example(tokenizer, template, conversation)
-        yield _Document(np.array(encoded.ids, dtype=_dtype(tokenizer)), encoded.n_bytes, encoded.counted)
+        ids, counted, n_bytes = encode_example(tokenizer, template, conversation)
+        yield _Document(np.array(ids, dtype=_dtype(tokenizer)), n_bytes, counted)
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:

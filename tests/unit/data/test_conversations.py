@@ -145,11 +145,13 @@ def test_long_conversations_are_cut_and_counted(tmp_path, tokenizer):
         (conversation("a"), r"line 2: the assistant says nothing, so there is nothing to learn; add its answer"),
         (conversation("a", ""), r"line 2: the assistant says nothing"),
         (
-            {"messages": [{"role": "tool", "content": "a"}]},
+            {"messages": [{"role": "robot", "content": "a"}]},
             r"line 2: message 0: needs a 'role' out of system, user, assis",
         ),
         ({"messages": [{"role": "user", "content": ["a"]}]}, r"message 0: .* a text 'content' and no other keys"),
-        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, r"message 0: .* no other keys, found"),
+        ({"messages": [{"role": "user", "content": "a", "weight": 1}]}, r"message 0: .* no other keys but name"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, r"message 0: .*'from' and 'value' as in ShareGPT"),
+        (conversation("a", "b") | {"tools": 3}, r"line 2: 'tools' must be a list of descriptions, found 3"),
         ([1], r"line 2: needs an object, found list"),
     ],
 )
