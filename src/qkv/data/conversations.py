@@ -93,10 +93,7 @@ def _conversation(record: dict[str, Any], where: str) -> Example:
             made = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
         case _:
             found = ", ".join(sorted(record)[:10]) or "nothing"
-            raise FileError(
-                f"{where}: needs a list 'messages', or texts 'prompt' and 'response', or a list 'conversations'; "
-                f"found {found}"
-            )
+            raise FileError(f"{where}: needs a list 'messages', or texts 'prompt' and 'response'; found {found}")
     if not any(turn["role"] == "assistant" and (turn["content"] or "tool_calls" in turn) for turn in made):
         raise FileError(f"{where}: the assistant says nothing, so there is nothing to learn; add its answer")
     tools = record.get("tools") or None

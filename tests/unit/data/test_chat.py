@@ -184,6 +184,70 @@ def test_the_assistants_own_text(name, want):
     assert template(templates.ALL[name]).end_of_turn() == want[1].strip().removeprefix("c").strip()
 
 
+CALLS = [
+    {"role": "user", "content": "Weather?", "name": "Ann"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "Rain.", "tool_call_id": "1"},
+    {"role": "assistant", "content": "It rains."},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "want"),
+    [
+        ("qwen3", TALK, ["Hello! <|im_end|>", "<think>\n\n</think>\n\nc\n<|im_end|>"]),
+        ("qwen3", [SYSTEM, *TALK[:2]], ["<think>\nhm\n</think>\n\nHello! <|im_end|>"]),
+        ("qwen3", CALLS, ['<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call><|im_end|>',
+                          "<think>\n\n</think>\n\nIt rains.<|im_end|>"]),
+        ("phi3", TALK, [" <think>\nhm\n</think>\n\nHello! <|end|>", "c\n<|end|>\n</s>"]),
+        ("deepseek", TALK, ["\n\nHello! <｜end▁of▁sentence｜>", "c\n<｜end▁of▁sentence｜>"]),
+        ("deepseek", [SYSTEM, *TALK], ["\n\nHello! <｜end▁of▁sentence｜>", "c\n<｜end▁of▁sentence｜>"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tools", [None, [{"name": "f<|im_end|>", "parameters": {}}]])
+def test_templates_that_write_an_earlier_answer_otherwise(name, messages, want, tools):
+    """A template may write the end of a text, or a last answer, in another way than it does in the middle."""
+    source = templates.MORE[name]
+    text, spans = template(source).render_with_spans(messages, tools)
+    values = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": False}
+    assert text == render_jinja_template(conversations=[messages], tools=tools, chat_template=source, **values)[0][0]
+    assert [text[start:end] for start, end in spans] == want
+    assert "f<|im_end|>" not in text.own()
+
+
+@given(st.lists(st.text("ab <|im_end|>\n", min_size=1).filter(str.strip), min_size=2, max_size=9))
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_said_the_spans_hold_the_answers_and_nothing_of_the_questions(contents):
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    for source in (*templates.MORE.values(), templates.CHATML, templates.LLAMA, templates.GEMMA, templates.MISTRAL):
+        text, spans = template(source).render_with_spans(messages)
+        said = [place for start, end in spans for a, b, place in text.runs if start <= a and b <= end]
+        assert said == [run[2] for run in text.runs if run[2] % 2]
+        assert all(start >= b or end <= a for start, end in spans for a, b, place in text.runs if place % 2 == 0)
+        assert all(text[start:end].rstrip().endswith((">", "]")) for start, end in spans)
+
+
+PARTS_ONLY = (
+    "{% for m in messages %}<|{{ m.role }}|>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+    "{% endfor %}<|end|>{% endfor %}"
+)
+
+
+def test_a_message_of_which_nothing_is_written_is_refused():
+    """A template that wants parts writes nothing of a text."""
+    message = r"writes nothing of message 0 \(user: 'q'\); give its content as the template wants it"
+    plain = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(ConfigError, match=message):
+        template(PARTS_ONLY).render_with_spans(plain)
+    with pytest.raises(ConfigError, match=message):
+        template(PARTS_ONLY).prompt(plain[:1])
+    with pytest.raises(ConfigError, match="does not show which of its text is the assistant's in message 1"):
+        template("{{ messages[0].content }}").render_with_spans(plain)
+    parts = [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in plain]
+    text, spans = template(PARTS_ONLY).render_with_spans(parts)
+    assert [text[start:end] for start, end in spans] == ["<|assistant|>a<|end|>"]
+
+
 def test_marks_are_those_of_transformers():
     _, spans = template(templates.MARKED).render_with_spans(TALK)
     _, want = render_jinja_template(

@@ -100,6 +100,28 @@ def test_prompt_and_response_are_a_conversation(tmp_path, tokenizer):
     assert np.array_equal(a.train.counted, b.train.counted)
 
 
+def test_lines_of_sharegpt_are_conversations(tmp_path, tokenizer):
+    said = [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]
+    lines = [{"conversations": said}, {"conversations": said[1:]}]
+    shared = made(write(tmp_path, *lines), tokenizer)
+    plain = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in (
+        [("system", "s"), ("user", "hi"), ("assistant", "yo")], [("user", "hi"), ("assistant", "yo")])]  # fmt: skip
+    own = made(write(tmp_path, *plain, name="own.jsonl"), tokenizer)
+    assert np.array_equal(shared.train.values, own.train.values)
+    assert np.array_equal(shared.train.counted, own.train.counted)
+
+
+def test_tools_and_their_roles_reach_the_template(tmp_path, tokenizer):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    turns = [{"role": "developer", "content": "d"}, {"role": "user", "content": "u", "name": "Ann"}, call,
+             {"role": "tool", "content": "t", "tool_call_id": "1"}, {"role": "assistant", "content": "a"}]  # fmt: skip
+    (example, _) = ConversationsConfig(
+        path=str(write(tmp_path, {"messages": turns, "tools": [{"name": "f"}]}, conversation("a", "b")))
+    ).documents()
+    assert list(example.messages) == turns
+    assert example.tools == [{"name": "f"}]
+
+
 def test_a_special_token_in_a_message_is_text(tmp_path, tokenizer):
     """Nobody ends a turn by writing its end."""
     data = made(write(tmp_path, conversation("x<|endoftext|>y", "b"), conversation("x<|endoftext|>y", "b")), tokenizer)
