@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
@@ -233,9 +234,23 @@ class Tokenizer:
         with no_panic("the tokenizer failed on these ids"):
             return self.inner.decode(ids, skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
-        """A decoder for ids that come one at a time."""
-        return TextStream(self.decode)
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
+        """A decoder for ids that come one at a time, behind others, whose text is not repeated.
+
+        Some tokenizers write a word without its space where a text begins.
+        """
+        stream, start = TextStream(self.decode, self._bytes), max(0, len(after) - 4)  # the longest character takes 4
+        while start and after[start] in self._bytes:
+            start -= 1
+        for token in after[start:]:
+            stream.push(token)
+        stream.flush()
+        return stream
+
+    @cached_property
+    def _bytes(self) -> frozenset[int]:
+        """The ids of bytes that the library decodes together."""
+        return frozenset(i for name, i in self._vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", name))
 
     @property
     def _words(self) -> bool:

@@ -314,7 +314,7 @@ class Loaded(Ready):
             kept=kept,
         )
         stops = _several(stop)
-        return Writing(steps, [_Row(_stream_after(row, self.tokenizer), StopFilter(stops)) for row in ids])
+        return Writing(steps, [_Row(self.tokenizer.stream(row), StopFilter(stops)) for row in ids])
 
 
 @final
@@ -361,12 +361,3 @@ class _Row:
 
 def _several(stop: Stop) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _stream_after(prompt: Sequence[int], tokenizer: Tokenizer) -> TextStream:
-    """A stream that has seen the prompt: some tokenizers write a word without its space where a text begins."""
-    stream = tokenizer.stream()
-    for token in prompt[-4:]:  # as many as the longest character can take
-        stream.push(token)
-    stream.flush()
-    return stream

@@ -1,5 +1,6 @@
 """A model of pairs with its tokenizers: texts in, texts out."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,5 +196,5 @@ def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     names = [tokenizer.decode([token]) for token in ids]
     if not any("\ufffd" in name for name in names):
         return names
-    stream = tokenizer.stream()
-    return [stream.push(token) for token in ids]
+    texts = [tokenizer.decode(ids[:n]).rstrip("\ufffd") for n in range(len(ids) + 1)]
+    return [text[len(before) :] for before, text in itertools.pairwise(texts)]

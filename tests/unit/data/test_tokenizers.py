@@ -2,13 +2,15 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import tokenizers
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
 
 import chat_templates
 from qkv.data import (
@@ -116,6 +118,36 @@ def test_a_stream_never_shows_half_a_character(text: str) -> None:
         shown += stream.push(token)
         assert text.startswith(shown)
     assert shown + stream.flush() == text
+
+
+@cache
+def byte_fallback() -> Tokenizer:
+    """In the manner of Llama 2: what is not in the vocabulary is written in bytes, which are decoded together."""
+    names = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abé"]
+    inner = tokenizers.Tokenizer(
+        models.BPE({name: i for i, name in enumerate(names)}, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    inner.decoder = decoders.Sequence(parts)
+    inner.add_special_tokens(["<unk>", "<s>"])
+    return Tokenizer(inner)
+
+
+@given(st.text(), st.text("ab é你好😀"), st.lists(st.integers(0, 261), max_size=8))
+@example("你好", "", [])
+@example("naïve café", "你", [])
+@example("", "", [2 + 0xE4, 2 + 0xBD, 2 + 0xA0, 2 + 0xFF, 258])
+def test_a_stream_of_byte_tokens_shows_what_decode_shows(text: str, before: str, rest: list[int]) -> None:
+    """Bytes that are decoded together: alone, and behind a prompt."""
+    tokenizer = byte_fallback()
+    ids = [*tokenizer.encode(text), *rest]
+    stream = tokenizer.stream()
+    assert "".join([*map(stream.push, ids), stream.flush()]) == tokenizer.decode(ids)
+    prompt, ids = tokenizer.encode(before), tokenizer.encode(text)[1:]  # without the space in front
+    stream = tokenizer.stream(prompt)
+    shown = "".join([*map(stream.push, ids), stream.flush()])
+    assert tokenizer.decode(prompt) + shown == tokenizer.decode([*prompt, *ids])
 
 
 def test_a_stream_waits_for_the_last_byte() -> None:
