@@ -39,6 +39,7 @@ class Storage(ABC):
     def __init__(self, batch: int, places: int, device: torch.device) -> None:
         self.places = places
         self.order: Int[Tensor, "B places"] = torch.zeros(batch, places + 1, dtype=torch.long, device=device)
+        self._place: Tensor | None = None  # of each new token; None: behind those of every row
 
     @abstractmethod
     def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
@@ -59,10 +60,7 @@ class Storage(ABC):
 class Dense(Storage):
     """Token i of a row lies in place i."""
 
-    def __init__(self, batch: int, places: int, device: torch.device) -> None:
-        super().__init__(batch, places, device)
-        self._place: Tensor | None = None
-        self._bound = 0
+    _bound = 0
 
     def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
         n, self._bound = new.shape[1], bound
@@ -99,10 +97,7 @@ class Ring(Storage):
     still sees, so the ring is read as it was, and the new tokens behind it.
     """
 
-    def __init__(self, batch: int, places: int, device: torch.device) -> None:
-        super().__init__(batch, places, device)
-        self._place: Tensor = self.order
-        self._mode = "alone"
+    _mode = "alone"
 
     def begin(self, new: Tokens, length: Int[Tensor, " B"], bound: int, *, even: bool) -> Tokens:
         count = new.valid.sum(1)
@@ -112,14 +107,10 @@ class Ring(Storage):
         self._place = torch.where(kept, (length[:, None] + rank) % self.places, self.places)
         before = None if bound == 0 else self._tokens(length)
         self.order = self.order.scatter(1, self._place, new.order)
+        self._mode = "alone" if before is None else "ring" if new.shape[1] == 1 else "behind"
         if before is None:
-            self._mode = "alone"
             return new
-        if new.shape[1] == 1:
-            self._mode = "ring"
-            return self._tokens(length + count)
-        self._mode = "behind"
-        return before.followed_by(new)
+        return self._tokens(length + count) if self._mode == "ring" else before.followed_by(new)
 
     def _tokens(self, length: Int[Tensor, " B"]) -> Tokens:
         """What lies in each place once a row has `length` tokens: the latest that belongs there."""
@@ -133,9 +124,8 @@ class Ring(Storage):
     def write(
         self, held: Float[Tensor, "B G places width"], new: Float[Tensor, "B G T width"]
     ) -> Float[Tensor, "B G S width"]:
-        seen = new
-        if self._mode == "behind":
-            seen = torch.cat([held.narrow(2, 0, self.places), new], 2)
+        assert self._place is not None
+        seen = torch.cat([held.narrow(2, 0, self.places), new], 2) if self._mode == "behind" else new
         held.scatter_(2, self._place[:, None, :, None].expand_as(new), new)
         return held.narrow(2, 0, self.places) if self._mode == "ring" else seen
 
@@ -184,10 +174,7 @@ class Cache:
         self._new: Tokens | None = None  # during a forward pass
 
     def begin(self, new: Tokens) -> dict[int | None, Tokens]:
-        """Make room for `new` tokens; called once per forward pass, by the stack.
-
-        Args:
-            new: The tokens to come; their index, order and coordinates count from the start of the document.
+        """Make room for `new` tokens, which count from the start of the document; called once per forward pass.
 
         Returns:
             For each `Mask.reach` the tokens that attention will see as keys: `new` itself where the cache was empty.
@@ -196,17 +183,13 @@ class Cache:
             ConfigError: There is no room, or `new` holds several documents per row.
         """
         batch, n = new.shape
-        if batch != len(self.length):
-            raise ConfigError(
-                f"the cache has {len(self.length)} rows and the input has {batch}; make a cache for {batch}"
-            )
+        if batch != (rows := len(self.length)):
+            raise ConfigError(f"the cache has {rows} rows and the input has {batch}; make a cache for {batch}")
         if self.bound + n > self.capacity:
             needs = f"{self.bound} tokens are held and {n} are to come"
             raise ConfigError(f"the cache has room for {self.capacity} tokens: {needs}; make it larger or give it less")
         if new.layout is not Layout.FULL and bool((new.segment > 1).any()):
-            raise ConfigError(
-                "a cache holds one document per row and the input is packed; give each document its own row"
-            )
+            raise ConfigError("a cache holds one document per row and the input is packed; give each its own row")
         self._new = new
         if self.bound + n > self._room:
             self._make_room(min(self.capacity, max(2 * self._room, self.bound + n)))
@@ -316,10 +299,8 @@ class Cache:
             ConfigError: They were made differently, or one has read something and the other has not.
         """
         if (self.capacity, self._rollback, self._reach) != (other.capacity, other._rollback, other._reach):
-            raise ConfigError(
-                f"the caches have room for {self.capacity} and {other.capacity} tokens, or are of two models; make "
-                "them alike"
-            )
+            rooms = f"{self.capacity} and {other.capacity} tokens"
+            raise ConfigError(f"the caches have room for {rooms}, or are of two models; make them alike")
         if self._held.keys() != other._held.keys():
             raise ConfigError("one cache has read something and the other has not; read the prompts first")
         room = max(self._room, other._room)

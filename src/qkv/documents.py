@@ -73,7 +73,7 @@ class Documents(NamedTuple):
             return y
         valid = self.valid
         flat = y.new_zeros(self.shape[0] * self.shape[1], *y.shape[2:])
-        return flat.index_put((self.place[valid],), y[valid]).view(*self.shape, *y.shape[2:])
+        return flat.index_put((self.place[valid],), y[valid]).unflatten(0, self.shape)
 
 
 @torch.library.custom_op("qkv::document_bounds", mutates_args=())

@@ -2,6 +2,7 @@
 """The block structure of a mask: which tiles of queries times keys are empty, full or mixed, without the square."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -66,17 +67,10 @@ def tile_kinds(
 def work(
     kinds: Integer[Tensor, "#B t s"], n_queries: int, n_keys: int, together: int, longest: int, size: int = TILE
 ) -> Iterator[Work]:
-    """The tiles that are not empty, as runs of neighbouring keys for each block of queries.
+    """The tiles of `tile_kinds` that are not empty, as runs of neighbouring keys for each block of queries.
 
-    Rows that are alike come together. Blocks that see nothing are left out.
-
-    Args:
-        kinds: From `tile_kinds`.
-        n_queries: T.
-        n_keys: S.
-        together: Tiles of queries in a block.
-        longest: Most keys of a run, if a tile has no more.
-        size: Queries and keys of a tile.
+    A block has `together` tiles of `size` queries, a run at most `longest` keys, but a tile at least. Rows that are
+    alike come together.
     """
     if together > 1:
         low, high = _spans(kinds.mT, together)
@@ -96,11 +90,10 @@ def work(
 def _runs(kinds: list[int], most: int) -> Iterator[tuple[int, int, int]]:
     """(first, end, kind) of at most `most` neighbours of one kind."""
     start = 0
-    for end in range(1, len(kinds) + 1):
-        if end < len(kinds) and end - start < most and kinds[end] == kinds[start]:
-            continue
-        if kinds[start] != EMPTY:
-            yield start, end, kinds[start]
+    for kind, group in groupby(kinds):
+        end = start + len(list(group))
+        if kind != EMPTY:
+            yield from ((at, min(at + most, end), kind) for at in range(start, end, most))
         start = end
 
 

@@ -45,12 +45,7 @@ def kernels_used() -> Generator[list[str]]:
 
 
 class Choice(NamedTuple):
-    """What runs, and why what would be faster does not.
-
-    Attributes:
-        name: The backend.
-        passed: Those that were passed over, with the reason, fastest first.
-    """
+    """The backend that runs, and those that would be faster, each with the reason why it cannot."""
 
     name: str
     passed: tuple[tuple[str, str], ...]

@@ -33,16 +33,11 @@ def pack(
 ) -> tuple[Integer[Tensor, "rows bytes"], Float[Tensor, "groups rows 2"]]:
     """Weights code · scale + zero in PyTorch's layout, with rows up to a multiple of 64.
 
-    Scales and zeros are rounded to bfloat16, which moves a weight by at most 1/64 of the step between two codes.
-
-    Args:
-        codes: From 0 to 15.
-        scale: One a group.
-        zero: What code 0 stands for.
+    Scales and zeros are rounded to bfloat16, which moves a weight by at most 1/64 of the step between two codes, of
+    which there are 16.
     """
     n, columns = codes.shape
-    parts = ((codes[rows], scale[rows], zero[rows]) for rows in parts_of(n, columns))
-    return pack_parts(parts, n, columns)
+    return pack_parts(((codes[rows], scale[rows], zero[rows]) for rows in parts_of(n, columns)), n, columns)
 
 
 def pack_parts(
@@ -73,13 +68,7 @@ def parts_of(n: int, columns: int) -> Iterator[slice]:
 def product(
     x: Float[Tensor, "n K"], weight: Integer[Tensor, "rows bytes"], scales: Float[Tensor, "groups rows 2"]
 ) -> Float[Tensor, "n rows"]:
-    """x Wᵀ: of few vectors from bfloat16 to bfloat16 with sums in float32; of many in what is fastest here.
-
-    Args:
-        x: Vectors, of any type.
-        weight: From `pack`.
-        scales: Likewise.
-    """
+    """x Wᵀ with weights from `pack`: few vectors in bfloat16 with sums in float32, many in what is fastest here."""
     if len(x) < _MANY or not _layout_is_known():
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), weight, GROUP, scales)
     rows, step = len(weight), max(1, _EXPANDED // (4 * _BLOCK * x.shape[1])) * _BLOCK

@@ -16,7 +16,6 @@ class Rotation(NamedTuple):
     Attributes:
         cos: Cosines, (B or 1, T, K), in at least float32; K coordinates are half as many pairs.
         sin: Sines likewise, negative for the first of a pair.
-        layout: Which coordinates make a pair.
     """
 
     cos: Tensor
@@ -40,14 +39,7 @@ def rotation(
     """The angles `position * frequency`, in radians, as a `Rotation` of type `dtype`.
 
     The product is taken in float64: in float32 the angle at position 100,000 is off by several thousandths of a
-    radian. It is computed once per forward pass, for all layers.
-
-    Args:
-        position: Position of each token, in tokens.
-        frequencies: Radians per token of each pair, float64.
-        layout: Which coordinates make a pair.
-        magnitude: What cosines and sines are multiplied with (YaRN's attention factor; 1 otherwise).
-        dtype: Type of the result, at least float32.
+    radian. Cosines and sines are multiplied with `magnitude` (YaRN's attention factor; 1 otherwise).
     """
     angle = position[..., None].to(frequencies.dtype) * frequencies
     cos, sin = (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
@@ -60,10 +52,6 @@ def rotate(x: Float[Tensor, "B T ... K"], by: Rotation) -> Float[Tensor, "B T ..
     """Rotate the coordinates of each head, pair by pair; those beyond the angles stay as they are.
 
     Source: Su et al. 2021 (RoFormer), section 3.4.2, equation 34.
-
-    Args:
-        x: Queries or keys, with any number of axes between T and K.
-        by: The angles; computed in at least float32 and applied in that type.
     """
     width = by.cos.shape[-1]
     if width < x.shape[-1]:

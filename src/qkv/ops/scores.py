@@ -29,12 +29,7 @@ def general_scores(
 
 
 def normalised(scores: Float[Tensor, "B T S"], valid: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B T S"]:
-    """The weights: softmax over the keys, 0 at padding, 0 everywhere where there is nothing but padding.
-
-    Args:
-        scores: Of each query and key.
-        valid: False at padded keys.
-    """
+    """The weights: softmax over the keys that are `valid`; 0 everywhere where there is nothing but padding."""
     wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if valid is None:
         return wide.softmax(-1).to(scores.dtype)
