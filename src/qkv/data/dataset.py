@@ -1,12 +1,12 @@
 """Prepared corpora: two splits of token ids (or vectors) in memory-mapped files, made once and kept in the cache."""
 
 import hashlib
-import itertools
 import json
 import math
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ MANY_DOCUMENTS: Final = 100
 """From so many documents on, whole ones are held out."""
 
 _FORMAT: Final = 2
-_CHARACTERS_AT_ONCE: Final = 1 << 22
 _SPLITS: Final = ("train", "validation")
 
 
@@ -230,18 +229,15 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Documen
         raise ConfigError(
             "the tokenizer has no end-of-text token to put between documents; name it with end_of_text=ID"
         )
-    end = [tokenizer.end_of_text]
-    characters = 0
+    end, sizes = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype), deque[int]()
 
-    def group(text: str) -> int:  # large enough to keep all cores busy
-        nonlocal characters
-        characters += len(text)
-        return characters // _CHARACTERS_AT_ONCE
+    def measured() -> Iterator[str]:
+        for text in filter(None, documents):
+            sizes.append(len(text.encode("utf-8", "surrogatepass")))
+            yield text
 
-    for _, some in itertools.groupby(filter(None, documents), group):
-        texts = list(some)
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-            yield _Document(np.array(end + ids + end, dtype=_dtype(tokenizer)), len(text.encode("utf-8")))
+    for ids in tokenizer.encode_arrays(measured()):
+        yield _Document(np.concatenate([end, ids, end]), sizes.popleft())
 
 
 def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]) -> Iterator[_Document]:
@@ -253,11 +249,7 @@ def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]
         )
     for conversation in filter(None, conversations):
         ids, counted, n_bytes = encode_example(tokenizer, template, conversation)
-        yield _Document(np.array(ids, dtype=_dtype(tokenizer)), n_bytes, counted)
-
-
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        yield _Document(np.array(ids, dtype=tokenizer.dtype), n_bytes, counted)
 
 
 def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:

@@ -13,7 +13,7 @@ class TextStream:
     Args:
         decode: Text of ids.
         bytes_: The ids of single bytes that are decoded together (`<0xE4>`): a run of them is text, or no text, as a
-            whole, so that it is certain only at its end.
+            whole, so that it is certain only at its end. Also of what has no text and does not end a run.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], bytes_: Container[int] = ()) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
+import numpy as np
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers
 
@@ -19,6 +20,8 @@ from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 
 END_OF_TEXT: Final = "<|endoftext|>"
+
+_CHARACTERS_AT_ONCE: Final = 1 << 22
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -162,16 +165,43 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on all cores. See `encode`."""
-        # The ids of a text are those of its pieces, which bound memory and share out the work.
-        cut = [list(pieces(text)) if self._cuttable else [text] for text in texts]
-        try:
-            with no_panic("the tokenizer failed on this text"):
-                encoded = self.inner.encode_batch_fast([p for text in cut for p in text], add_special_tokens=False)
-        except FileError as error:
-            raise self._unknown(texts) or error from None
-        ids = (encoding.ids for encoding in encoded)
-        return [list(itertools.chain.from_iterable(itertools.islice(ids, len(text)))) for text in cut]
+        """The ids of each text. See `encode`."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of each text, one after the other, on all cores; no more than some of a long text at once."""
+        cut = ((n, piece) for n, text in enumerate(texts) for piece in (self._pieces(text) if text else [""]))
+        at, characters = 0, 0
+        done: list[np.ndarray] = []
+
+        def group(piece: tuple[int, str]) -> int:
+            nonlocal characters
+            characters += len(piece[1])
+            return characters // _CHARACTERS_AT_ONCE
+
+        for _, group_of_pieces in itertools.groupby(cut, group):
+            numbers, some = zip(*group_of_pieces, strict=True)
+            try:
+                with no_panic("the tokenizer failed on this text"):
+                    encoded = self.inner.encode_batch_fast(some, add_special_tokens=False)
+            except FileError as error:
+                raise self._unknown(some) or error from None
+            for n, encoding in zip(numbers, encoded, strict=True):
+                if n > at:
+                    yield np.concatenate(done)
+                    at, done = n, []
+                done.append(np.array(encoding.ids, dtype=self.dtype))
+        if done:
+            yield np.concatenate(done)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Parts whose ids, one after the other, are the ids of the text."""
+        return pieces(text) if self._cuttable else iter([text])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode_rendered(self, text: Rendered) -> Encoded:
         """The ids of what a chat template wrote: special tokens where all characters of the name are the template's.
@@ -249,8 +279,9 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> frozenset[int]:
-        """The ids of bytes that the library decodes together."""
-        return frozenset(i for name, i in self._vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", name))
+        """The ids of bytes that the library decodes together; and of special tokens, over which it does so."""
+        found = {i for name, i in self._vocabulary.items() if re.fullmatch("<0x[0-9A-F]{2}>", name)}
+        return frozenset(found | set(self._special.ids)) if found else frozenset()
 
     @property
     def _words(self) -> bool:
@@ -277,18 +308,18 @@ class _Special:
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         tokens = {i: token for i, token in inner.get_added_tokens_decoder().items() if token.special and token.content}
-        self._ids = sorted(tokens, key=lambda i: -len(tokens[i].content))
-        self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in self._ids)) if tokens else None
+        self.ids = sorted(tokens, key=lambda i: -len(tokens[i].content))
+        self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in self.ids)) if tokens else None
 
     def find(self, text: str) -> list[tuple[int, int, int]]:
         """(start, end, id) of each."""
         found = self._pattern.finditer(text) if self._pattern else ()
-        return [(match.start(), match.end(), self._ids[(match.lastindex or 1) - 1]) for match in found]
+        return [(match.start(), match.end(), self.ids[(match.lastindex or 1) - 1]) for match in found]
 
     def holds(self, encoded: Encoded, wanted: Sequence[tuple[int, int, int]]) -> bool:
         """Whether the special tokens are those, in those places, and no others."""
         pairs = zip(encoded.places, encoded.ids, strict=True)
-        return [(start, end, token) for (start, end), token in pairs if token in self._ids] == list(wanted)
+        return [(start, end, token) for (start, end), token in pairs if token in self.ids] == list(wanted)
 
 
 def _pattern(token: tokenizers.AddedToken) -> str:

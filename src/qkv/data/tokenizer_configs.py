@@ -1,8 +1,10 @@
 """Ways to get a tokenizer: train one on the corpus, or read a file."""
 
 import json
+import re
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, final
 
 import tokenizers
@@ -13,6 +15,8 @@ from qkv.data.tokenizer import BYTES, CHARACTERS, END_OF_TEXT, WORDS, Tokenizer,
 from qkv.errors import ConfigError
 
 MAX_VOCAB_SIZE: Final = 1 << 20
+
+_LONG: Final = re.compile(r"(?:(?!\S{257}|\s{257}).)*(?:\S{256}|\s{256})|.+", re.DOTALL)
 
 
 @config
@@ -104,7 +108,8 @@ class BPETokenizerConfig(TokenizerConfig):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        inner.train_from_iterator((piece for text in documents for piece in pieces(text)), trainer)
+        words = (part for text in documents for piece in pieces(text) for part in _bounded(piece))
+        interruptible(lambda: inner.train_from_iterator(words, trainer))
         return Tokenizer(inner)
 
 
@@ -126,3 +131,27 @@ class TokenizerFileConfig(TokenizerConfig):
 
     def identity(self) -> str:
         return self.train(()).identity()
+
+
+def _bounded(text: str) -> list[str]:
+    """The text, cut within words of more than 256 characters: the time to learn merges grows with their square."""
+    long = max(map(len, text.split()), default=0) > 256 or re.search(r"\s{257}", text)
+    return _LONG.findall(text) if long else [text]
+
+
+def interruptible(work: Callable[[], object]) -> None:
+    """Do what the library does without looking for Ctrl-C, so that Ctrl-C is heard meanwhile."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # given to who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if failed:
+        raise failed[0]

@@ -18,6 +18,7 @@ from qkv.data import (
     prepare,
 )
 from qkv.data import dataset as module
+from qkv.data import tokenizer as tokenizer_module
 from qkv.errors import ConfigError, FileError
 from qkv.tasks import DataConfig
 
@@ -226,7 +227,7 @@ def test_large_vocabularies_take_four_bytes() -> None:
 
 def test_a_split_of_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = BPETokenizerConfig(vocab_size=257).train([])
-    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 3)
+    monkeypatch.setattr(tokenizer_module, "_CHARACTERS_AT_ONCE", 3)
     split = Split.from_text(tokenizer, ["ab", "", "é", "xyz"])
     assert documents(split, tokenizer) == ["ab", "é", "xyz"]
     assert (split.n_documents, split.n_tokens, split.n_bytes) == (3, 13, 7)

@@ -1,7 +1,10 @@
 import json
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from qkv.data import (
     tokenizer_files,
 )
 from qkv.data import tokenizer as module
+from qkv.data import tokenizer_configs as configs
 from qkv.errors import ConfigError, FileError
 
 CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
@@ -97,6 +101,42 @@ def test_training_is_deterministic_in_another_process_too() -> None:
     code = f"from qkv.data import *; print(*[c.train({corpus!r}).to_json() for c in {configs!r}])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other == " ".join(config.train(corpus).to_json() for config in configs) + "\n"
+
+
+@pytest.mark.parametrize("unit", ["ACGT", "你好世界吗", " ", "\n", "ab1-"])
+def test_a_line_without_spaces_is_learnt_from_in_no_time(unit: str) -> None:
+    """DNA, Chinese, blanks: the time to learn merges grows with the square of a word, which is bounded."""
+    draw = random.Random(0)
+    line = "".join(draw.choice(unit) for _ in range(200_000))
+    start = time.process_time()
+    tokenizer = BPETokenizerConfig(vocab_size=400).train([f"x {line} y"])
+    assert time.process_time() - start < 20
+    assert tokenizer.decode(tokenizer.encode(line[:3000])) == line[:3000]
+
+
+@given(st.lists(st.tuples(st.sampled_from("a \n"), st.integers(1, 600)), max_size=6))
+def test_words_are_cut_and_nothing_is_lost(runs: list[tuple[str, int]]) -> None:
+    text = "".join(unit * n for unit, n in runs)
+    parts = configs._bounded(text)
+    assert "".join(parts) == text
+    assert not any(re.search(r"\S{257}|\s{257}", part) for part in parts)
+
+
+def test_ctrl_c_is_heard_while_a_tokenizer_is_trained() -> None:
+    script = (
+        "import random, sys; from qkv.data import BPETokenizerConfig; draw = random.Random(0); print(1, flush=True)\n"
+        "BPETokenizerConfig(vocab_size=60000).train([''.join(draw.choice('abcdefgh ') for _ in range(3000000))])"
+    )
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {script}"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1.5)
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert b"KeyboardInterrupt" in error
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
