@@ -205,7 +205,7 @@ MUTANTS = [
     Mutant('another recipe is not noticed', "training/start.py",
            'if key not in RESUMABLE and (found', 'if False and (found', f"{RESUME}::test_another_recipe_is_refused"),
     Mutant('paths stay relative', "tasks/task.py",
-           'changes[name] = str(place.absolute())', 'changes[name] = value', f"{RESUME}::test_a_runs_own_recipe_repeats_it_from_anywhere"),
+           'str(place.absolute()) if place', 'path if place', f"{RESUME}::test_a_runs_own_recipe_repeats_it_from_anywhere"),
     Mutant('the second signal waits', "training/signals.py",
            'os._exit(128 + number)', 'pass', f"{SIGNALS}::test_a_second_signal_leaves_at_once"),
     Mutant('the handlers stay', "training/signals.py",

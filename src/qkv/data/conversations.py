@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
@@ -62,7 +61,7 @@ class ConversationsConfig(SourceConfig):
         Raises:
             FileError: A line is no conversation, or the assistant says nothing in it; the message names the line.
         """
-        for path in files_below(Path(self.path), (".jsonl",)):
+        for path in files_below(self.path, (".jsonl",)):
             yield from (_conversation(record, where) for record, where in json_records(path))
 
 

@@ -1,10 +1,16 @@
 """Where a corpus comes from: the user's own files, or a data package."""
 
+import csv
+import gzip
+import io
 import json
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from glob import glob
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, final
+from typing import IO, Any, ClassVar, Final, Literal, cast, final
 
 import numpy as np
 
@@ -15,7 +21,12 @@ from qkv.fetch import check_package, fetch, read_archive
 Holds = Literal["text", "conversations", "vectors"]
 
 TEXT_SUFFIXES: Final = (".jsonl", ".md", ".txt")
-"""What is read of a folder. A single file may have any other suffix."""
+"""What is read of a folder, in any case and with `.gz` behind. A single file may have any other suffix."""
+
+_TABLES: Final = (".parquet", ".arrow", ".feather", ".xlsx", ".xls")
+_MAGIC: Final = {
+    b"PAR1": "Parquet", b"PK\3\4": "ZIP", b"%PDF": "PDF", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"
+}  # fmt: skip
 
 
 @config
@@ -28,6 +39,10 @@ class SourceConfig(Config, ABC):
     @abstractmethod
     def documents(self) -> Iterator[Any]:
         """The documents (text, vectors or conversations), one after the other, read as they are asked for."""
+
+    def notes(self) -> Iterable[str]:
+        """What to say about the corpus before it is read; here nothing."""
+        return ()
 
 
 @config
@@ -49,25 +64,34 @@ class TextSourceConfig(SourceConfig):
 @final
 @config
 class FilesConfig(TextSourceConfig):
-    """The user's own text: a file, or all .jsonl, .md and .txt files below a folder, sorted by path.
+    """The user's own text: files, and all .jsonl, .md and .txt files below folders, sorted by path; also packed as .gz.
 
-    A file is one document; a .jsonl file has one document per line.
+    A file is one document; a .jsonl, .csv or .json file has one in each line, row or item. Hidden files are left out.
 
     Attributes:
-        path: The file or folder.
-        field: Where the text stands in a line of a .jsonl file.
+        path: A file, a folder, a pattern (`texts/*.txt`), or several of these.
+        field: The key or column of the text in a .jsonl, .csv or .json file.
     """
 
-    path: str
+    path: str | tuple[str, ...]
     field: str = "text"
 
     def documents(self) -> Iterator[str]:
-        for path in files_below(Path(self.path), TEXT_SUFFIXES):
-            if path.suffix == ".jsonl":
-                texts = (_json_text(record, self.field, where) for record, where in json_records(path))
-            else:
+        for path in files_below(self.path, TEXT_SUFFIXES):
+            if (records := _records(path)) is None:
                 texts = [decode_text(read_bytes(path), str(path))]
+            else:
+                texts = (_text_in(record, self.field, where) for record, where in records)
             yield from filter(None, texts)
+
+    def notes(self) -> Iterator[str]:
+        places = [expand_home(path) for path in _several(self.path)]
+        for folder in filter(Path.is_dir, places):
+            read = set(files_below(str(folder), TEXT_SUFFIXES))
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            others = Counter(file.suffix or file.name for file in files if file not in read)
+            left = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(5))
+            yield f"{folder}: {len(read)} files to read" + (f"; left out: {left}" if left else "")
 
 
 @final
@@ -134,7 +158,7 @@ class VectorFilesConfig(SourceConfig):
                 finite in float32.
         """
         first: tuple[Path, int] | None = None
-        for path in files_below(Path(self.path), (".npy",)):
+        for path in files_below(self.path, (".npy",)):
             array = _open_vectors(path)
             first = first or (path, array.shape[-1])
             if array.shape[-1] != first[1]:
@@ -145,29 +169,62 @@ class VectorFilesConfig(SourceConfig):
                 yield _finite(sequence, path, i)
 
 
-def files_below(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The file itself, or the files with one of the suffixes below the folder, sorted.
+def files_below(path: str | tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that are named or match a pattern, and those with one of the suffixes below folders; sorted for each.
 
     Raises:
         FileError: There is none.
     """
-    path = expand_home(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileError(f"{path}: no such file or folder; give the path of your data")
-    found = sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+    if not isinstance(path, str):
+        return list(dict.fromkeys(file for one in path for file in files_below(one, suffixes)))
+    place = expand_home(path)
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        matches = map(Path, glob(str(place), recursive=True))  # noqa: PTH207 - of any root
+        found = sorted(file for file in matches if file.is_file())
+        if not found:
+            raise FileError(f"{place}: no such file or folder; give the path of your data")
+        return found
+    found = sorted(
+        file
+        for file in place.rglob("*")
+        if _suffix(file) in suffixes and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(place).parts)
+    )  # fmt: skip
     if not found:
-        raise FileError(f"{path}: the folder has no {', '.join(suffixes)} file; give a folder that has, or one file")
+        raise FileError(f"{place}: the folder has no {', '.join(suffixes)} file; give a folder that has, or one file")
     return found
 
 
+def _several(path: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (path,) if isinstance(path, str) else path
+
+
+def _suffix(path: Path) -> str:
+    """What the file is, in lower case, packed or not."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The file, unpacked if it is packed with gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
+
+
+def _unreadable(path: Path, error: Exception) -> FileError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return FileError(f"{path}: cannot be read ({reason}); check its permissions")
+
+
 def read_bytes(path: Path) -> bytes:
-    """All of a file."""
+    """All of a file, unpacked if it is packed with gzip."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        with _open(path) as file:
+            return file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -175,6 +232,8 @@ def decode_text(data: bytes, where: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
+        if kind := next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None):
+            raise FileError(f"{where}: is a {kind} file, not text; write its text to a .txt or .jsonl file") from None
         raise FileError(f"{where}: byte {error.start} is not UTF-8 text; convert the file to UTF-8") from None
     if (place := data.find(b"\0")) >= 0:
         raise FileError(f"{where}: a zero at byte {place}, so this is not a text file; give text")
@@ -188,7 +247,7 @@ def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         FileError: The file cannot be read, or a line is not a JSON object of text without halves of characters.
     """
     try:
-        with path.open("rb") as lines:
+        with _open(path) as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
                 if not line.strip():
@@ -201,11 +260,35 @@ def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                     found = type(record).__name__
                     raise FileError(f"{where}: needs an object, found {found}; write one object per line")
                 yield record, where
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from None
 
 
-def _json_text(record: dict[str, Any], field: str, where: str) -> str:
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
+    """The objects of a file that holds several, with their places; None: it is one text."""
+    kind = _suffix(path)
+    if kind in _TABLES:
+        raise FileError(
+            f"{path}: tables in {kind} are not read; write JSON Lines, for example with pandas: "
+            'read_parquet(…).to_json(…, orient="records", lines=True)'
+        )
+    if kind in (".jsonl", ".ndjson"):
+        return json_records(path)
+    if kind not in (".json", ".csv"):
+        return None
+    text = decode_text(read_bytes(path), str(path))
+    try:
+        rows: Any = (
+            json.loads(text) if kind == ".json" else list(csv.DictReader(io.StringIO(text), restkey="", strict=True))
+        )
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise FileError(f"{path}: not valid {kind[1:].upper()} ({error}); correct it, or rename it to .txt") from None
+    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise FileError(f"{path}: needs a list of objects with texts; write one, or rename it to .txt")
+    return ((row, f"{path}, {'item' if kind == '.json' else 'row'} {n}") for n, row in enumerate(rows, start=1))
+
+
+def _text_in(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
         names = ", ".join(sorted(record)[:10])
         if "messages" in record or {"prompt", "response"} <= record.keys():
@@ -240,6 +323,7 @@ def _finite(sequence: np.ndarray, path: Path, number: int) -> np.ndarray:
     if len(bad):
         raise FileError(
             f"{path}: sequence {number} has a value that is not finite in float32 at (step, feature) "
-            f"({bad[0][0]}, {bad[0][1]}); remove or replace it"
+            f"({bad[0][0]}, {bad[0][1]}); remove or replace it; "
+            "sequences of several lengths need no padding, but a file each"
         )
     return sequence

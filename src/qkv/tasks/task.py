@@ -185,9 +185,16 @@ def absolute(config: Any) -> Any:
         value = getattr(config, name)
         if isinstance(value, Config):
             changes[name] = absolute(value)
-        elif name == "path" and (place := expand_home(value)).exists():
-            changes[name] = str(place.absolute())
+        elif name == "path" and isinstance(value, tuple):
+            changes[name] = tuple(map(_absolute, value))
+        elif name == "path":
+            changes[name] = _absolute(value)
     return replace(config, **changes)
+
+
+def _absolute(path: str) -> str:
+    place = expand_home(path)
+    return str(place.absolute()) if place.exists() or "*" in path else path
 
 
 def check_same(task: Task, asked: Asked) -> None:

@@ -1,5 +1,7 @@
+import gzip
 import hashlib
 import io
+import json
 import pickle
 import re
 import tarfile
@@ -36,6 +38,41 @@ def test_a_field_of_json_lines(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.jsonl", field="body") == ["x\né"]
 
 
+def test_tables_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "x\r\ny"}, {"text": ""}, {"text": "é", "n": 1}]))
+    assert texts(tmp_path / "a.json") == ["x\ny", "é"]
+    (tmp_path / "a.CSV").write_text('n,body\n1,"x, ""y""\nz"\n2,é\n')
+    assert texts(tmp_path / "a.CSV", field="body") == ['x, "y"\nz', "é"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "want"), [("a.txt", "x\ny", ["x\ny"]), ("a.jsonl", '{"text": "x"}\n', ["x"])]
+)
+def test_files_that_are_packed(tmp_path: Path, name: str, content: str, want: list[str]) -> None:
+    for file in (f"{name}.gz", name):  # whatever it is called
+        (tmp_path / file).write_bytes(gzip.compress(content.encode()))
+        assert texts(tmp_path / file) == want
+
+
+def test_several_files_and_patterns(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.log"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    several = FilesConfig.from_dict({"path": [str(tmp_path / "c.log"), str(tmp_path / "?.txt"), str(tmp_path)]})
+    assert list(several.documents()) == ["c.log", "a.txt", "b.txt"]
+    with pytest.raises(FileError, match=r"\*\.md: no such file"):
+        texts(tmp_path / "*.md")
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name in ("A.TXT", ".hidden.txt", "page.html", ".git/a.txt", "b.Md"):
+        (tmp_path / name).write_text(name)
+    assert texts(tmp_path) == ["A.TXT", "b.Md"]
+    (note,) = FilesConfig(path=str(tmp_path)).notes()
+    assert note == f"{tmp_path}: 2 files to read; left out: 2 .txt, 1 .html"
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"nowhere: no such file or folder; give the path"):
         texts(tmp_path / "nowhere")
@@ -50,6 +87,16 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     ("name", "data", "message"),
     [
         ("a.txt", b"abc\xffd", "a.txt: byte 3 is not UTF-8 text; convert"),
+        ("a.txt", b"%PDF-1.7\n\xff", "a.txt: is a PDF file, not text; write its text to a .txt"),
+        ("a.zip", b"PK\3\4\xff", "a.zip: is a ZIP file, not text"),
+        ("a.txt.gz", gzip.compress(b"abc" * 99)[:-9], "a.txt.gz: cannot be read ("),
+        ("a.parquet", b"PAR1", "a.parquet: tables in .parquet are not read; write JSON Lines, for example with pandas"),
+        ("a.json", b"{}", "a.json: needs a list of objects with texts"),
+        ("a.json", b'[{"text": "a"}, "b"]', "a.json: needs a list of objects"),
+        ("a.json", b"[", "a.json: not valid JSON"),
+        ("a.json", b'[{"body": "a"}]', "a.json, item 1: needs an object with the key 'text', found body; set `field`"),
+        ("a.csv", b"body,n\na,1\n", "a.csv, row 1: needs an object with the key 'text', found body, n; set `field`"),
+        ("a.csv", b'text\n"a', "a.csv: not valid CSV"),
         ("a.txt", b"ab\x00", "a.txt: a zero at byte 2, so this is not a text file"),
         ("a.jsonl", b'{"text": "a"}\n{"text": }', "a.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"body": "a"}', "line 1: needs an object with the key 'text', found body; set `field`"),
@@ -65,7 +112,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_what_is_not_text(name: str, data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(FileError, match=re.escape(message)):
-        texts(tmp_path)
+        texts(tmp_path / name)
 
 
 # --- packages ---------------------------------------------------------------------------------------------------------
