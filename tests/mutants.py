@@ -233,7 +233,7 @@ MUTANTS = [
     Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
     Mutant("the loss forgets the soft-cap", "nn/heads.py", "softcap=self.softcap,", "softcap=None,", PARTS),
     Mutant("the logits' soft-cap has no slope", "ops/loss.py", "numbers *= slope", "pass", LOSS),
-    Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == head_dim else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == attention[\"head_dim\"] else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
     Mutant("Gemma's norms change places", "checkpoints/families/decoder.py",
            '    "post_attention_layernorm": "out_norms.attention",\n    "pre_feedforward_layernorm": "norms.ffn",',
            '    "post_attention_layernorm": "norms.ffn",\n    "pre_feedforward_layernorm": "out_norms.attention",', f"{FAMILIES}[gemma2]"),
@@ -352,7 +352,7 @@ MUTANTS = [
     Mutant("panics are heard", "data/tokenizer_files.py", "os.dup2(nowhere.fileno(), 2)", "pass", ZOO),
     Mutant("a certificate is believed", "loading/certificate.py", "if not _is_certificate(made):", "if not isinstance(made, dict):", ZOO),
     Mutant("integers as weights", "checkpoints/maps.py", "elif needed.is_floating_point() and not tensors[key].is_floating_point():", "elif False:", ZOO),
-    Mutant("NaN in a file's config", "checkpoints/families/family.py", "if not abs(value) <= sys.float_info.max:", "if False:", ZOO),
+    Mutant("NaN in a file's config", "checkpoints/families/config_reader.py", "if not abs(value) <= sys.float_info.max:", "if False:", ZOO),
     Mutant("messages of any length", "cli/__init__.py", "if len(message) > _LONGEST:", "if False:", ZOO),
     # Packed weights and conversion
     Mutant("packed: the middle of a group is lost", "ops/int4.py", "zero + 8 * scale", "zero", QUANTISED),

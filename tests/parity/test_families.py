@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file
 
 from qkv.checkpoints.families import FAMILIES, family_of
-from qkv.checkpoints.families.family import ConfigReader, layers_of
+from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.family import layers_of
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.presets import preset
 from qkv.tokens import Tokens

@@ -115,7 +115,7 @@ def test_arrays_that_are_not_in_the_file(tmp_path):
     transly.write_tiny(tmp_path)
     with h5py.File(tmp_path / "model.h5", "a") as file:
         file["model_weights"].create_dataset("huge", shape=(1 << 40,), dtype="float32")
-    with pytest.raises(FileError, match=r"no model that Keras wrote .*/huge is not plain float32 within the file"):
+    with pytest.raises(FileError, match=r"no model that Keras wrote \(its arrays take \d+ bytes of \d+\)"):
         load_transly(tmp_path)
 
 
@@ -139,5 +139,5 @@ def test_mistakes(folder, tmp_path):
             qkv.load(broken)
     (broken / "config.pkl").unlink()
     shutil.copy(whole / "model.h5", broken)
-    with pytest.raises(FileError, match=r"config\.pkl: cannot be read"):
+    with pytest.raises(FileError, match=r"config\.pkl: No such file"):
         qkv.load(broken)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from qkv.checkpoints.families import FAMILIES, Family, family_of
-from qkv.checkpoints.families.family import ConfigReader, layers_of
+from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.family import layers_of
 from qkv.checkpoints.files import is_plain_name, read_json, sync_folder, write_whole
 from qkv.checkpoints.tensors import read_folder, write_tensors
 from qkv.errors import ConfigError, FileError, suggest

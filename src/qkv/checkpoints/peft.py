@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qkv.checkpoints.families import Family
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.files import read_json, write_whole
 from qkv.checkpoints.tensors import read_tensors, write_tensors
 from qkv.errors import FileError
@@ -71,27 +71,33 @@ def read_adapter(folder: Path, family: Family, model: TransformerConfig) -> Adap
     Raises:
         FileError: A setting changes the function in a way that we do not compute, or a tensor does not fit.
     """
-    settings = _Settings.read(folder / CONFIG)
-    tensors, source = read_tensors(folder / WEIGHTS), folder / WEIGHTS
-    found = [
-        (module, pair)
-        for module in _modules(family, model)
-        if (pair := settings.take(tensors, module, source)) is not None
-    ]
+    settings, source = _Settings.read(folder / CONFIG), folder / WEIGHTS
+    tensors, modules = read_tensors(source), list(_modules(family, model))
+    found = {i: pair for i, module in enumerate(modules) if (pair := settings.take(tensors, module, source))}
     if tensors:
-        raise FileError(
-            f"{source}: {min(tensors)!a} is no adapter of a projection of this model; use the model it is for"
-        )
+        reason = "is no adapter of a projection of this model; use the model it is for"
+        raise FileError(f"{source}: {min(tensors)!a} {reason}")
     if not found:
         raise FileError(f"{source}: holds no adapters; give a folder of PEFT's")
-    rank = max(len(pair.a) for _, pair in found)
+    rank = max(len(pair.a) for pair in found.values())
+    targets = tuple(name for name in get_args(Target) if any(name in modules[i].slices for i in found))
     state: dict[str, Tensor] = {}
-    for module, pair in found:
+    for i, module in enumerate(modules):
         for name, place in module.slices.items():
-            a, b = pair.a, pair.b[place] * pair.scale
-            state[f"{module.ours}.lora_a.{name}"] = torch.cat([a, a.new_zeros(rank - len(a), a.shape[1])])
-            state[f"{module.ours}.lora_b.{name}"] = torch.cat([b, b.new_zeros(len(b), rank - b.shape[1])], dim=1)
-    return Adapter(_config(settings, rank, state), _complete(family, model, state))
+            if name in targets:
+                a, b = _padded(found.get(i), place, rank, module.width)
+                state |= {f"{module.ours}.lora_a.{name}": a, f"{module.ours}.lora_b.{name}": b}
+    alpha = settings.strength() * rank
+    return Adapter(LoRAConfig(rank=rank, alpha=alpha, dropout=settings.dropout, targets=targets), state)
+
+
+def _padded(pair: "_Pair | None", rows: Int[Tensor, " rows"], rank: int, width: int) -> tuple[Tensor, Tensor]:
+    """A and B of a slice, filled up with zeros; zeros alone for a layer without adapters."""
+    like = torch.empty(0) if pair is None else pair.a
+    a, b = like.new_zeros(rank, width), like.new_zeros(len(rows), rank)
+    if pair is not None:
+        a[: len(pair.a)], b[:, : len(pair.a)] = pair.a, pair.b[rows] * pair.scale
+    return a, b
 
 
 def write_adapter(folder: Path, adapter: Adapter, family: Family, model: TransformerConfig, *, base: str) -> None:
@@ -109,18 +115,23 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, model: Transfo
     Raises:
         FileError: The folder cannot be written.
     """
-    modules = [(module, names) for module in _modules(family, model) if (names := _adapted(module, adapter))]
+    modules = list(_modules(family, model))
+    slices = [[name for name in module.slices if f"{module.ours}.lora_a.{name}" in adapter.state] for module in modules]
+    adapted = [(module, names) for module, names in zip(modules, slices, strict=True) if names]
     tensors: dict[str, Tensor] = {}
-    for module, names in modules:
+    for module, names in adapted:
         a, b = _joined(module, names, adapter)
         tensors |= {f"{_PREFIX}{module.theirs}.lora_A.weight": a, f"{_PREFIX}{module.theirs}.lora_B.weight": b}
-    several = {_ending(module.theirs, 1): len(names) for module, names in modules if len(names) > 1}
+    # PEFT finds modules by the endings of their names: one word where that is enough.
+    mixed = {_ending(module.theirs, 1) for module, names in zip(modules, slices, strict=True) if not names}
+    endings = {_ending(module.theirs, 2 if _ending(module.theirs, 1) in mixed else 1) for module, _ in adapted}
+    several = {_ending(module.theirs, 1): len(names) for module, names in adapted if len(names) > 1}
     config = adapter.config
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True,
         "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
-        "target_modules": _targets({module.theirs for module, _ in modules}, _modules(family, model)),
-        "fan_in_fan_out": any(module.transposed for module, _ in modules),
+        "target_modules": sorted(endings),
+        "fan_in_fan_out": any(module.transposed for module, _ in adapted),
         "rank_pattern": {name: config.rank * n for name, n in several.items()},
         "alpha_pattern": {name: config.alpha * n for name, n in several.items()},
     }  # fmt: skip
@@ -130,11 +141,6 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, model: Transfo
         write_whole(folder / CONFIG, [json.dumps(settings, indent=2).encode()])
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
-
-
-def _adapted(module: "_Module", adapter: Adapter) -> list[str]:
-    """The slices of a module that have adapters."""
-    return [name for name in module.slices if f"{module.ours}.lora_a.{name}" in adapter.state]
 
 
 def _joined(module: "_Module", names: list[str], adapter: Adapter) -> tuple[Tensor, Tensor]:
@@ -204,12 +210,6 @@ def _ending(name: str, n: int) -> str:
     return ".".join(name.split(".")[-n:])
 
 
-def _targets(adapted: set[str], modules: "Iterator[_Module]") -> list[str]:
-    """The endings by which PEFT finds the adapted modules, and no others: one word where that is enough."""
-    mixed = {_ending(module.theirs, 1) for module in modules if module.theirs not in adapted}
-    return sorted({_ending(name, 2 if _ending(name, 1) in mixed else 1) for name in adapted})
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -233,39 +233,35 @@ class _Settings(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "_Settings":
-        data = read_json(path)
-        source = ConfigReader(data, str(path))
+        source = ConfigReader(read_json(path), str(path))
         for key, value in _ONLY.items():
             source.require(key, value)
-        if data.get("init_lora_weights", True) not in _INITS:
-            raise FileError(
-                f"{path}: 'init_lora_weights' is {data['init_lora_weights']!r}, which also changed the base; "
-                "convert it to plain LoRA with PEFT first"
-            )
+        if (init := source.take("init_lora_weights", object, True)) not in _INITS:
+            reason = "which also changed the base; convert it to plain LoRA with PEFT first"
+            raise FileError(f"{path}: 'init_lora_weights' is {init!r}, {reason}")
         settings = cls(
             source.take_positive("r", 8),
-            source.take("lora_alpha", float, 8.0),
+            source.take_factor("lora_alpha", 8.0),
             source.take("lora_dropout", float, 0.0),
             source.take("rank_pattern", dict, {}),
             source.take("alpha_pattern", dict, {}),
             source.take("use_rslora", bool, False),
         )
-        source.finish("init_lora_weights", *_HARMLESS)
+        source.finish(*_HARMLESS)
         for key, value in (*settings.ranks.items(), *settings.alphas.items()):
             if not re.fullmatch(r"\w[\w.]*", key) or type(value) not in (int, float) or not 0 < value < math.inf:
-                raise FileError(
-                    f"{path}: the pattern {key!a}: {value!r} is not the end of a name and a number; mend it"
-                )
-        if not (0 < settings.alpha < math.inf and 0 <= settings.dropout < 1):
-            raise FileError(f"{path}: lora_alpha must be above 0 and lora_dropout from 0 to below 1; mend the file")
+                reason = "is not the end of a name and a number; mend it"
+                raise FileError(f"{path}: the pattern {key!a}: {value!r} {reason}")
+        if not 0 <= settings.dropout < 1:
+            raise FileError(f"{path}: 'lora_dropout' is {settings.dropout} and must be from 0 to below 1; mend it")
         return settings
 
-    def strength(self, name: str | None = None) -> float:
+    def strength(self, name: str = "") -> float:
         """What B A of a module is multiplied with."""
         rank = self.rank_of(name)
         return _matching(self.alphas, name, self.alpha) / (math.sqrt(rank) if self.by_root else rank)
 
-    def rank_of(self, name: str | None) -> int:
+    def rank_of(self, name: str) -> int:
         return int(_matching(self.ranks, name, self.rank))
 
     def take(self, tensors: dict[str, Tensor], module: _Module, source: Path) -> _Pair | None:
@@ -284,24 +280,6 @@ class _Settings(NamedTuple):
         return _Pair(a, b, self.strength(module.theirs) / self.strength())
 
 
-def _matching(pattern: dict[str, Any], name: str | None, default: float) -> float:
+def _matching(pattern: dict[str, Any], name: str, default: float) -> float:
     """The value for a module: that of the first key with which its name ends."""
-    return next((value for key, value in pattern.items() if name and f".{name}".endswith(f".{key}")), default)
-
-
-def _config(settings: _Settings, rank: int, state: dict[str, Tensor]) -> LoRAConfig:
-    names = {key.rsplit(".", 1)[1] for key in state}
-    targets: tuple[Target, ...] = tuple(name for name in get_args(Target) if name in names)
-    return LoRAConfig(rank=rank, alpha=settings.strength() * rank, dropout=settings.dropout, targets=targets)
-
-
-def _complete(family: Family, model: TransformerConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same with zeros for layers that have no adapter on a slice that others have one on."""
-    names, (first, *_) = {key.rsplit(".", 1)[1] for key in state}, state.values()
-    rank = next(len(a) for key, a in state.items() if ".lora_a." in key)
-    full = dict(state)
-    for module in _modules(family, model):
-        for name in module.slices.keys() & names:
-            full.setdefault(f"{module.ours}.lora_a.{name}", first.new_zeros(rank, module.width))
-            full.setdefault(f"{module.ours}.lora_b.{name}", first.new_zeros(len(module.slices[name]), rank))
-    return full
+    return next((value for key, value in pattern.items() if f".{name}".endswith(f".{key}")), default)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import qkv
 from qkv.checkpoints.families import FAMILIES, family_of
-from qkv.checkpoints.families.family import ConfigReader, layers_of, stack
+from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.family import layers_of, stack
 from qkv.checkpoints.families.gemma import GEMMA2
 from qkv.errors import ConfigError, FileError
 from qkv.presets import PRESETS

@@ -5,15 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from qkv.checkpoints.families.family import (
-    ConfigReader,
-    Family,
-    activation_name,
-    context_of,
-    parts_of,
-    stack,
-    sublayer,
-)
+from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
+from qkv.checkpoints.families.family import Family, context_of, parts_of, stack, sublayer, write_keys
 from qkv.checkpoints.families.rope import PLAIN, RopeKeys, read_parameters, read_rope, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule, Split, fuse_glu, fuse_qkv
 from qkv.errors import FileError
@@ -29,6 +22,29 @@ from qkv.nn.positions import RoPEConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Hugging Face's names of the two kinds of layers."""
+
+_KEYS = (
+    Key("vocab_size", "embed.vocab_size", int),
+    Key("hidden_size", "model.d_model", int),
+    Key("num_hidden_layers", "model.n_layers", int),
+    Key("max_position_embeddings", "model.context", int),
+    Key("num_attention_heads", "attention.n_heads", int),
+    Key("num_key_value_heads", "attention.n_kv_heads", int, nullable=True),
+    Key("head_dim", "attention.head_dim", int, nullable=True),
+    Key("attention_dropout", "attention.weight_dropout", float, 0.0),
+    Key("intermediate_size", "ffn.d_ff", int),
+    Key("rms_norm_eps", "norm.eps", float),
+    Key("tie_word_embeddings", "head.tied", bool, False),
+)
+"""Of every family."""
+
+ATTENTION_BIAS = Key("attention_bias", "attention.bias", bool, False)
+MLP_BIAS = Key("mlp_bias", "ffn.bias", bool, False)
+SOFTCAPS = (
+    Key("attn_logit_softcapping", "attention.softcap", float, nullable=True),
+    Key("final_logit_softcapping", "head.softcap", float, nullable=True),
+)
+DROPOUTS = (Key("resid_pdrop", "attention.dropout", float, 0.0), Key("embd_pdrop", "embed.dropout", float, 0.0))
 
 PRE_NORMS = {"input_layernorm": "norms.attention", "post_attention_layernorm": "norms.ffn"}
 SANDWICH_NORMS = {
@@ -48,22 +64,18 @@ class Decoder:
         name: Its `model_type`.
         architecture: The class that loads its checkpoints.
         defaults: What Hugging Face takes where a file leaves a key out and no width follows from others.
+        keys: Keys that not all relatives have.
+        activation: The key of the GLU's activation.
+        settings: What is always so, by part and field.
         block: Where the norms stand.
         norms: Their names of a layer's norms, and ours.
-        norm_offset: What is added to the weights of norms.
-        embed_scale: What embeddings are multiplied with; None: √D.
-        bias: Which of attention's projections have biases: none, q, k and v, or what 'attention_bias' says of all.
-        mlp_bias: Whether there is a key for biases of the GLU.
-        qk_norm_over: Of what queries and keys are normed, if they are.
+        qk_norm: Whether queries and keys are normed.
         windows: Which layers have sliding windows: none; all, where 'sliding_window' is set; those from
             'max_window_layers' on; or all but each so many-th. 'layer_types' goes before the latter two.
         rope: The names of the parts of the rotary embedding.
         local_rope: Whether layers with windows have a rotary embedding of their own.
-        activation: The key of the GLU's activation.
-        softcaps: Whether there are keys for soft-caps of scores and logits.
         query_scalar: Whether there is a key for the scale of the scores.
         fused: Whether q, k, v, and gate and up, are stored in one weight each: rows of all queries, keys, values.
-        dropouts: Whether there are keys for dropout of embeddings and of the stream's updates.
         fixed: Keys with the one value that is implemented.
         harmless: Keys that change nothing.
     """
@@ -71,23 +83,24 @@ class Decoder:
     name: str
     architecture: str
     defaults: Mapping[str, Any]
+    keys: tuple[Key, ...] = ()
+    activation: str = "hidden_act"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     block: type[BlockConfig] = PreNormConfig
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
-    norm_offset: float = 0.0
-    embed_scale: float | None = 1.0
-    bias: Literal["none", "qkv", "config"] = "none"
-    mlp_bias: bool = False
-    qk_norm_over: Literal["head", "heads"] | None = None
+    qk_norm: bool = False
     windows: Literal["none", "all", "late"] | int = "none"
     rope: RopeKeys = PLAIN
     local_rope: bool = False
-    activation: str = "hidden_act"
-    softcaps: bool = False
     query_scalar: bool = False
     fused: bool = False
-    dropouts: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
     harmless: tuple[str, ...] = ()
+
+    @property
+    def all_keys(self) -> tuple[Key, ...]:
+        """Those of all relatives, and its own."""
+        return (*_KEYS, Key(self.activation, "ffn.activation", str, "silu"), *self.keys)
 
     def family(self) -> Family:
         """The family of this table."""
@@ -111,80 +124,47 @@ def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
     Raises:
         FileError: The file asks for something that qkv does not implement, or knows.
     """
-    default = spec.defaults.get
-    context = source.take_positive("max_position_embeddings", default("max_position_embeddings"))
-    norm = RMSNormConfig(eps=source.take("rms_norm_eps", float, default("rms_norm_eps")), offset=spec.norm_offset)
-    kinds, window = _read_windows(spec, source, source.take_layers("num_hidden_layers"))
-    d_model = source.take_positive("hidden_size")
-    attention = _read_attention(spec, source, d_model, norm)
-    glu = GLUConfig(
-        d_ff=source.take_positive("intermediate_size"),
-        activation=source.activation(spec.activation, default(spec.activation, "silu")),
-        bias=source.take("mlp_bias", bool, False) if spec.mlp_bias else False,
-        dropout=source.take("resid_pdrop", float, 0.0) if spec.dropouts else 0.0,
-    )
-    ropes = _read_ropes(spec, source, context)
+    made = read_keys(source, spec.all_keys, spec.defaults)
+    for name, value in spec.settings.items():
+        part, _, last = name.partition(".")
+        made[part][last] = value
+    model, attention = made["model"], made["attention"]
+    norm = RMSNormConfig(**made["norm"])
+    attention["n_kv_heads"] = attention["n_kv_heads"] or attention["n_heads"]
+    attention["head_dim"] = attention["head_dim"] or model["d_model"] // attention["n_heads"]
+    if spec.qk_norm:
+        attention["qk_norm"] = norm
+    if spec.query_scalar:
+        scalar = source.take_factor("query_pre_attn_scalar", 256.0)
+        attention["scale"] = None if scalar == attention["head_dim"] else scalar**-0.5
+    glu = GLUConfig(**made["ffn"], dropout=attention.get("dropout", 0.0))
+    kinds, window = _read_windows(spec, source, model["n_layers"])
+    ropes = _read_ropes(spec, source, model["context"])
 
     def block(kind: str) -> BlockConfig:
         mask = Causal() if kind == FULL or window is None else Causal() & Window(size=window)
-        settings: dict[str, Any] = {"mask": mask, "position": ropes[kind], "dropout": glu.dropout}
-        return spec.block(norm=norm, sublayers=(AttentionConfig(**attention, **settings), glu))
+        mixer = AttentionConfig(**attention, **{"mask": mask, "position": ropes[kind]})
+        return spec.block(norm=norm, sublayers=(mixer, glu))
 
     blocks = {kind: block(kind) for kind in sorted(set(kinds))}
-    config = TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(
-            vocab_size=source.take_positive("vocab_size", default("vocab_size")),
-            scale=spec.embed_scale,
-            dropout=source.take("embd_pdrop", float, 0.0) if spec.dropouts else 0.0,
-        ),
-        blocks=stack([blocks[kind] for kind in kinds]),
-        final_norm=norm,
-        head=LMHeadConfig(
-            tied=source.take("tie_word_embeddings", bool, default("tie_word_embeddings", False)),
-            softcap=_softcap(spec, source, "final_logit_softcapping"),
-        ),
-        context=context,
-    )
     for key, value in spec.fixed.items():
         source.require(key, value)
     source.finish(*spec.harmless)
-    return config
-
-
-def _read_attention(spec: Decoder, source: ConfigReader, d_model: int, norm: RMSNormConfig) -> dict[str, Any]:
-    """What is the same in every layer."""
-    n_heads = source.take_positive("num_attention_heads")
-    head_dim = source.take_positive("head_dim", spec.defaults.get("head_dim", d_model // n_heads))
-    n_kv_heads = source.nullable("num_key_value_heads", int, spec.defaults.get("num_key_value_heads"))
-    made: dict[str, Any] = {
-        "n_heads": n_heads,
-        "n_kv_heads": n_heads if n_kv_heads is None else n_kv_heads,
-        "head_dim": head_dim,
-        "bias": source.take("attention_bias", bool, False) if spec.bias == "config" else spec.bias == "qkv",
-        "out_bias": False if spec.bias == "qkv" else None,
-        "weight_dropout": source.take("attention_dropout", float, 0.0),
-        "softcap": _softcap(spec, source, "attn_logit_softcapping"),
-    }
-    if spec.qk_norm_over is not None:
-        made |= {"qk_norm": norm, "qk_norm_over": spec.qk_norm_over}
-    if spec.query_scalar:
-        scalar = source.take("query_pre_attn_scalar", float, 256.0)
-        if scalar <= 0:
-            raise FileError(f"{source.source}: 'query_pre_attn_scalar' is {scalar} and must be above 0; mend the file")
-        made["scale"] = None if scalar == head_dim else scalar**-0.5
-    return made
-
-
-def _softcap(spec: Decoder, source: ConfigReader, key: str) -> float | None:
-    return source.nullable(key, float, spec.defaults.get(key)) if spec.softcaps else None
+    return TransformerConfig(
+        d_model=model["d_model"],
+        embed=TokenEmbedderConfig(**made["embed"]),
+        blocks=stack([blocks[kind] for kind in kinds]),
+        final_norm=norm,
+        head=LMHeadConfig(**made["head"]),
+        context=model["context"],
+    )
 
 
 def _read_windows(spec: Decoder, source: ConfigReader, n: int) -> tuple[list[str], int | None]:
     """The kind of each layer, and the size of the windows."""
     if spec.windows == "none":
         return [FULL] * n, None
-    size = source.nullable("sliding_window", int, spec.defaults.get("sliding_window"))
+    size = source.optional("sliding_window", int, spec.defaults.get("sliding_window"))
     if spec.windows == "all":
         return [FULL if size is None else SLIDING] * n, size
     if spec.windows == "late":
@@ -228,37 +208,14 @@ def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, 
 
 
 def _draft(spec: Decoder, config: TransformerConfig) -> dict[str, Any]:
-    embed, layers, attention, head = parts_of(config)
-    glu, norm = sublayer(layers[0], 1, GLUConfig), layers[0].norm
-    head_dim = attention.head_dim or config.d_model // attention.n_heads
-    data: dict[str, Any] = {
-        "model_type": spec.name,
-        "architectures": [spec.architecture],
-        "vocab_size": embed.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": glu.width(config.d_model),
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": attention.n_heads,
-        "num_key_value_heads": attention.n_kv_heads or attention.n_heads,
-        "head_dim": head_dim,
-        spec.activation: activation_name(glu.activation),
-        "max_position_embeddings": context_of(config),
-        "rms_norm_eps": norm.eps,
-        "tie_word_embeddings": head.tied,
-        "attention_dropout": attention.weight_dropout,
-    }
-    if head_dim * attention.n_heads == config.d_model and "head_dim" not in spec.defaults:
+    _, layers, attention, _ = parts_of(config)
+    data = {"model_type": spec.name, "architectures": [spec.architecture]} | write_keys(
+        config, spec.all_keys, GLUConfig
+    )
+    if data["head_dim"] * attention.n_heads == config.d_model and "head_dim" not in spec.defaults:
         del data["head_dim"]  # it follows, and some loaders do not know the key
-    if spec.bias == "config":
-        data["attention_bias"] = attention.bias
-    if spec.mlp_bias:
-        data["mlp_bias"] = glu.bias
-    if spec.softcaps:
-        data |= {"attn_logit_softcapping": attention.softcap, "final_logit_softcapping": head.softcap}
     if spec.query_scalar:
-        data["query_pre_attn_scalar"] = head_dim if attention.scale is None else round(attention.scale**-2)
-    if spec.dropouts:
-        data |= {"resid_pdrop": attention.dropout, "embd_pdrop": embed.dropout}
+        data["query_pre_attn_scalar"] = data["head_dim"] if attention.scale is None else round(attention.scale**-2)
     return data | _draft_windows(spec, layers) | _draft_rope(spec, layers, context_of(config))
 
 

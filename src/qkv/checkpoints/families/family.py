@@ -1,66 +1,29 @@
-"""What every family has: its config, read strictly and written, and how its keys map to ours."""
+"""What every family has: its config, read and written, and how its keys map to ours."""
 
 import dataclasses
 import functools
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, cast, final
+from typing import Any, NamedTuple, TypeVar
 
+from qkv.checkpoints.families.config_reader import ConfigReader, Key, Settings
 from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.config import Config
 from qkv.errors import ConfigError, FileError
+from qkv.masks import Causal
 from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.activations import ActivationName
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import BlockConfig, ParallelPreNormConfig, PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import LMHeadConfig
+from qkv.nn.norms import LayerNormConfig
 from qkv.nn.sublayer import SublayerConfig
 
-T = TypeVar("T")
 S = TypeVar("S", bound=SublayerConfig)
-
-MAX_LAYERS = 10_000
-"""A config may ask for any number, and each layer costs memory before the weights are looked at."""
-
-ACTIVATION_NAMES: dict[str, ActivationName] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "linear": "identity",
-    "relu": "relu",
-    "relu2": "relu_squared",
-    "sigmoid": "sigmoid",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
-"""Hugging Face's names and ours."""
-
-BOOKKEEPING = frozenset({
-    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "architectures", "auto_map",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id",
-    "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range",
-    "is_encoder_decoder", "label2id", "mask_token_id", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params",
-    "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unk_token_id",
-    "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
-})  # fmt: skip
-"""Keys that do not change what a decoder computes."""
-
-SAMPLING = frozenset({
-    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
-    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
-    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
-    "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
-})  # fmt: skip
-"""Keys of older files that say how to draw tokens; so does `generation_config.json`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +40,7 @@ class Family:
         draft: What `config.json` would say of a model, not yet checked: use `write`.
     """
 
-    read: Callable[["ConfigReader"], TransformerConfig]
+    read: Callable[[ConfigReader], TransformerConfig]
     keys: Callable[[TransformerConfig], KeyMap]
     prefix: str
     head: str
@@ -103,100 +66,6 @@ class Family:
         return data
 
 
-@final
-class ConfigReader:
-    """Reads a foreign config so that no key is passed over in silence.
-
-    Args:
-        data: The parsed JSON.
-        source: What errors call it.
-    """
-
-    def __init__(self, data: dict[str, Any], source: str) -> None:
-        self._rest = dict(data)
-        self.source = source
-
-    def take(self, key: str, kind: type[T], default: T | None = None) -> T:
-        """The value of a key; `null` counts as absent.
-
-        Raises:
-            FileError: It is absent and there is no default, or it is of another type.
-        """
-        value: object = self._rest.pop(key, None)
-        if value is None:
-            if default is None:
-                raise FileError(f"{self.source}: lacks {key!r}; the file must give it")
-            return default
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            if not abs(value) <= sys.float_info.max:  # NaN, too
-                raise FileError(f"{self.source}: {key!r} is not a finite number; mend the file")
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; mend the file")
-        return cast(T, value)
-
-    def take_positive(self, key: str, default: int | None = None) -> int:
-        """A count; as `take`, and at least 1."""
-        value = self.take(key, int, default)
-        if not 1 <= value < 2**31:
-            raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to 2^31 - 1; mend the file")
-        return value
-
-    def take_factor(self, key: str, default: float | None = None) -> float:
-        """By what something is multiplied or divided; as `take`, and above 0."""
-        value = self.take(key, float, default)
-        if value <= 0:
-            raise FileError(f"{self.source}: {key!r} is {value} and must be above 0; mend the file")
-        return value
-
-    def take_layers(self, key: str, default: int | None = None) -> int:
-        """The number of layers; as `take_positive`, and at most `MAX_LAYERS`."""
-        value = self.take_positive(key, default)
-        if value > MAX_LAYERS:
-            raise FileError(f"{self.source}: {key!r} is {value}, and qkv reads at most {MAX_LAYERS} layers")
-        return value
-
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key, or None where it is absent or `null`."""
-        return self.nullable(key, kind, None)
-
-    def nullable(self, key: str, kind: type[T], default: T | None) -> T | None:
-        """The value of a key for which `null` says something: None for `null`, the default where it is absent."""
-        if self._rest.get(key) is not None:
-            return self.take(key, kind)
-        absent = key not in self._rest
-        self._rest.pop(key, None)
-        return default if absent else None
-
-    def activation(self, key: str, default: str) -> ActivationName:
-        """An activation by its foreign name."""
-        name = self.take(key, str, default)
-        if name not in ACTIVATION_NAMES:
-            raise FileError(f"{self.source}: {key!r} is {name!r}; qkv knows {', '.join(sorted(ACTIVATION_NAMES))}")
-        return ACTIVATION_NAMES[name]
-
-    def require(self, key: str, value: object) -> None:
-        """A key that may be there, with the one value that qkv implements.
-
-        Raises:
-            FileError: It has another.
-        """
-        found = self._rest.pop(key, value)
-        if found is not None and found != value:
-            raise FileError(
-                f"{self.source}: {key!r} is {found!r}, which qkv does not implement for this family; only {value!r}"
-            )
-
-    def finish(self, *ignored: str) -> None:
-        """Refuse what was not read.
-
-        Raises:
-            FileError: A key is left that is neither in `ignored` nor mere bookkeeping.
-        """
-        for key in sorted(self._rest.keys() - BOOKKEEPING - SAMPLING - {*ignored}):
-            raise FileError(f"{self.source}: {key!r} is not known to qkv, and it might change what the model computes")
-
-
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 _LONGEST_PATTERN = 12  # layers
@@ -218,23 +87,18 @@ def _runs(layers: Sequence[BlockConfig]) -> tuple[BlockConfig | Repeat, ...]:
     return tuple(block if n == 1 else Repeat(n=n, pattern=block) for block, n in runs)
 
 
-def uniform(
-    d_model: int,
-    embed: TokenEmbedderConfig,
-    block: PreNormConfig | ParallelPreNormConfig,
-    n_layers: int,
-    *,
-    tied: bool,
-    context: int,
-) -> TransformerConfig:
-    """A decoder of equal blocks, with another of their norms at its end."""
+def uniform(made: Settings, kind: type[PreNormConfig | ParallelPreNormConfig]) -> TransformerConfig:
+    """A decoder of equal blocks of attention and an FFN, with LayerNorm, from its settings by part."""
+    model, norm = made["model"], LayerNormConfig(**made["norm"])
+    attention = AttentionConfig(mask=Causal(), **made["attention"])
+    block = kind(norm=norm, sublayers=(attention, FFNConfig(bias=True, dropout=attention.dropout, **made["ffn"])))
     return TransformerConfig(
-        d_model=d_model,
-        embed=embed,
-        blocks=stack([block] * n_layers),
-        final_norm=block.norm,
-        head=LMHeadConfig(tied=tied),
-        context=context,
+        d_model=model["d_model"],
+        embed=TokenEmbedderConfig(**made["embed"]),
+        blocks=stack([block] * model["n_layers"]),
+        final_norm=norm,
+        head=LMHeadConfig(**made["head"]),
+        context=model["context"],
     )
 
 
@@ -306,9 +170,24 @@ def context_of(config: TransformerConfig) -> int:
     return longest
 
 
-def activation_name(name: ActivationName, preferred: str = "gelu_pytorch_tanh") -> str:
-    """Hugging Face's name of an activation; of the two of `gelu_tanh` the preferred one."""
-    return preferred if name == "gelu_tanh" else next(key for key, ours in ACTIVATION_NAMES.items() if ours == name)
+def write_keys(config: TransformerConfig, keys: Sequence[Key], ffn: type[SublayerConfig]) -> dict[str, Any]:
+    """What the keys say of a decoder.
+
+    Raises:
+        ConfigError: It is another kind of model.
+    """
+    embed, layers, attention, head = parts_of(config)
+    sublayer(layers[0], 1, ffn)
+    first = _with_widths(layers[0], config.d_model)
+    parts = {"model": config, "embed": embed, "attention": first.sublayers[0], "ffn": first.sublayers[1],
+             "norm": first.norm, "head": head}  # fmt: skip
+    values = {"model.context": context_of(config), "model.n_layers": len(layers), "attention.scale": attention.scale}
+
+    def value(key: Key) -> Any:
+        part, name = key.ours.split(".")
+        return key.write(values[key.ours] if key.ours in values else getattr(parts[part], name))
+
+    return {key.theirs: value(key) for key in keys}
 
 
 # --- whether two configs are of one model ---------------------------------------------------------------------------

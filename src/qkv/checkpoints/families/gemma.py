@@ -4,7 +4,7 @@ Their embeddings are multiplied with √D and the weights of their norms count f
 Gemma 3 norms queries and keys instead, and has a base of its own for the rotations in layers with windows.
 """
 
-from qkv.checkpoints.families.decoder import SANDWICH_NORMS, Decoder
+from qkv.checkpoints.families.decoder import ATTENTION_BIAS, SANDWICH_NORMS, SOFTCAPS, Decoder
 from qkv.checkpoints.families.rope import RopeKeys
 from qkv.nn.blocks import SandwichConfig
 
@@ -17,6 +17,9 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 
+_KEYS = (ATTENTION_BIAS, *SOFTCAPS)
+_SETTINGS = {"norm.offset": 1.0, "embed.scale": None}
+
 GEMMA2 = Decoder(
     name="gemma2",
     architecture="Gemma2ForCausalLM",
@@ -27,14 +30,12 @@ GEMMA2 = Decoder(
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
+    keys=_KEYS,
+    activation="hidden_activation",
+    settings=_SETTINGS,
     block=SandwichConfig,
     norms=SANDWICH_NORMS,
-    norm_offset=1.0,
-    embed_scale=None,
-    bias="config",
     windows=2,
-    activation="hidden_activation",
-    softcaps=True,
     query_scalar=True,
     fixed={"use_bidirectional_attention": False},
     harmless=("hidden_act",),  # of the first files; `hidden_activation` beside it is what counts
@@ -44,17 +45,15 @@ GEMMA3_TEXT = Decoder(
     name="gemma3_text",
     architecture="Gemma3ForCausalLM",
     defaults=_DEFAULTS | {"vocab_size": 262_208, "max_position_embeddings": 131_072},
+    keys=_KEYS,
+    activation="hidden_activation",
+    settings=_SETTINGS,
     block=SandwichConfig,
     norms=SANDWICH_NORMS,
-    norm_offset=1.0,
-    embed_scale=None,
-    bias="config",
-    qk_norm_over="head",
+    qk_norm=True,
     windows=6,
     rope=RopeKeys(base=1_000_000.0),
     local_rope=True,
-    activation="hidden_activation",
-    softcaps=True,
     query_scalar=True,
     fixed={"use_bidirectional_attention": False},
 ).family()

@@ -2,96 +2,50 @@
 
 from typing import Any
 
-from qkv.checkpoints.families.family import (
-    ConfigReader,
-    Family,
-    activation_name,
-    context_of,
-    parts_of,
-    renamed,
-    sublayer,
-    uniform,
-)
+from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
+from qkv.checkpoints.families.family import Family, parts_of, renamed, uniform, write_keys
 from qkv.checkpoints.maps import KeyMap, Rule, Split, Transpose, fuse_qkv
-from qkv.masks import Causal
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PreNormConfig
-from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig
-from qkv.nn.norms import LayerNormConfig
 from qkv.nn.positions import LearnedPositionsConfig
 
+_KEYS = (
+    Key("n_embd", "model.d_model", int, 768),
+    Key("n_layer", "model.n_layers", int, 12),
+    Key("n_positions", "model.context", int, 1024),
+    Key("n_head", "attention.n_heads", int, 12),
+    Key("attn_pdrop", "attention.weight_dropout", float, 0.1),
+    Key("resid_pdrop", "attention.dropout", float, 0.1),
+    Key("n_inner", "ffn.d_ff", int, nullable=True),
+    Key("activation_function", "ffn.activation", str, "gelu_new"),
+    Key("layer_norm_epsilon", "norm.eps", float, 1e-5),
+    Key("vocab_size", "embed.vocab_size", int, 50_257),
+    Key("embd_pdrop", "embed.dropout", float, 0.1),
+    Key("tie_word_embeddings", "head.tied", bool, True),
+)
 
-def read(source: ConfigReader) -> TransformerConfig:
-    """The config of a GPT-2 model.
 
-    Raises:
-        FileError: The file asks for something that qkv does not implement, or knows.
-    """
-    d_model = source.take_positive("n_embd", 768)
-    context = source.take_positive("n_positions", 1024)
-    norm = LayerNormConfig(eps=source.take("layer_norm_epsilon", float, 1e-5))
-    residual_dropout = source.take("resid_pdrop", float, 0.1)
-    attention = AttentionConfig(
-        n_heads=source.take_positive("n_head", 12),
-        mask=Causal(),
-        bias=True,
-        dropout=residual_dropout,
-        weight_dropout=source.take("attn_pdrop", float, 0.1),
-        scale=None if source.take("scale_attn_weights", bool, True) else 1.0,
-    )
-    ffn = FFNConfig(
-        d_ff=source.optional("n_inner", int) or 4 * d_model,
-        activation=source.activation("activation_function", "gelu_new"),
-        bias=True,
-        dropout=residual_dropout,
-    )
-    config = uniform(
-        d_model,
-        TokenEmbedderConfig(
-            vocab_size=source.take_positive("vocab_size", 50_257),
-            position=LearnedPositionsConfig(length=context),
-            dropout=source.take("embd_pdrop", float, 0.1),
-        ),
-        PreNormConfig(norm=norm, sublayers=(attention, ffn)),
-        source.take_layers("n_layer", 12),
-        tied=source.take("tie_word_embeddings", bool, True),
-        context=context,
-    )
-    source.require("scale_attn_by_inverse_layer_idx", False)
-    source.require("add_cross_attention", False)
-    source.require("n_ctx", context)
+def _read(source: ConfigReader) -> TransformerConfig:
+    made = read_keys(source, _KEYS)
+    context = made["model"]["context"]
+    made["attention"] |= {"bias": True, "scale": None if source.take("scale_attn_weights", bool, True) else 1.0}
+    made["embed"]["position"] = LearnedPositionsConfig(length=context)
+    made["ffn"]["d_ff"] = made["ffn"]["d_ff"] or 4 * made["model"]["d_model"]
+    for key, value in (("scale_attn_by_inverse_layer_idx", False), ("add_cross_attention", False), ("n_ctx", context)):
+        source.require(key, value)
     summary = ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")  # of a classification head
-    source.finish("reorder_and_upcast_attn", "gradient_checkpointing", *(f"summary_{name}" for name in summary))
-    return config
+    source.finish("reorder_and_upcast_attn", *(f"summary_{name}" for name in summary))
+    return uniform(made, PreNormConfig)
 
 
-def draft(config: TransformerConfig) -> dict[str, Any]:
-    """What `config.json` would say of a model."""
-    embed, layers, attention, head = parts_of(config)
-    ffn = sublayer(layers[0], 1, FFNConfig)
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": embed.vocab_size,
-        "n_positions": context_of(config),
-        "n_embd": config.d_model,
-        "n_layer": len(layers),
-        "n_head": attention.n_heads,
-        "n_inner": ffn.d_ff or 4 * config.d_model,
-        "activation_function": activation_name(ffn.activation, "gelu_new"),
-        "layer_norm_epsilon": layers[0].norm.eps,
-        "scale_attn_weights": attention.scale != 1.0,
-        "tie_word_embeddings": head.tied,
-        "resid_pdrop": attention.dropout,
-        "embd_pdrop": embed.dropout,
-        "attn_pdrop": attention.weight_dropout,
-    }
+def _draft(config: TransformerConfig) -> dict[str, Any]:
+    scaled = parts_of(config).attention.scale != 1.0
+    names = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "scale_attn_weights": scaled}
+    return names | write_keys(config, _KEYS, FFNConfig)
 
 
-def keys(config: TransformerConfig) -> KeyMap:
-    """The map between Hugging Face's keys and ours."""
+def _keys(config: TransformerConfig) -> KeyMap:
     _, layers, attention, head = parts_of(config)
     n_heads, width = attention.n_heads, config.d_model
     thirds, fuse = Split((width,) * 3), fuse_qkv(n_heads, n_heads, width // n_heads, width // n_heads)
@@ -105,11 +59,8 @@ def keys(config: TransformerConfig) -> KeyMap:
         Rule(f"{theirs}.attn.c_attn.weight", f"{ours}.attention.qkv_proj.weight", Transpose(), thirds, fuse),
         Rule(f"{theirs}.attn.c_attn.bias", f"{ours}.attention.qkv_proj.bias", thirds, fuse),
     ]
-    for their, our in (
-        ("attn.c_proj", "attention.o_proj"),
-        ("mlp.c_fc", "ffn.up_proj"),
-        ("mlp.c_proj", "ffn.down_proj"),
-    ):
+    linear = {"attn.c_proj": "attention.o_proj", "mlp.c_fc": "ffn.up_proj", "mlp.c_proj": "ffn.down_proj"}
+    for their, our in linear.items():
         rules.append(Rule(f"{theirs}.{their}.weight", f"{ours}.{our}.weight", Transpose()))
         rules += renamed(f"{theirs}.{their}", f"{ours}.{our}", ("bias",))
     if not head.tied:
@@ -119,11 +70,11 @@ def keys(config: TransformerConfig) -> KeyMap:
 
 
 GPT2 = Family(
-    read,
-    keys,
+    _read,
+    _keys,
     prefix="transformer.",
     head="lm_head.weight",
     table="transformer.wte.weight",
     name="gpt2",
-    draft=draft,
+    draft=_draft,
 )

@@ -1,6 +1,6 @@
 """Qwen 2 (Yang et al. 2024), with biases of q, k and v, and Qwen 3 (Yang et al. 2025), with their norms instead."""
 
-from qkv.checkpoints.families.decoder import Decoder
+from qkv.checkpoints.families.decoder import ATTENTION_BIAS, Decoder
 
 _DEFAULTS = {
     "vocab_size": 151_936,
@@ -14,7 +14,7 @@ QWEN2 = Decoder(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     defaults=_DEFAULTS,
-    bias="qkv",
+    settings={"attention.bias": True, "attention.out_bias": False},
     windows="late",
     fixed={"use_mrope": False},
 ).family()
@@ -23,7 +23,7 @@ QWEN3 = Decoder(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
     defaults=_DEFAULTS | {"head_dim": 128},
-    bias="config",
-    qk_norm_over="head",
+    keys=(ATTENTION_BIAS,),
+    qk_norm=True,
     windows="late",
 ).family()

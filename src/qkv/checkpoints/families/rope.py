@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.errors import ConfigError, FileError
 from qkv.nn.positions import (
     AttentionPositionConfig,
@@ -106,17 +106,26 @@ def write_rope(position: AttentionPositionConfig | None, context: int, names: Ro
     if names.fraction is not None:
         data[names.fraction] = position.fraction
     if position.scaling is not None:
-        if type(position.scaling) not in _WRITERS:
+        if type(position.scaling) not in _WRITTEN:
             raise ConfigError(f"no config of Hugging Face says {position.scaling.tag()}")
-        data["rope_scaling"] = _WRITERS[type(position.scaling)](position.scaling)
-    if names.original is not None and isinstance(position.scaling, LongRoPEScalingConfig):
-        scaling = data["rope_scaling"]  # older loaders of Phi-3 take three keys in it and no more
-        data["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
-        if position.scaling.attention_factor == _usual_factor(
-            context / position.scaling.original_length, position.scaling.original_length
-        ):
-            del scaling["attention_factor"]
+        kind, *keys = _WRITTEN[type(position.scaling)]
+        values = {key: getattr(position.scaling, _OURS.get(key, key)) for key in keys}
+        data["rope_scaling"] = {"rope_type": kind} | {
+            key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
+        }
+        if isinstance(position.scaling, LongRoPEScalingConfig):
+            _older_longrope(data, position.scaling, context, names)
     return data
+
+
+def _older_longrope(data: dict[str, Any], config: LongRoPEScalingConfig, context: int, names: RopeKeys) -> None:
+    """Older loaders of Phi-3 take three keys in the dict and no more."""
+    scaling = data["rope_scaling"]
+    scaling["type"] = scaling.pop("rope_type")
+    if names.original is not None:
+        data["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+        if config.attention_factor == _usual_factor(context / config.original_length, config.original_length):
+            del scaling["attention_factor"]
 
 
 def _yarn(rope: ConfigReader, context: int, outer: int | None) -> YaRNScalingConfig:
@@ -184,30 +193,22 @@ _READERS: dict[str, Callable[[ConfigReader, int, int | None], RoPEScalingConfig 
     "su": _longrope,  # its name in the first files of Phi-3
 }
 
-_WRITERS: dict[type[RoPEScalingConfig], Callable[[Any], dict[str, Any]]] = {
-    LinearScalingConfig: lambda s: {"rope_type": "linear", "factor": s.factor},
-    DynamicNTKScalingConfig: lambda s: {"rope_type": "dynamic", "factor": s.factor},
-    YaRNScalingConfig: lambda s: {
-        "rope_type": "yarn",
-        "factor": s.factor,
-        "original_max_position_embeddings": s.original_length,
-        "beta_fast": s.beta_fast,
-        "beta_slow": s.beta_slow,
-        "attention_factor": s.attention_factor,
-        "truncate": s.truncate,
-    },
-    Llama3ScalingConfig: lambda s: {
-        "rope_type": "llama3",
-        "factor": s.factor,
-        "original_max_position_embeddings": s.original_length,
-        "low_freq_factor": s.low_freq_factor,
-        "high_freq_factor": s.high_freq_factor,
-    },
-    LongRoPEScalingConfig: lambda s: {
-        "type": "longrope",
-        "original_max_position_embeddings": s.original_length,
-        "short_factor": list(s.short_factors),
-        "long_factor": list(s.long_factors),
-        "attention_factor": s.attention_factor,
-    },
+_OURS = {
+    "original_max_position_embeddings": "original_length",
+    "short_factor": "short_factors",
+    "long_factor": "long_factors",
 }
+_WRITTEN: dict[type[RoPEScalingConfig], tuple[str, ...]] = {
+    LinearScalingConfig: ("linear", "factor"),
+    DynamicNTKScalingConfig: ("dynamic", "factor"),
+    YaRNScalingConfig: (
+        "yarn", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
+    ),
+    Llama3ScalingConfig: (
+        "llama3", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor",
+    ),
+    LongRoPEScalingConfig: (
+        "longrope", "original_max_position_embeddings", "short_factor", "long_factor", "attention_factor",
+    ),
+}  # fmt: skip
+"""What `rope_type` calls a scaling, and its keys there: our fields, but for `_OURS`."""

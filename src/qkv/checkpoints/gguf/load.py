@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qkv.checkpoints.families import FAMILIES
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.files import give_back
 from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS

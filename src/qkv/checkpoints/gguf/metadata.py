@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from qkv.checkpoints.families.family import ConfigReader
+from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.gguf.architectures import Architecture
 from qkv.checkpoints.gguf.reader import GGUF
 from qkv.errors import FileError

@@ -7,7 +7,8 @@ from typing import Any, Final, final
 import torch
 
 from qkv.checkpoints.families import FAMILIES
-from qkv.checkpoints.families.family import ConfigReader, parts_of
+from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.family import parts_of
 from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from qkv.checkpoints.gguf.kinds import KINDS, GGUFTensor
 from qkv.checkpoints.gguf.metadata import ROPE_FACTORS, head_dim_of, read_config, write_metadata
