@@ -203,7 +203,7 @@ def written(tmp_path_factory):
         ({"sparse": True}, r"'sparse' is not known to qkv, and it might change what the model computes"),
         ({"rank_pattern": {"(a+)+": 2}}, r"the pattern '\(a\+\)\+': 2 is not the end of a name and a number"),
         ({"rank_pattern": {"q_proj": 0}}, r"the pattern 'q_proj': 0 is not the end"),
-        ({"lora_alpha": 0.0}, r"lora_alpha must be above 0"),
+        ({"lora_alpha": 0.0}, r"'lora_alpha' is 0.0 and must be above 0"),
         ({"r": 3}, r"q_proj\.lora_A\.weight' has shape \(2, 36\) of torch\.float64, the model needs floats \(3, 36\)"),
         ({"r": 0}, r"'r' is 0 and must be from 1"),
     ],

@@ -10,7 +10,6 @@ import qkv
 from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.families.family import layers_of, stack
-from qkv.checkpoints.families.gemma import GEMMA2
 from qkv.errors import ConfigError, FileError
 from qkv.presets import PRESETS
 from tiny import tiny_config
@@ -297,4 +296,4 @@ def test_keys_that_change_nothing():
 
 def test_gemmas_first_files_have_two_activations():
     data = SMALL | {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
-    assert layers_of(GEMMA2.read(ConfigReader(data, "x")))[0].sublayers[1].activation == "gelu_tanh"
+    assert layers_of(FAMILIES["gemma2"].read(ConfigReader(data, "x")))[0].sublayers[1].activation == "gelu_tanh"

@@ -1,19 +1,26 @@
-"""Families of models as Hugging Face lays them out: one file each, its config and the map of its keys, in and out."""
+"""Families of models as Hugging Face lays them out: a config and the map of its keys, in and out."""
 
+from qkv.checkpoints.families import relatives
 from qkv.checkpoints.families.family import Family
-from qkv.checkpoints.families.gemma import GEMMA2, GEMMA3_TEXT
 from qkv.checkpoints.families.gpt2 import GPT2
 from qkv.checkpoints.families.gpt_neox import GPT_NEOX
-from qkv.checkpoints.families.llama import LLAMA
-from qkv.checkpoints.families.mistral import MISTRAL
-from qkv.checkpoints.families.olmo2 import OLMO2
-from qkv.checkpoints.families.phi3 import PHI3
-from qkv.checkpoints.families.qwen import QWEN2, QWEN3
 from qkv.errors import ConfigError, suggest
 from qkv.models.transformer import TransformerConfig
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA2, GEMMA3_TEXT, GPT_NEOX, PHI3)
+    family.name: family
+    for family in (
+        GPT2,
+        relatives.LLAMA.family(),
+        relatives.MISTRAL.family(),
+        relatives.QWEN2.family(),
+        relatives.QWEN3.family(),
+        relatives.OLMO2.family(),
+        relatives.GEMMA2.family(),
+        relatives.GEMMA3_TEXT.family(),
+        GPT_NEOX,
+        relatives.PHI3.family(),
+    )
 }
 """By the `model_type` of `config.json`; plainer ones first."""
 

@@ -1,6 +1,6 @@
 """Models from GGUF files."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -82,20 +82,23 @@ def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Tra
         FileError: As `open_gguf`, or the weights do not fit the config.
     """
     opened = source if isinstance(source, Opened) else open_gguf(source)
-    model, kinds, name = _on_meta(opened.config, opened.path), opened.huggingface.kinds, str(opened.path)
-    if dtype is None and opened.has_blocks:
-        packing = _Packing(model, kinds)
-        ours = opened.keys.to_ours(opened.huggingface.state, source=name, step=packing.step)
-        return _filled(model, ours, name, but=packing.names).requires_grad_(requires_grad=False)
+    kinds, name = opened.huggingface.kinds, str(opened.path)
+    try:
+        with torch.device("meta"):
+            model = opened.config.build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{name}: the model cannot be built: {str(error).splitlines()[0]}") from None
+    packing = _Packing(model, kinds) if dtype is None and opened.has_blocks else None
 
     def step(rule: Rule, tensors: Tensors) -> Tensors:
-        named = zip(rule.theirs, tensors, strict=True)
-        return rule.forward(tuple(_expanded(tensor, kinds[key], dtype or tensor.dtype) for key, tensor in named))
+        return packing.step(rule, tensors) if packing else rule.forward(_expanded(rule, tensors, kinds, dtype))
 
-    return _filled(model, opened.keys.to_ours(opened.huggingface.state, source=name, step=step), name)
-
-
-_TABLES = {"embed.weight", "head.weight"}
+    ours = opened.keys.to_ours(opened.huggingface.state, source=name, step=step)
+    if packing:
+        ours = {name: tensor for name, tensor in ours.items() if name not in packing.names}
+    check_fit(ours, {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}, source=name)
+    model.load_state_dict(ours, assign=True, strict=False)
+    return model.requires_grad_(packing is None).eval()
 
 
 @final
@@ -109,52 +112,46 @@ class _Packing:
 
     def __init__(self, model: Transformer, kinds: Mapping[str, str]) -> None:
         self.model, self.kinds = model, kinds
-        self._linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-        self.names = self._linear | _TABLES
+        linear = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        self.names = linear | {"embed.weight", "head.weight"}
 
     def step(self, rule: Rule, tensors: Tensors) -> Tensors:
         """What `KeyMap.to_ours` does for a rule; a matrix is in the model then."""
         (name,) = rule.ours  # of all families
-        used = {self.kinds[key] for key in rule.theirs}
-        if name in self._linear and len(used) == 1 and used <= INT4:
-            return self._four(rule, tensors, used.pop())
-        dtype = torch.float16 if name in self.names else torch.float32
-        named = zip(rule.theirs, tensors, strict=True)
-        made = rule.forward(tuple(_expanded(tensor, self.kinds[key], dtype) for key, tensor in named))
-        if name in self.names:
-            owner = self.model.get_submodule(name.removesuffix(".weight"))
-            _check(made[0].shape, owner)
-            self._place(name, HalfLinear(made[0], owner.bias if isinstance(owner, nn.Linear) else None))
-        return made
-
-    def _four(self, rule: Rule, tensors: Tensors, kind: str) -> Tensors:
-        name, owner = rule.ours[0], self.model.get_submodule(rule.ours[0].removesuffix(".weight"))
-        assert isinstance(owner, nn.Linear)
-        rows, columns = owner.weight.shape
-        if sum(tensor.nbytes for tensor in tensors) != KINDS[kind].nbytes((rows, columns)):
-            # Said before anything of the size that the model asks for is made.
-            _check(KINDS[kind].shape(rule.forward(tensors)[0].shape), owner)
-
-        def groups() -> Iterator[Groups]:
-            (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
-            _check(KINDS[kind].shape(weight.shape), owner)
-            for part in _in_turn(weight, parts_of(rows, columns)):
-                yield int4_groups(part, kind)
-
-        made = Int4Linear.of_parts(groups(), rows, columns, owner.bias)
-        self._place(name, made)
-        return (made.weight,)
-
-    def _place(self, name: str, made: Packed) -> None:
-        """In the place of a linear map; in that of the parameter elsewhere."""
+        if name not in self.names:
+            return rule.forward(_expanded(rule, tensors, self.kinds, torch.float32))
         path = name.removesuffix(".weight")
-        owner = self.model.get_submodule(path)
+        owner, used = self.model.get_submodule(path), {self.kinds[key] for key in rule.theirs}
         if isinstance(owner, nn.Linear):
+            four = len(used) == 1 and used <= INT4
+            made = _four(rule, tensors, used.pop(), owner) if four else self._half(rule, tensors, owner, owner.bias)
             above, _, last = path.rpartition(".")
             setattr(self.model.get_submodule(above), last, made)
         else:
+            made = self._half(rule, tensors, owner, None)
             del owner.weight
             owner.weight = made
+        return (made.weight,)
+
+    def _half(self, rule: Rule, tensors: Tensors, owner: nn.Module, bias: Tensor | None) -> Packed:
+        (weight,) = rule.forward(_expanded(rule, tensors, self.kinds, torch.float16))
+        _check(weight.shape, owner)
+        return HalfLinear(weight, bias)
+
+
+def _four(rule: Rule, tensors: Tensors, kind: str, owner: nn.Linear) -> Packed:
+    rows, columns = owner.weight.shape
+    if sum(tensor.nbytes for tensor in tensors) != KINDS[kind].nbytes((rows, columns)):
+        # Said before anything of the size that the model asks for is made.
+        _check(KINDS[kind].shape(rule.forward(tensors)[0].shape), owner)
+
+    def groups() -> Iterator[Groups]:
+        (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
+        _check(KINDS[kind].shape(weight.shape), owner)
+        for part in _in_turn(weight, parts_of(rows, columns)):
+            yield int4_groups(part, kind)
+
+    return Int4Linear.of_parts(groups(), rows, columns, owner.bias)
 
 
 def _check(shape: Sequence[int], owner: nn.Module) -> None:
@@ -163,21 +160,17 @@ def _check(shape: Sequence[int], owner: nn.Module) -> None:
         raise ShapeError(f"found {tuple(shape)}, needs {needed}")
 
 
-def _filled(model: Transformer, ours: dict[str, Tensor], source: str, but: Collection[str] = ()) -> Transformer:
-    """The model with its weights, but for some that it has already."""
-    ours = {name: tensor for name, tensor in ours.items() if name not in but}
-    rest = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_meta}
-    check_fit(ours, rest, source=source)
-    model.load_state_dict(ours, assign=True, strict=False)
-    return model.requires_grad_().eval()
+def _expanded(rule: Rule, tensors: Tensors, kinds: Mapping[str, str], dtype: torch.dtype | None) -> Tensors:
+    """The numbers of a rule's tensors in another type; None: their own."""
+    named = zip(rule.theirs, tensors, strict=True)
+    return tuple(_expanded_one(tensor, kinds[key], dtype or tensor.dtype) for key, tensor in named)
 
 
 _PART = 1 << 20
 """Bytes of a file at a time."""
 
 
-def _expanded(tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
-    """The numbers of a tensor in another type."""
+def _expanded_one(tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     if tensor.dtype == dtype:
         return tensor
     turned = tensor.ndim == 2 and tensor.stride(1) != 1  # GPT-2's blocks are a transposed view of rows of bytes
@@ -195,11 +188,3 @@ def _in_turn(rows: Tensor, parts: Iterable[slice]) -> Iterator[Tensor]:
     for part in parts:
         yield rows[part]
         give_back((rows[part],))
-
-
-def _on_meta(config: TransformerConfig, path: Path) -> Transformer:
-    try:
-        with torch.device("meta"):
-            return config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
-        raise FileError(f"{path}: the model cannot be built: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,129 @@
+"""Llama and its relatives, a table each."""
+
+import dataclasses
+
+from qkv.checkpoints.families.decoder import ATTENTION_BIAS, DROPOUTS, MLP_BIAS, SANDWICH_NORMS, SOFTCAPS, Decoder
+from qkv.checkpoints.families.rope import RopeKeys
+from qkv.nn.blocks import OutputNormConfig, SandwichConfig
+
+LLAMA = Decoder(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    defaults={"vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    keys=(ATTENTION_BIAS, MLP_BIAS),
+    fixed={"rope_interleaved": False},
+    harmless=("is_llama_config",),
+)
+"""Touvron et al. 2023; Grattafiori et al. 2024."""
+
+MISTRAL = Decoder(
+    name="mistral",
+    architecture="MistralForCausalLM",
+    defaults={
+        "vocab_size": 32_000,
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+    },
+    windows="all",
+    fixed={"attention_bias": False, "mlp_bias": False},
+)
+"""Jiang et al. 2023: a sliding window in every layer, where the config has one."""
+
+QWEN2 = Decoder(
+    name="qwen2",
+    architecture="Qwen2ForCausalLM",
+    defaults={
+        "vocab_size": 151_936,
+        "max_position_embeddings": 32_768,
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+    },
+    settings={"attention.bias": True, "attention.out_bias": False},
+    windows="late",
+    fixed={"use_mrope": False},
+)
+"""Yang et al. 2024: biases of q, k and v."""
+
+QWEN3 = Decoder(
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    defaults={**QWEN2.defaults, "head_dim": 128},
+    keys=(ATTENTION_BIAS,),
+    qk_norm=True,
+    windows="late",
+)
+"""Yang et al. 2025: norms of queries and keys."""
+
+OLMO2 = Decoder(
+    name="olmo2",
+    architecture="Olmo2ForCausalLM",
+    defaults={"vocab_size": 50_304, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+    keys=(ATTENTION_BIAS,),
+    settings={"attention.qk_norm_over": "heads"},
+    block=OutputNormConfig,
+    norms={"post_attention_layernorm": "norms.attention", "post_feedforward_layernorm": "norms.ffn"},
+    qk_norm=True,
+)
+"""OLMo Team 2024: norms of what sublayers put out, and of queries and keys over all heads at once."""
+
+GEMMA2 = Decoder(
+    name="gemma2",
+    architecture="Gemma2ForCausalLM",
+    defaults={
+        "vocab_size": 256_000,
+        "max_position_embeddings": 8192,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    keys=(ATTENTION_BIAS, *SOFTCAPS),
+    activation="hidden_activation",
+    settings={"norm.offset": 1.0, "embed.scale": None},
+    block=SandwichConfig,
+    norms=SANDWICH_NORMS,
+    windows=2,
+    query_scalar=True,
+    fixed={"use_bidirectional_attention": False},
+    harmless=("hidden_act",),  # of the first files; `hidden_activation` beside it is what counts
+)
+"""Gemma Team 2024: embeddings times √D, norms whose weights count from 1 on both sides of each sublayer, soft-caps."""
+
+_SIZES = {"vocab_size": 262_208, "max_position_embeddings": 131_072}
+GEMMA3_TEXT = dataclasses.replace(
+    GEMMA2,
+    name="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    defaults={key: value for key, value in GEMMA2.defaults.items() if "softcapping" not in key} | _SIZES,
+    qk_norm=True,
+    windows=6,
+    rope=RopeKeys(base=1_000_000.0),
+    local_rope=True,
+    harmless=(),
+)
+"""Gemma Team 2025: norms of queries and keys, and another base of the rotations in layers with windows."""
+
+PHI3 = Decoder(
+    name="phi3",
+    architecture="Phi3ForCausalLM",
+    defaults={"vocab_size": 32_064, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    keys=DROPOUTS,
+    windows="all",
+    rope=RopeKeys(fraction="partial_rotary_factor", original=4096),
+    fused=True,
+    fixed={
+        "attention_bias": False,
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "mlp_bias": False,
+    },
+)
+"""Abdin et al. 2024: fused weights, windows, rotation of a share of each head, LongRoPE."""
