@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("ε outside the root", "nn/norms.py",
            "F.rms_norm(x, x.shape[-1:], weight + self.offset if self.offset else weight, self.eps)", "x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * weight", PARTS),
     Mutant("an older checkpoint is read as a new one", "checkpoints/formats.py", "if number == FORMAT:", "if True:", "tests/unit/checkpoints/test_formats.py"),
-    Mutant("adapters forget an older base", "checkpoints/formats.py", "digest(_InFormat1(state))", "digest(state)", "tests/unit/checkpoints/test_formats.py"),
+    Mutant("adapters forget an older base", "checkpoints/formats.py", "_apart(tensor) if _is_glu(name, tensor) else tensor)", "tensor)", "tests/unit/checkpoints/test_formats.py"),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
     Mutant("pre-norm without the norm", "nn/blocks.py", "            x = x + f(norm(x))", "            x = x + f(x)", PARTS),
     # Loss

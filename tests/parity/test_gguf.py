@@ -402,7 +402,7 @@ UNKNOWN = {
     "attention.causal": (False, "'attention.causal' is False"),
     "rope.scaling.type": ("longrope", "'rope.scaling.type' is 'longrope'; qkv reads none, linear and yarn"),
     "attention.head_count": ([4, 4, 4], r"must be of type int"),
-    "block_count": (10**6, "'block_count' is 1000000, and qkv reads at most 10000 layers"),
+    "block_count": (10**6, "'block_count' is 1000000 and must be from 1 to 10000"),
     "block_count ": (2, "has no place in the model"),
     "embedding_length": (65, r"'token_embd.weight' is \(61, 64\) and must have rows of 65"),
     "attention.head_count ": (5, "n_heads=5 must be a positive multiple of n_kv_heads=2"),

@@ -1,10 +1,11 @@
 """Formats of the files with our own weights: what changed from one to the next, and the way between them."""
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import final
+from collections.abc import Mapping
 
-from qkv.checkpoints.maps import Fuse, fuse_glu
+import torch
+
+from qkv.checkpoints.maps import fuse_glu
 from qkv.checkpoints.tensors import digest
 from qkv.shapes import Tensor
 
@@ -24,7 +25,7 @@ def from_format(number: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def digest_of_base(state: Mapping[str, Tensor]) -> str:
     """What adapters know their base by: the digest of format 1, so that older ones still know it."""
-    return digest(_InFormat1(state))
+    return digest(state, lambda name, tensor: _apart(tensor) if _is_glu(name, tensor) else tensor)
 
 
 def _is_glu(name: str, tensor: Tensor) -> bool:
@@ -35,27 +36,8 @@ def _is_glu(name: str, tensor: Tensor) -> bool:
 
 def _in_turn(rows: Tensor) -> Tensor:
     d_ff = len(rows) // 2
-    (made,) = fuse_glu(d_ff).forward(Fuse((d_ff, d_ff)).inverse((rows,)))
-    return made
+    return fuse_glu(d_ff).forward(rows.split(d_ff))[0]
 
 
-@final
-class _InFormat1(Mapping[str, Tensor]):
-    """A view of weights; one at a time is changed, while it is looked at."""
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._state[name]
-        if not _is_glu(name, tensor):
-            return tensor
-        d_ff = len(tensor) // 2
-        (made,) = Fuse((d_ff, d_ff)).forward(fuse_glu(d_ff).inverse((tensor,)))
-        return made
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
+def _apart(rows: Tensor) -> Tensor:
+    return torch.cat(fuse_glu(len(rows) // 2).inverse((rows,)))

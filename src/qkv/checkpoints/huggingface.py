@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from qkv.checkpoints.families import FAMILIES, Family, family_of
-from qkv.checkpoints.families.config_reader import ConfigReader
-from qkv.checkpoints.families.family import layers_of
 from qkv.checkpoints.files import is_plain_name, read_json, sync_folder, write_whole
+from qkv.checkpoints.maps import build_empty
 from qkv.checkpoints.tensors import read_folder, write_tensors
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.models.transformer import Transformer
@@ -47,16 +46,9 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
         FileError: The family is not known, a key is not understood, or the weights do not fit the config.
     """
     family, data = family_of_folder(folder)
-    state = read_folder(folder, allow_pickle=allow_pickle)
-    try:
-        config = family.read(ConfigReader(data, str(folder / "config.json")))
-        n_layers = len(layers_of(config))
-        if n_layers > len(state):  # before anything of that size is built
-            raise ConfigError(f"asks for {n_layers} layers and the folder has {len(state)} tensors; mend the file")
-        with torch.device("meta"):
-            model = config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
-        raise FileError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from None
+    source = str(folder / "config.json")
+    state, config = read_folder(folder, allow_pickle=allow_pickle), family.parse(data, source)
+    model = build_empty(config.build, config.depth, len(state), source=source)
     state = _normalise(state, family, folder, "head.weight" in model.state_dict())
     keys = family.keys(model.config)
     keys.check(state, model.state_dict(), source=str(folder))

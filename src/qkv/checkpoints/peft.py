@@ -46,12 +46,7 @@ _INITS = (True, False, "gaussian", "orthogonal")  # the others change the weight
 
 @final
 class Adapter(NamedTuple):
-    """Adapters without their model.
-
-    Attributes:
-        config: Rank, strength, dropout and slices.
-        state: The weights, named as `qkv.nn.adapters.adapter_state` does.
-    """
+    """Adapters without their model; the weights are named as `qkv.nn.adapters.adapter_state` does."""
 
     config: LoRAConfig
     state: dict[str, Tensor]
@@ -156,23 +151,14 @@ def _joined(module: "_Module", names: list[str], adapter: Adapter) -> tuple[Tens
 
 
 class _Module(NamedTuple):
-    """One of their projections.
-
-    Attributes:
-        theirs: Its path.
-        ours: The path of our projection that holds its rows.
-        rows: For each of its rows, the row of ours.
-        slices: For each slice of ours that it holds, the places of the slice's rows among its own.
-        width: Of its input.
-        transposed: Whether its weight is stored inputs by outputs.
-    """
+    """One of their projections, whose rows are some of those of ours."""
 
     theirs: str
     ours: str
-    rows: Int[Tensor, " rows"]
-    slices: dict[str, Int[Tensor, " places"]]
-    width: int
-    transposed: bool
+    rows: Int[Tensor, " rows"]  # for each of its rows, the row of ours
+    slices: dict[str, Int[Tensor, " places"]]  # for each slice of ours that it holds, the places among its own rows
+    width: int  # of its input
+    transposed: bool  # whether its weight is stored inputs by outputs
 
 
 def _modules(family: Family, config: TransformerConfig) -> Iterator[_Module]:
@@ -214,11 +200,11 @@ def _ending(name: str, n: int) -> str:
 
 
 class _Pair(NamedTuple):
-    """A and B of one module, and what B A is multiplied with, as a share of the first module's."""
+    """A and B of one module."""
 
     a: Float[Tensor, "r in"]
     b: Float[Tensor, "rows r"]
-    scale: float
+    scale: float  # of B A, as a share of what the settings say for all
 
 
 class _Settings(NamedTuple):

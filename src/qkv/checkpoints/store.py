@@ -26,17 +26,9 @@ JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON
 
 # The moments of a save at which a crash or a full disk is tried by the tests, in order.
 POINTS = (
-    "folder made",
-    "file opened",
-    "piece written",
-    "file written",
-    "file synced",
-    "folder synced",
-    "same step set aside",
-    "renamed",
-    "rename synced",
-    "older one removed",
-)
+    "folder made", "file opened", "piece written", "file written", "file synced", "folder synced",
+    "same step set aside", "renamed", "rename synced", "older one removed",
+)  # fmt: skip
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,18})(\.old)?", re.ASCII)
@@ -66,17 +58,17 @@ class Checkpoint:
             FileError: It is not a checkpoint, or one of its files is missing or damaged.
         """
         number, step, listed = _read_manifest(path)
-        for name, (size, _) in listed.items():
-            if (found := file_size(path / name)) != size:
+        for name, claimed in listed.items():
+            if (found := file_size(path / name)) != (size := claimed["bytes"]):
                 raise FileError(f"{path / name}: {found} bytes, the manifest says {size}; use another checkpoint")
-        for name, (_, digest) in listed.items():
-            if _sha256(path / name) != digest:
+        for name, claimed in listed.items():
+            if _sha256(path / name) != claimed["sha256"]:
                 raise FileError(f"{path / name}: its SHA-256 is not the manifest's; use another checkpoint")
         state = read_json(path / "state.json")
         strangers = sorted(p.name for p in path.iterdir() if p.name not in listed and p.name != _MANIFEST)
         warnings = tuple(f"{path}: ignoring {name!a}, which its manifest does not list" for name in strangers)
         files = tuple(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
-        return cls(path=path, step=step, files=files, state=state, format=number, warnings=warnings)
+        return cls(path, step, files, state, number, warnings)
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """The tensors of one file, memory-mapped. They stay readable when the store prunes this checkpoint.
@@ -137,7 +129,8 @@ class Store:
         partial = _temporary(final_path)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            for leftover in self.folder.glob("step-*.tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             self._write_all(partial, step, files, text)
             self._put_in_place(partial, final_path)
         except OSError as error:
@@ -210,10 +203,10 @@ class Store:
         self._at("rename synced")
 
     def _prune(self, step: int) -> None:
+        old = [path for path in self._newest_first() if _order(path) == (step, False)]
         earlier = [path for path in self._newest_first() if _order(path)[0] < step]
-        replaced = self.folder / f"{_folder_name(step)}.old"
         try:
-            for path in ([replaced] if replaced.exists() else []) + earlier[self.keep - 1 :]:
+            for path in old + earlier[self.keep - 1 :]:
                 # Renamed first: what is half removed must not look like a damaged checkpoint.
                 shutil.rmtree(path.rename(_temporary(path)))
                 self._at("older one removed")
@@ -222,13 +215,8 @@ class Store:
             raise FileError(f"{self.folder}: {reason}; check its permissions") from None
 
     def _newest_first(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), key=_order, reverse=True)
-
-    def _remove_leftovers(self) -> None:
-        for path in self.folder.glob("step-*.tmp-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_order, reverse=True)
 
 
 def _folder_name(step: int) -> str:
@@ -248,8 +236,8 @@ def _order(path: Path) -> tuple[int, bool]:
     return int(match[1]), match[2] is None
 
 
-def _read_manifest(folder: Path) -> tuple[int, int, dict[str, tuple[int, str]]]:
-    """Format, step, size and SHA-256 of each file. Sizes are what the manifest claims; nothing is allocated by them."""
+def _read_manifest(folder: Path) -> tuple[int, int, dict[str, Any]]:
+    """Format, step, and what is claimed of each file: bytes and sha256."""
     path = folder / _MANIFEST
     match read_json(path):
         case {
@@ -260,15 +248,13 @@ def _read_manifest(folder: Path) -> tuple[int, int, dict[str, tuple[int, str]]]:
             raise FileError(f"{path}: not a manifest of format 1 to {FORMAT}; use another checkpoint or a newer qkv")
     if (named := _NAME.fullmatch(folder.name)) and int(named[1]) != step:
         raise FileError(f"{path}: is of step {step}, but in the folder {folder.name}; use another checkpoint")
-    listed: dict[str, tuple[int, str]] = {}
     for name, entry in files.items():
         match entry:
-            case {"bytes": int(size), "sha256": str(digest)} if is_plain_name(name):
-                listed[name] = size, digest
-            case _:
-                reason = f"entry {quote(name)} is not a plain file name with size and SHA-256"
-                raise FileError(f"{path}: {reason}; use another checkpoint")
-    return number, step, listed
+            case {"bytes": int(), "sha256": str()} if is_plain_name(name):
+                continue
+        reason = f"entry {quote(name)} is not a plain file name with size and SHA-256"
+        raise FileError(f"{path}: {reason}; use another checkpoint")
+    return number, step, files
 
 
 def _sha256(path: Path) -> str:

@@ -12,7 +12,7 @@ import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -50,6 +50,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+Change: TypeAlias = Callable[[str, Tensor], Tensor]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -94,10 +95,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_whole(path, encode_tensors(tensors, metadata))
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[Any]:
+def encode_tensors(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    change: Change = lambda name, tensor: tensor,
+) -> Iterator[Any]:
     """The bytes of a safetensors file in pieces: the header, then each tensor's buffer.
 
-    A contiguous tensor on the CPU is not copied; any other one is, while its piece is in use.
+    A contiguous tensor on the CPU is not copied; any other one is, while its piece is in use. `change` makes another of
+    the same shape and type of each, when its turn comes.
 
     Raises:
         FileError: A tensor has a name or dtype that the format does not hold.
@@ -120,7 +126,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
         raise FileError(f"the tensors to write: {error}; rename them or use several files") from None
     yield struct.pack("<Q", len(text)) + text
     for name in order:
-        yield raw_bytes(tensors[name])
+        yield raw_bytes(change(name, tensors[name]))
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -128,14 +134,10 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the safetensors file that the tensors would make: names, types, shapes and every bit of the data.
-
-    Raises:
-        FileError: As `encode_tensors`.
-    """
+def digest(tensors: Mapping[str, Tensor], change: Change = lambda name, tensor: tensor) -> str:
+    """SHA-256 of the safetensors file that `encode_tensors` makes: names, types, shapes and every bit of the data."""
     made = hashlib.sha256()
-    for piece in encode_tensors(tensors):
+    for piece in encode_tensors(tensors, change=change):
         made.update(piece)
     return made.hexdigest()
 

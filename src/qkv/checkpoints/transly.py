@@ -36,16 +36,10 @@ Unit = Literal["character", "word"]
 @final
 @dataclass(frozen=True)
 class TranslyModel:
-    """A model with its vocabularies.
+    """A model in evaluation mode, with the ids of the units of source and target.
 
-    Attributes:
-        model: In evaluation mode.
-        source: Ids of the source's units.
-        target: Ids of the target's units.
-        units: What the units of source and target are.
-        begin: The id that a target begins with.
-        end: The id that ends it, and fills sources.
-        longest: Tokens of the longest target, its end included.
+    A target begins with the id `begin` and ends with `end`, which also fills sources; the longest has `longest` tokens,
+    its end included.
     """
 
     model: Seq2Seq
@@ -80,8 +74,8 @@ def load_transly(folder: Path) -> TranslyModel:
     check_fit(ours, model.state_dict(), source=str(path))
     model.load_state_dict(ours, assign=True)
     source, target = (
-        _vocabulary(facts, f"{side}_char2ix", n)
-        for side, n in zip(("input", "output"), config.vocabularies, strict=True)
+        _vocabulary(facts, key, n)
+        for key, n in zip(("input_char2ix", "output_char2ix"), config.vocabularies, strict=True)
     )
     begin, end = (facts.take(key, int) for key in ("GO_INDEX", "PAD_INDEX"))
     if not {begin, end} <= set(target.values()):

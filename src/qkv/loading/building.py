@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qkv.checkpoints import check_depth, check_fit
-from qkv.errors import ConfigError, FileError
+from qkv.checkpoints import build_empty, check_fit
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.shapes import Tensor
@@ -34,12 +31,7 @@ def build_with(config: ModelConfig, state: dict[str, Tensor], told: Path, source
     Raises:
         FileError: The model cannot be built, or the weights are not its own.
     """
-    check_depth(config.depth, len(state), source=str(told))
-    try:
-        with torch.device("meta"):
-            model = config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
-        raise FileError(f"{told}: the model cannot be built: {str(error).splitlines()[0]}") from None
+    model = build_empty(config.build, config.depth, len(state), source=str(told))
     check_fit(state, model.state_dict(), source=source)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_().eval()

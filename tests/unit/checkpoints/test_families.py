@@ -175,7 +175,7 @@ def test_windows_where_the_config_has_them():
         (
             "llama",
             {"num_hidden_layers": 10**9},
-            "'num_hidden_layers' is 1000000000, and qkv reads at most 10000 layers",
+            "'num_hidden_layers' is 1000000000 and must be from 1 to 10000",
         ),
         ("llama", {"clip_qkv": 5.0}, "'clip_qkv' is not known to qkv, and it might change what the model computes"),
         ("llama", {"sliding_window": 8}, "'sliding_window' is not known to qkv"),

@@ -4,7 +4,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar, cast, final
 
 from qkv.errors import FileError
@@ -80,11 +79,13 @@ class ConfigReader:
             raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; mend the file")
         return cast(T, value)
 
-    def take_positive(self, key: str, default: int | None = None) -> int:
-        """A count; as `take`, and at least 1."""
-        value = self.take(key, int, default)
-        if not 1 <= value < 2**31:
-            raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to 2^31 - 1; mend the file")
+    def take_positive(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+        """A count; as `take`, and from 1 to `most`."""
+        return self._positive(key, self.take(key, int, default), most)
+
+    def _positive(self, key: str, value: int, most: int = 2**31 - 1) -> int:
+        if not 1 <= value <= most:
+            raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to {most}; mend the file")
         return value
 
     def take_factor(self, key: str, default: float | None = None) -> float:
@@ -94,19 +95,17 @@ class ConfigReader:
             raise FileError(f"{self.source}: {key!r} is {value} and must be above 0; mend the file")
         return value
 
-    def take_layers(self, key: str, default: int | None = None) -> int:
-        """The number of layers; as `take_positive`, and at most `MAX_LAYERS`."""
-        value = self.take_positive(key, default)
-        if value > MAX_LAYERS:
-            raise FileError(f"{self.source}: {key!r} is {value}, and qkv reads at most {MAX_LAYERS} layers")
-        return value
-
     def optional(self, key: str, kind: type[T], default: T | None = None) -> T | None:
         """The value of a key for which `null` says something: None for `null`, the default where it is absent."""
         if self._rest.get(key, default) is None:
             self._rest.pop(key, None)
             return None
         return self.take(key, kind, default)
+
+    def optional_count(self, key: str, default: int | None = None) -> int | None:
+        """As `optional`, and at least 1."""
+        value = self.optional(key, int, default)
+        return None if value is None else self._positive(key, value)
 
     def require(self, key: str, value: object) -> None:
         """A key that may be there, with the one value that qkv implements.
@@ -150,13 +149,13 @@ class Key:
 
     def read(self, source: ConfigReader, default: Any) -> Any:
         """The value of our setting."""
-        if self.nullable:
-            return source.optional(self.theirs, self.kind, default)
+        if self.kind is int and self.nullable:
+            return source.optional_count(self.theirs, default)
         if self.kind is int:
-            take = source.take_layers if self.ours == "model.n_layers" else source.take_positive
-            return take(self.theirs, default)
+            most = MAX_LAYERS if self.ours == "model.n_layers" else 2**31 - 1
+            return source.take_positive(self.theirs, default, most)
         if self.kind is not str:
-            return source.take(self.theirs, self.kind, default)
+            return (source.optional if self.nullable else source.take)(self.theirs, self.kind, default)
         name = source.take(self.theirs, str, default)
         if name not in ACTIVATION_NAMES:
             known = ", ".join(sorted(ACTIVATION_NAMES))
@@ -172,13 +171,10 @@ class Key:
         return next(name for name, ours in ACTIVATION_NAMES.items() if ours == value)
 
 
-_NO_DEFAULTS = MappingProxyType(dict[str, Any]())
 Settings: TypeAlias = dict[str, dict[str, Any]]  # by part and field
 
 
-def read_keys(
-    source: ConfigReader, keys: Sequence[Key], defaults: Mapping[str, Any] = MappingProxyType({})
-) -> Settings:
+def read_keys(source: ConfigReader, keys: Sequence[Key], defaults: Mapping[str, Any]) -> Settings:
     """Our settings; `defaults` go before those of the keys."""
     made: Settings = defaultdict(dict)
     for key in keys:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
-from qkv.checkpoints.families.family import Family, context_of, parts_of, stack, sublayer, write_keys
+from qkv.checkpoints.families.family import Family, context_of, parts_of, renamed, stack, sublayer, write_keys
 from qkv.checkpoints.families.rope import PLAIN, RopeKeys, read_parameters, read_rope, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule, Split, fuse_glu, fuse_qkv
 from qkv.errors import FileError
@@ -119,11 +119,6 @@ class Decoder:
 
 
 def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
-    """The config of a model.
-
-    Raises:
-        FileError: The file asks for something that qkv does not implement, or knows.
-    """
     made = read_keys(source, spec.all_keys, spec.defaults)
     for name, value in spec.settings.items():
         part, _, last = name.partition(".")
@@ -172,9 +167,8 @@ def _read_windows(spec: Decoder, source: ConfigReader, n: int) -> tuple[list[str
         late = source.take("max_window_layers", int, 28)
         kinds = [FULL if size is None or i < late else SLIDING for i in range(n)]
     else:
-        every = source.take_positive(
-            "sliding_window_pattern", source.optional("_sliding_window_pattern", int) or spec.windows
-        )
+        default = source.optional_count("_sliding_window_pattern", spec.windows)
+        every = source.take_positive("sliding_window_pattern", default)
         kinds = [SLIDING if (i + 1) % every else FULL for i in range(n)]
     kinds = source.optional("layer_types", list) or kinds
     if len(kinds) != n or not all(kind in (FULL, SLIDING) for kind in kinds):
@@ -193,13 +187,10 @@ def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, 
     newer = source.optional("rope_parameters", dict)
     if newer is None:
         return {FULL: read_rope(source, context, spec.rope), SLIDING: RoPEConfig(theta=local)}
-    outer = ConfigReader(newer, f"{source.source}, rope_parameters")
-    made = {
-        kind: read_parameters(
-            ConfigReader(outer.optional(kind, dict) or {}, f"{outer.source}.{kind}"), context, RopeKeys(base=theta)
-        )
-        for kind, theta in ((FULL, source.take("rope_theta", float, spec.rope.base)), (SLIDING, local))
-    }
+    outer, made = ConfigReader(newer, f"{source.source}, rope_parameters"), {}
+    for kind, theta in ((FULL, source.take("rope_theta", float, spec.rope.base)), (SLIDING, local)):
+        inner = ConfigReader(outer.take(kind, dict, {}), f"{outer.source}.{kind}")
+        made[kind] = read_parameters(inner, context, RopeKeys(base=theta))
     outer.finish()
     return made
 
@@ -209,9 +200,8 @@ def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, 
 
 def _draft(spec: Decoder, config: TransformerConfig) -> dict[str, Any]:
     _, layers, attention, _ = parts_of(config)
-    data = {"model_type": spec.name, "architectures": [spec.architecture]} | write_keys(
-        config, spec.all_keys, GLUConfig
-    )
+    data: dict[str, Any] = {"model_type": spec.name, "architectures": [spec.architecture]}
+    data |= write_keys(config, spec.all_keys, GLUConfig)
     if data["head_dim"] * attention.n_heads == config.d_model and "head_dim" not in spec.defaults:
         del data["head_dim"]  # it follows, and some loaders do not know the key
     if spec.query_scalar:
@@ -253,7 +243,6 @@ def _window(block: BlockConfig) -> int | None:
 
 
 def _keys(spec: Decoder, config: TransformerConfig) -> KeyMap:
-    """The map between Hugging Face's keys and ours."""
     _, layers, attention, head = parts_of(config)
     glu = sublayer(layers[0], 1, GLUConfig)
     head_dim = attention.head_dim or config.d_model // attention.n_heads
@@ -268,22 +257,23 @@ def _keys(spec: Decoder, config: TransformerConfig) -> KeyMap:
     ]
     if attention.qk_norm is not None:
         rules += [Rule(f"{their}.self_attn.{x}_norm.weight", f"{our}.attention.{x}_norm.weight") for x in "qk"]
-    for part in ["weight"] + ["bias"] * attention.bias:
+    weight, both = ("weight",), ("weight", "bias")
+    for part in both if attention.bias else weight:
         ours = f"{our}.attention.qkv_proj.{part}"
         if spec.fused:
             rules.append(Rule(f"{their}.self_attn.qkv_proj.{part}", ours, Split(rows), fuse))
         else:
             rules.append(Rule(tuple(f"{their}.self_attn.{x}_proj.{part}" for x in "qkv"), ours, fuse))
     out_bias = attention.bias if attention.out_bias is None else attention.out_bias
-    for part in ["weight"] + ["bias"] * out_bias:
-        rules.append(Rule(f"{their}.self_attn.o_proj.{part}", f"{our}.attention.o_proj.{part}"))
-    for part in ["weight"] + ["bias"] * glu.bias:
-        ours, d_ff = f"{our}.ffn.gate_up_proj.{part}", glu.width(config.d_model)
+    rules += renamed(f"{their}.self_attn.o_proj", f"{our}.attention.o_proj", both if out_bias else weight)
+    rules += renamed(f"{their}.mlp.down_proj", f"{our}.ffn.down_proj", both if glu.bias else weight)
+    d_ff = glu.width(config.d_model)
+    for part in both if glu.bias else weight:
+        ours = f"{our}.ffn.gate_up_proj.{part}"
         if spec.fused:  # the whole gate, then all values
             rules.append(Rule(f"{their}.mlp.gate_up_proj.{part}", ours, Split((d_ff, d_ff)), fuse_glu(d_ff)))
         else:
             rules.append(Rule(tuple(f"{their}.mlp.{x}_proj.{part}" for x in ("gate", "up")), ours, fuse_glu(d_ff)))
-        rules.append(Rule(f"{their}.mlp.down_proj.{part}", f"{our}.ffn.down_proj.{part}"))
     if not head.tied:
         rules.append(Rule("lm_head.weight", "head.weight"))
     return KeyMap(rules, len(layers), ignore=(f"{their}.self_attn.rotary_emb.inv_freq",))

@@ -48,6 +48,17 @@ class Family:
     name: str
     draft: Callable[[TransformerConfig], dict[str, Any]]
 
+    def parse(self, data: dict[str, Any], source: str) -> TransformerConfig:
+        """The config of a model from its `config.json`; errors call that `source`.
+
+        Raises:
+            FileError: The file asks for something that qkv does not implement, or knows.
+        """
+        try:
+            return self.read(ConfigReader(data, source))
+        except ConfigError as error:
+            raise FileError(f"{source}: {error}") from None
+
     def write(self, config: TransformerConfig) -> dict[str, Any]:
         """What `config.json` says of a model: the inverse of `read`.
 
@@ -58,7 +69,7 @@ class Family:
         """
         try:
             data = self.draft(config)
-            again = self.read(ConfigReader(data, "config.json"))
+            again = self.parse(data, "config.json")
         except (ConfigError, FileError) as error:
             raise ConfigError(f"{self.name} cannot express this model: {error}") from None
         if difference := _difference(_explicit(config), _explicit(again)):

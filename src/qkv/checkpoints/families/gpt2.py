@@ -27,7 +27,7 @@ _KEYS = (
 
 
 def _read(source: ConfigReader) -> TransformerConfig:
-    made = read_keys(source, _KEYS)
+    made = read_keys(source, _KEYS, {})
     context = made["model"]["context"]
     made["attention"] |= {"bias": True, "scale": None if source.take("scale_attn_weights", bool, True) else 1.0}
     made["embed"]["position"] = LearnedPositionsConfig(length=context)

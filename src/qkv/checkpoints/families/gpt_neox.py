@@ -30,7 +30,7 @@ _KEYS = (
 
 
 def _read(source: ConfigReader) -> TransformerConfig:
-    made = read_keys(source, _KEYS)
+    made = read_keys(source, _KEYS, {})
     made["embed"]["dropout"] = made["attention"]["dropout"]
     made["attention"]["position"] = read_rope(source, made["model"]["context"], _ROPE)
     kind = ParallelPreNormConfig if source.take("use_parallel_residual", bool, True) else PreNormConfig

@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from qkv.checkpoints.families import FAMILIES
-from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.files import give_back
 from qkv.checkpoints.gguf.blocks import INT4, expand, int4_groups
 from qkv.checkpoints.gguf.kinds import KINDS
 from qkv.checkpoints.gguf.names import HuggingFace, to_huggingface
 from qkv.checkpoints.gguf.reader import read_gguf
-from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, check_fit
-from qkv.errors import ConfigError, FileError
+from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, build_empty, check_fit
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.quantised import HalfLinear, Int4Linear, Packed
 from qkv.ops.int4 import Groups, parts_of
@@ -56,14 +54,9 @@ def open_gguf(path: Path) -> Opened:
     """
     file = read_gguf(path)
     made = to_huggingface(file)
-    kind = made.config["model_type"]
-    if kind not in FAMILIES:
-        raise FileError(f"{path}: is a {kind!a} model, and qkv has no family of that name yet")
-    try:
-        config = FAMILIES[kind].read(ConfigReader(made.config, str(path)))
-        return Opened(path, file.metadata, config, FAMILIES[kind].keys(config), made)
-    except ConfigError as error:
-        raise FileError(f"{path}: the model cannot be built: {error}") from None
+    family = FAMILIES[made.config["model_type"]]
+    config = family.parse(made.config, str(path))
+    return Opened(path, file.metadata, config, family.keys(config), made)
 
 
 def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Transformer:
@@ -83,11 +76,7 @@ def load_gguf(source: Path | Opened, *, dtype: torch.dtype | None = None) -> Tra
     """
     opened = source if isinstance(source, Opened) else open_gguf(source)
     kinds, name = opened.huggingface.kinds, str(opened.path)
-    try:
-        with torch.device("meta"):
-            model = opened.config.build()
-    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: sizes beyond what a tensor can have
-        raise FileError(f"{name}: the model cannot be built: {str(error).splitlines()[0]}") from None
+    model = build_empty(opened.config.build, opened.config.depth, len(opened.huggingface.state), source=name)
     packing = _Packing(model, kinds) if dtype is None and opened.has_blocks else None
 
     def step(rule: Rule, tensors: Tensors) -> Tensors:

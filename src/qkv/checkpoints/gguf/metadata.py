@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.config_reader import MAX_LAYERS, ConfigReader
 from qkv.checkpoints.gguf.architectures import Architecture
 from qkv.checkpoints.gguf.reader import GGUF
 from qkv.errors import FileError
@@ -42,13 +42,7 @@ _SAID_ELSEWHERE = {
 
 
 def read_config(file: GGUF, name: str, architecture: Architecture, factors: Tensor | None) -> dict[str, Any]:
-    """What `config.json` would hold.
-
-    Args:
-        file: Its metadata, and the shapes of its tensors.
-        name: What the file calls the architecture.
-        architecture: What is known of it.
-        factors: The tensor of that name, if there is one.
+    """What `config.json` would hold of a file with that architecture and, if there is one, the tensor of factors.
 
     Raises:
         FileError: A key is missing, not known, or contradicts another or the tensors.
@@ -78,7 +72,7 @@ def _take(reader: ConfigReader, ours: str, config: Mapping[str, Any]) -> Any:
     """A value of metadata, in the type and with the default that llama.cpp has for it."""
     match ours:
         case "block_count":
-            return reader.take_layers(ours)
+            return reader.take_positive(ours, most=MAX_LAYERS)
         case "attention.head_count_kv":
             return reader.take_positive(ours, config["num_attention_heads"])
         case "attention.sliding_window":
@@ -169,11 +163,7 @@ def write_metadata(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata, without the architecture's prefix, and the tensors with factors of the frequencies.
 
-    Args:
-        config: As the family writes it.
-        rope: Its rotary embedding, if it has one.
-        architecture: What is known of it.
-        source: What errors call the model.
+    Of a config as the family writes it, and its rotary embedding.
 
     Raises:
         FileError: llama.cpp would not compute what the config says.

@@ -7,7 +7,6 @@ from typing import Any, Final, final
 import torch
 
 from qkv.checkpoints.families import FAMILIES
-from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.families.family import parts_of
 from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from qkv.checkpoints.gguf.kinds import KINDS, GGUFTensor
@@ -73,7 +72,7 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
     if model_type not in _NAMES:
         raise FileError(f"{source}: qkv writes no GGUF of {model_type!a}; it can for {', '.join(sorted(_NAMES))}")
     family, name = FAMILIES[model_type], _NAMES[model_type]
-    config = family.read(ConfigReader(model.config, source))
+    config = family.parse(model.config, source)
     said, architecture = family.write(config), ARCHITECTURES[name]
     metadata, factors = write_metadata(said, parts_of(config).attention.position, architecture, source)
     state = _with_head(model.state, architecture, tied=said["tie_word_embeddings"])
