@@ -39,9 +39,6 @@ class HuggingFace:
 def to_huggingface(file: GGUF) -> HuggingFace:
     """The config and the tensors of a file as Hugging Face names and orders them.
 
-    Args:
-        file: From `read_gguf`.
-
     Raises:
         FileError: An architecture, key or tensor that qkv does not know.
     """
@@ -50,11 +47,9 @@ def to_huggingface(file: GGUF) -> HuggingFace:
     tensors = dict(file.tensors)
     factors = tensors.pop(ROPE_FACTORS, None)
     config = read_config(file, name, architecture, None if factors is None else factors.data)
-    n_layers = config[architecture.keys["block_count"]]
-    pairs = _pairs(architecture, tensors, n_layers, side=0)
-    kinds = {theirs: tensors[ours].kind for ours, theirs in pairs if ours in tensors}
+    keys = _key_map(architecture, config, tensors, side=0)
+    kinds = {rule.ours[0]: tensors[rule.theirs[0]].kind for rule in keys.rules if rule.theirs[0] in tensors}
     state = {key: tensor.data for key, tensor in tensors.items()}
-    keys = _key_map(architecture, pairs, config)
     return HuggingFace(config, keys.to_ours(state, source=source), kinds)
 
 
@@ -76,9 +71,9 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
     said, architecture = family.write(config), ARCHITECTURES[name]
     metadata, factors = write_metadata(said, parts_of(config).attention.position, architecture, source)
     state = _with_head(model.state, architecture, tied=said["tie_word_embeddings"])
-    pairs = _pairs(architecture, state, metadata["block_count"], side=1)
-    kinds = {ours: _kind_of(model, theirs) for ours, theirs in pairs if theirs in state}
-    made = _key_map(architecture, pairs, said).to_theirs(state, source=source)
+    keys = _key_map(architecture, said, state, side=1)
+    kinds = {rule.theirs[0]: _kind_of(model, rule.ours[0]) for rule in keys.rules if rule.ours[0] in state}
+    made = keys.to_theirs(state, source=source)
     tensors = {key: _tensor(kinds[key], data) for key, data in made.items()}
     tensors |= {key: _tensor("F32", data) for key, data in factors.items()}
     general = {"general.architecture": name, "general.type": "model", "general.quantization_version": 2}
@@ -88,33 +83,27 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
 # --- tensors --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(architecture: Architecture, present: Collection[str], n_layers: int, side: int) -> list[tuple[str, str]]:
-    """(llama.cpp's name, Hugging Face's) for all layers, of the tensors that one side has in the first layer.
+def _key_map(architecture: Architecture, config: Mapping[str, Any], present: Collection[str], side: int) -> KeyMap:
+    """The map of the tensors that one side has in the first layer.
 
     Raises:
         FileError: There are fewer tensors than that. (So no list is longer than what a file holds.)
     """
-    bases = [(f"{a}.{part}", f"{b}.{part}") for a, b in architecture.names.items() for part in ("weight", "bias")]
-    there = [base for base in bases if base[side].replace("{}", "0") in present]
-    layered = [base for base in there if "{}" in base[0]]
-    if len(layered) * n_layers > len(present):
+    n_layers, n_heads = (config[architecture.keys[key]] for key in ("block_count", "attention.head_count"))
+    operations = architecture.operations(n_heads, head_dim_of(config, architecture))
+    rules = [
+        Rule(f"{ours}.{part}", f"{theirs}.{part}", *operations.get(f"{ours}.{part}", operations.get(ours, ())))
+        for ours, theirs in architecture.names.items()
+        for part in ("weight", "bias")
+        if f"{(ours, theirs)[side]}.{part}".replace("{}", "0") in present
+    ]
+    layered = sum("{}" in rule.theirs[0] for rule in rules)
+    if layered * n_layers > len(present):
         raise FileError(
-            f"the model needs {len(layered)} tensors in each of {n_layers} layers and has {len(present)} in all; "
+            f"the model needs {layered} tensors in each of {n_layers} layers and has {len(present)} in all; "
             "use the config that belongs to these weights"
         )
-    flat = [base for base in there if "{}" not in base[0]]
-    return flat + [(a.replace("{}", str(i)), b.replace("{}", str(i))) for i in range(n_layers) for a, b in layered]
-
-
-def _key_map(architecture: Architecture, pairs: list[tuple[str, str]], config: Mapping[str, Any]) -> KeyMap:
-    n_heads = config[architecture.keys["attention.head_count"]]
-    operations = architecture.operations(n_heads, head_dim_of(config, architecture))
-
-    def rule(ours: str, theirs: str) -> Rule:
-        pattern = ".".join("{}" if part.isdigit() else part for part in ours.split("."))
-        return Rule(ours, theirs, *operations.get(pattern, operations.get(pattern.rpartition(".")[0], ())))
-
-    return KeyMap([rule(*pair) for pair in pairs], n_layers=0)
+    return KeyMap(rules, n_layers)
 
 
 def _kind_of(model: HuggingFace, key: str) -> str:
