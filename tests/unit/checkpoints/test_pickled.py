@@ -68,7 +68,7 @@ def compressed(path):
             r"'a' is larger than the file of \d+ bytes",
         ),
         (lambda path: torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=False), r"not a zip file"),
-        (lambda path: None, r"no such file; check the path"),
+        (lambda path: None, r"No such file or directory; check the path"),
         (compressed, r"a compressed zip file"),
     ],
 )

@@ -120,6 +120,7 @@ class _Packing:
             made = self._half(rule, tensors, owner, None)
             del owner.weight
             owner.weight = made
+        assert isinstance(made.weight, Tensor)
         return (made.weight,)
 
     def _half(self, rule: Rule, tensors: Tensors, owner: nn.Module, bias: Tensor | None) -> Packed:

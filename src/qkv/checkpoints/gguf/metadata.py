@@ -179,9 +179,9 @@ def write_metadata(
         made[ours] = 0 if value is None and ours == "attention.sliding_window" else value
         if made[ours] is None:
             raise FileError(f"{source}: {key!r} is None, and llama.cpp has {architecture.model_type} with one only")
-    derived = architecture.derived(config | {"head_dim": head_dim})
+    fixed = {**architecture.fixed, **architecture.derived({**config, "head_dim": head_dim})}
     for key, value in left.items():
-        if value is not None and key not in architecture.harmless and value != (architecture.fixed | derived).get(key):
+        if value is not None and key not in architecture.harmless and value != fixed.get(key):
             raise FileError(f"{source}: {key!r} is {value!r}, which llama.cpp does not have for this family")
     factors = dict[str, Tensor]()
     if isinstance(rope, RoPEConfig):
