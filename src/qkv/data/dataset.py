@@ -25,6 +25,9 @@ from qkv.fetch import cache_dir, write_atomic
 MANY_DOCUMENTS: Final = 100
 """From so many documents on, whole ones are held out."""
 
+HeldOut = float | str | tuple[str, ...]
+"""A share of a corpus, or the path of files (see `FilesConfig`)."""
+
 _FORMAT: Final = 2
 _SPLITS: Final = ("train", "validation")
 
@@ -38,7 +41,7 @@ class Corpus(Protocol):
     @property
     def tokenizer(self) -> TokenizerConfig | None: ...
     @property
-    def validation(self) -> float: ...
+    def validation(self) -> HeldOut: ...
 
 
 @final
@@ -172,8 +175,8 @@ def _survey(config: Corpus, tokenizer: Tokenizer | None) -> tuple[str, int]:
     identity = config.tokenizer.identity() if config.tokenizer else tokenizer and tokenizer.identity()
     digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
     n_documents = 0
-    for document in config.source.documents():
-        n_documents += 1
+    for document, out in _documents(config):
+        n_documents += not out
         data = document.encode("utf-8") if isinstance(document, str) else document.tobytes()
         digest.update(f"{len(data)} {document.shape if isinstance(document, np.ndarray) else ()}".encode())
         digest.update(data)
@@ -183,16 +186,25 @@ def _survey(config: Corpus, tokenizer: Tokenizer | None) -> tuple[str, int]:
 # --- what is held out -------------------------------------------------------------------------------------------------
 
 
+def _documents(config: Corpus) -> Iterator[tuple[Any, bool]]:
+    """The documents to divide, and those of files that are held out."""
+    yield from ((document, False) for document in config.source.documents())
+    if not isinstance(config.validation, float | int):
+        other = config.source.at(config.validation)
+        yield from ((document, True) for document in other.documents())
+
+
 def _divide(config: Corpus, n: int) -> Iterator[tuple[Any, Any]]:
     """Of each of the `n` documents the part to train on and the part that is held out; either may be empty."""
-    out = held_out(n, config.validation)
-    for i, document in enumerate(config.source.documents()):
-        if isinstance(document, Example):
-            yield (None, document) if i in out else (document, None)
-            continue
-        whole = 0 if i in out else len(document)
-        place = whole if n >= MANY_DOCUMENTS else _cut(document, config.validation)
-        yield document[:place], document[place:]
+    share = config.validation if isinstance(config.validation, float | int) else 0.0
+    numbers = held_out(n, share) if share else set[int]()
+    for i, (document, out) in enumerate(_documents(config)):
+        nothing = None if isinstance(document, Example) else document[:0]
+        if share == 0 or isinstance(document, Example) or n >= MANY_DOCUMENTS:
+            yield (nothing, document) if out or i in numbers else (document, nothing)
+        else:
+            place = _cut(document, share)
+            yield document[:place], document[place:]
 
 
 def held_out(n: int, share: float) -> set[int]:
@@ -271,13 +283,11 @@ def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) 
         facts = {
             name: _write(temporary, name, _encoded(config, n, tokenizer, part)) for part, name in enumerate(_SPLITS)
         }
-        if not all(fact["n_documents"] for fact in facts.values()):
-            train, held_out = (
-                f"{fact['n_documents']} documents with {fact['n_tokens']} tokens" for fact in facts.values()
-            )
+        if not facts["train"]["n_documents"] or (config.validation and not facts["validation"]["n_documents"]):
+            train, out = (f"{fact['n_documents']} documents with {fact['n_tokens']} tokens" for fact in facts.values())
             raise FileError(
-                f"the corpus of {n} documents is too short to hold out {config.validation:g} of it: {train} to train "
-                f"on, {held_out} held out; give more data or another `validation`"
+                f"{config.source.describe()}: the corpus of {n} documents is too short to hold out {config.validation} "
+                f"of it: {train} to train on, {out} held out; give more data or another `validation`"
             )
         if tokenizer is not None:
             tokenizer.save(temporary)
@@ -330,7 +340,9 @@ def _open(folder: Path) -> Dataset | None:
         values, fact = folder / f"{name}.values", facts[name]
         shape = (fact["n_tokens"],) if fact["features"] is None else (fact["n_tokens"], fact["features"])
         return Split(
-            np.memmap(values, dtype=fact["dtype"], mode="r", shape=shape),
+            np.memmap(values, dtype=fact["dtype"], mode="r", shape=shape)
+            if shape[0]
+            else np.zeros(shape, fact["dtype"]),
             np.fromfile(values.with_suffix(".offsets"), dtype=np.int64),
             fact["n_bytes"],
             np.memmap(values.with_suffix(".counted"), dtype=np.bool_, mode="r") if fact["counted"] else None,

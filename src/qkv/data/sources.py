@@ -8,6 +8,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
 from glob import glob
 from pathlib import Path
 from typing import IO, Any, ClassVar, Final, Literal, cast, final
@@ -15,7 +16,7 @@ from typing import IO, Any, ClassVar, Final, Literal, cast, final
 import numpy as np
 
 from qkv.config import Config, config, expand_home
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
 
 Holds = Literal["text", "conversations", "vectors"]
@@ -43,6 +44,12 @@ class SourceConfig(Config, ABC):
     def notes(self) -> Iterable[str]:
         """What to say about the corpus before it is read; here nothing."""
         return ()
+
+    def at(self, path: str | tuple[str, ...]) -> "SourceConfig":
+        """The same kind of corpus in other files; `ConfigError` where it is not in files."""
+        if "path" not in {field.name for field in fields(self)}:
+            raise ConfigError(f"validation={path}: the source {self.tag()} is not in files; give a share such as 0.05")
+        return replace(self, **{"path": path})
 
 
 @config

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final, final
 
 from qkv.config import config
 from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
+from qkv.data.dataset import HeldOut
 from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
 from qkv.models.model import Model
@@ -31,18 +32,23 @@ class DataConfig(TaskConfig):
     Attributes:
         source: The corpus.
         tokenizer: How text becomes ids; None for vectors, and where a recipe's `start` brings its own.
-        validation: The share that is held out, above 0 and below 1.
+        validation: The share that is held out (0: nothing, and there is no evaluation), or the path of files like those
+            of the source.
     """
 
     opens: ClassVar[type] = Loaded
 
     source: SourceConfig
     tokenizer: TokenizerConfig | None = None
-    validation: float = 0.05
+    validation: HeldOut = 0.05
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
+        if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
+            raise ConfigError(
+                f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %, and 0 nothing"
+            )
+        if not isinstance(self.validation, float | int):
+            self.source.at(self.validation)
         tag = self.source.tag()
         if self.source.holds == "vectors" and self.tokenizer is not None:
             raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")

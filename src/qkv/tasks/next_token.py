@@ -47,10 +47,11 @@ class NextToken(Task):
     def sized(self, model: TransformerConfig) -> TransformerConfig:
         """The model for tokens like these; `ConfigError` where it takes others."""
 
-    def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
+    def batches(self, recipe: Recipe) -> tuple[Batches, Batches | None]:
         sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         train, held_out = self.dataset.train, self.dataset.validation
-        return PackedBatches(train, shuffle=True, **sizes), PackedBatches(held_out, shuffle=False, **sizes)
+        out = PackedBatches(held_out, shuffle=False, **sizes) if held_out.n_documents else None
+        return PackedBatches(train, shuffle=True, **sizes), out
 
     def save(self, folder: Path) -> None:
         if self.dataset.tokenizer is not None:

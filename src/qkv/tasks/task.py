@@ -120,8 +120,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
-        """What to train on, and what is held out."""
+    def batches(self, recipe: Recipe) -> tuple[Batches, Batches | None]:
+        """What to train on, and what is held out, if anything is."""
 
     @abstractmethod
     def sample(self, model: Model, recipe: Recipe, settings: SampleConfig) -> str:
@@ -173,7 +173,10 @@ class TaskConfig(Config, ABC):
             raise ConfigError(f"a model of {cls.tag()} is measured on what its run held out; give a run, and no DATA")
         task = asked.recipe.data.prepare(Start(str(asked.path), opened))
         check_same(task, asked)
-        found = evaluate(opened.model, task.batches(asked.recipe)[1])
+        _, held_out = task.batches(asked.recipe)
+        if held_out is None:
+            raise ConfigError(f"{asked.path} held out nothing (validation=0), so there is nothing to measure it on")
+        found = evaluate(opened.model, held_out)
         loss = Measure("loss", found.loss, lower_is_better=True)
         return Report((loss, *task.measures(opened.model, found), Measure("tokens", found.tokens, form=",")))
 
@@ -185,10 +188,8 @@ def absolute(config: Any) -> Any:
         value = getattr(config, name)
         if isinstance(value, Config):
             changes[name] = absolute(value)
-        elif name == "path" and isinstance(value, tuple):
-            changes[name] = tuple(map(_absolute, value))
-        elif name == "path":
-            changes[name] = _absolute(value)
+        elif name in ("path", "validation") and isinstance(value, str | tuple):
+            changes[name] = _absolute(value) if isinstance(value, str) else tuple(map(_absolute, value))
     return replace(config, **changes)
 
 

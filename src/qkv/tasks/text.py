@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import final
 
+import numpy as np
+
 from qkv.data import FilesConfig, PackedBatches, Split, Tokenizer
 from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
@@ -70,8 +72,8 @@ def bits_per_byte(found: Evaluation, n_bytes: int) -> Measure:
 
 def evaluate_text(opened: Loaded, split: Split) -> Report:
     """Loss, perplexity and bits per byte of a model on the documents of a split."""
-    config = opened.config
-    context = config.limit or 1024
+    # Rows as long as the model can read, but no longer than the texts.
+    context = min(opened.config.limit or 1024, max(np.diff(split.offsets).max().item(), min(split.n_tokens, 1024)))
     found = evaluate(opened.model, PackedBatches(split, context=context, batch_size=8, seed=0, shuffle=False))
     assert split.n_bytes is not None
     measures = (

@@ -169,6 +169,8 @@ class Trainer:
 
     def evaluate(self, limit: int | None) -> dict[str, Any]:
         """A line of the metrics: the loss on `limit` held-out batches, or on all with what the task measures."""
+        if self.held_out is None:
+            return {"step": self.step}
         with products_in(self.recipe.precision, self.device):
             found = evaluate(self.model, self.held_out, limit=limit)
             measures = () if limit is not None else self.task.measures(self.model, found)

