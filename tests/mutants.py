@@ -62,7 +62,7 @@ ZOO = "tests/reliability/test_zoo.py"
 MUTANTS = [
     # Attention
     Mutant("scores are not scaled", "ops/attend.py", "1 / math.sqrt(q.shape[-1])", "1.0", ATTEND),
-    Mutant("scale is 1/K", "nn/mixer.py", "1 / math.sqrt(self.head_dim)", "1 / self.head_dim", PARITY),
+    Mutant("scale is 1/K", "nn/mixer.py", "1 / math.sqrt(heads.head_dim)", "1 / heads.head_dim", PARITY),
     Mutant("kv heads in turn", "ops/reference.py",
            "k = p.k.repeat_interleave(p.q.shape[1] // p.k.shape[1], dim=1)", "k = p.k.repeat(1, p.q.shape[1] // p.k.shape[1], 1, 1)", ATTEND),
     Mutant("a row that sees nothing sees all", "ops/reference.py", "weights * allowed", "weights", ATTEND),
@@ -125,7 +125,7 @@ MUTANTS = [
     Mutant("an older checkpoint is read as a new one", "checkpoints/formats.py", "if number == FORMAT:", "if True:", "tests/unit/checkpoints/test_formats.py"),
     Mutant("adapters forget an older base", "checkpoints/formats.py", "_apart(tensor) if _is_glu(name, tensor) else tensor)", "tensor)", "tests/unit/checkpoints/test_formats.py"),
     Mutant("up is the gate", "nn/ffn.py", "gate, up = self.gate_up_proj(x)", "up, gate = self.gate_up_proj(x)", PARITY),
-    Mutant("pre-norm without the norm", "nn/blocks.py", "            x = x + f(norm(x))", "            x = x + f(x)", PARTS),
+    Mutant("pre-norm without the norm", "nn/blocks.py", "return x + f(norm(x))", "return x + f(x)", PARTS),
     # Loss
     Mutant("ignored targets count", "ops/loss.py", "(loss[:, 0] * counted).sum()", "loss.sum()", LOSS),
     Mutant("the scale is lost in the gradient", "ops/loss.py", "counted.to(wide)[:, None] * scale", "counted.to(wide)[:, None]", LOSS),
@@ -243,7 +243,7 @@ MUTANTS = [
     Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES}[phi3]"),
     Mutant("LongRoPE's factors change places", "nn/positions/rope_scaling.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES}[phi3-part-of-a-head-long]"),
     Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES}[olmo2]"),
-    Mutant("parallel sublayers see each other", "nn/blocks.py", "f(norm(before))", "f(norm(x))", f"{FAMILIES}[gpt_neox]"),
+    Mutant("parallel sublayers see each other", "nn/blocks.py", "[f(norm(x)) for f", "[f(norm(x + f(norm(x)))) for f", f"{FAMILIES}[gpt_neox]"),
     Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),
     Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
@@ -319,7 +319,7 @@ MUTANTS = [
     Mutant('pairs: nothing is fed back', "models/decoders/luong.py",
            'self.net.step(gates + feed @ to_gates, hidden)', 'self.net.step(gates, hidden)', f"{SEQ2SEQ}::test_luong_is_its_equations"),
     Mutant('pairs: rows of a search keep the keys of others', "models/decoders/decoder.py",
-           'optional(*(state.keys for state in states))', 'states[0].keys', f"{SEQ2SEQ}::test_reordered_rows_go_on_as_they_were"),
+           'tree_map(lambda x: x if x is None else x[rows], self)', 'tree_map(lambda x: x if x is None else x[rows], self)._replace(keys=self.keys)', f"{SEQ2SEQ}::test_reordered_rows_go_on_as_they_were"),
     Mutant("pairs: a row takes another row's source mask along", "models/decoding.py",
            'self._memory.tokens.take(rows)', 'self._memory.tokens.take(torch.zeros_like(rows))',
            f"{ENCODER_DECODER}::test_beam_search_over_ragged_sources_with_a_cache_and_without"),

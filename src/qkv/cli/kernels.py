@@ -12,7 +12,7 @@ from qkv.lowered import LoweredMask, lower
 from qkv.models.stack import runs
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.blocks import sublayers_of
-from qkv.nn.mixer import Mixer
+from qkv.nn.mixer import AttentionLayer
 from qkv.ops.attend import BACKENDS, choose
 from qkv.ops.backend import Problem
 from qkv.shapes import Tensor
@@ -43,16 +43,16 @@ def kernels(config: TransformerConfig, *, tokens: int, batch: int, dtype: torch.
     return table
 
 
-def _layers(config: TransformerConfig) -> Iterator[tuple[Mixer, int]]:
+def _layers(config: TransformerConfig) -> Iterator[tuple[AttentionLayer, int]]:
     """The attention layers, each kind once for every place in the config, and how often it is applied."""
     for run in runs(config.blocks):
         for block in run.blocks:
             with torch.device("meta"):
                 parts = sublayers_of(block.build(config.d_model))
-            yield from ((part, run.n) for part in parts if isinstance(part, Mixer))
+            yield from ((part, run.n) for part in parts if isinstance(part, AttentionLayer))
 
 
-def _problems(layer: Mixer, tokens: int, batch: int, dtype: torch.dtype) -> dict[str, Problem]:
+def _problems(layer: AttentionLayer, tokens: int, batch: int, dtype: torch.dtype) -> dict[str, Problem]:
     """The layer's problem in training, on full and on packed rows, and in decoding."""
     full = Tokens.full(batch, tokens)
     halves = Tokens.packed([[tokens - tokens // 2, tokens // 2] if tokens > 1 else [1]] * batch)
@@ -64,7 +64,9 @@ def _problems(layer: Mixer, tokens: int, batch: int, dtype: torch.dtype) -> dict
     }
 
 
-def _problem(layer: Mixer, mask: LoweredMask, queries: int, keys: int, batch: int, dtype: torch.dtype) -> Problem:
+def _problem(
+    layer: AttentionLayer, mask: LoweredMask, queries: int, keys: int, batch: int, dtype: torch.dtype
+) -> Problem:
     def some(heads: int, n: int, width: int) -> Tensor:
         return torch.empty((), dtype=dtype).expand(batch, heads, n, width)  # no memory
 

@@ -12,12 +12,12 @@ from qkv.context import Memory
 from qkv.errors import ConfigError
 from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig, draw_seed
-from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
+from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources
 from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
-from qkv.nn.mixer import Mixer
+from qkv.nn.mixer import AttentionLayer
 from qkv.nn.norms import NormConfig
 from qkv.nn.quantised import Table
 from qkv.nn.sublayer import Aux, SublayerConfig, merge
@@ -79,8 +79,8 @@ class EncoderDecoderConfig(PairModelConfig):
                 "model.source is null, so source and target share their vectors, and the data have two tokenizers; "
                 "leave data.target_tokenizer out, or give model.source a TokenEmbedder"
             )
-        reader = None if self.source is None else open_vocabulary(self.source, source, "source")
-        return replace(self, source=reader, target=open_vocabulary(self.target, target, "target"))
+        reader = None if self.source is None else self.source.for_vocabulary(source, " of the source", "source")
+        return replace(self, source=reader, target=self.target.for_vocabulary(target, " of the target", "target"))
 
     def with_dropout(self, p: float) -> "EncoderDecoderConfig":
         return replace(
@@ -175,7 +175,7 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """See `PairModel`: the mean over the heads of all cross-attention."""
         check_sources(inputs.source, inputs.tokens)
-        readers = [isinstance(part, Mixer) and part.reads_memory for _, part in self.decoder.keepers()]
+        readers = [isinstance(part, AttentionLayer) and part.reads_memory for _, part in self.decoder.keepers()]
         kept = _Weights(frozenset(slot for slot, reads in enumerate(readers) if reads))
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)

@@ -79,11 +79,7 @@ class Model(Configured, nn.Module, ABC):
     checkpoint_blocks: bool
 
     def after_step(self, loads: Mapping[str, Tensor]) -> None:
-        """Hand each sublayer the loads that it reported, once the optimiser has moved the weights.
-
-        Args:
-            loads: From `Aux`, summed over the batches of the update.
-        """
+        """After the optimiser's step: hand each sublayer the loads that it reported, summed over the update's batches."""
         for path, part in self.named_modules() if loads else ():
             name = path.replace(".sublayers.", ".") + "."
             own = {key.removeprefix(name): load for key, load in loads.items() if key.startswith(name)}
@@ -105,11 +101,7 @@ class Model(Configured, nn.Module, ABC):
     def head_loss(
         self, x: Float[Tensor, "B T D"], tokens: Tokens, targets: Tensor, scale: float | None
     ) -> Float[Tensor, ""]:
-        """The loss of a stream that is ready for the head; arguments as in `loss`.
-
-        Raises:
-            ConfigError: The model has no head.
-        """
+        """The loss of a stream that is ready for the head; arguments as in `loss`."""
         if self.head is None:
             raise ConfigError("the model has no head and so no loss; give its config a head, such as LMHead")
         if scale is None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +10,6 @@ from qkv.config import config
 from qkv.errors import ConfigError
 from qkv.models.decoding import Decoding
 from qkv.models.model import Model, ModelConfig
-from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.embedders.token import OPEN_SIZE
 from qkv.nn.heads import LMHead
 from qkv.nn.sublayer import Aux
@@ -45,12 +44,7 @@ class PairModelConfig(ModelConfig, ABC):
 
     @abstractmethod
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "PairModelConfig":
-        """The same with sizes that the config leaves open.
-
-        Args:
-            source: Tokens of the source's tokenizer.
-            target: Tokens of the target's.
-            shared: Whether they are one tokenizer.
+        """The same for tokenizers of `source` and `target` tokens; `shared`: they are one.
 
         Raises:
             ConfigError: A size that is set is too small, or the model needs one tokenizer for both.
@@ -67,16 +61,12 @@ class PairModelConfig(ModelConfig, ABC):
         sizes = source or target or OPEN_SIZE, target or source or OPEN_SIZE
         return self.with_vocabularies(*sizes, shared=source == target)
 
-    def build(self) -> "PairModel":
-        return self._build()
-
 
 def check_pair(inputs: Pair, tokens: Tokens | None) -> Tokens:
     """Where the target's tokens stand, once all that is given fits together.
 
     Raises:
-        ConfigError: Ids and their tokens have different shapes, so that a row would be read from its neighbour; or a
-            row has not as many sources as targets.
+        ConfigError: Ids and their tokens have different shapes, or a row has not as many sources as targets.
     """
     if tokens is None:
         tokens = Tokens.full(*inputs.target.shape, device=inputs.target.device)
@@ -94,11 +84,7 @@ def check_pair(inputs: Pair, tokens: Tokens | None) -> Tokens:
 
 
 def check_sources(source: Int[Tensor, "B S"], tokens: Tokens) -> None:
-    """Refuse rows that have not one source each.
-
-    Raises:
-        ConfigError: A row has no token, or several documents; or as in `check_pair`.
-    """
+    """Raise unless each row has one source, of at least one token."""
     _check_shape(source, tokens, "source")
     if bool((_texts(tokens) != 1).any()):
         raise ConfigError("each row needs one source with at least one token; leave empty ones out")
@@ -114,27 +100,8 @@ def _texts(tokens: Tokens) -> Int[Tensor, " B"]:
     return tokens.segment.amax(1) if tokens.shape[1] else tokens.segment.new_zeros(tokens.shape[0])
 
 
-def open_vocabulary(embed: TokenEmbedderConfig, n: int, what: str) -> TokenEmbedderConfig:
-    """The embedder for a vocabulary of `n` tokens.
-
-    Raises:
-        ConfigError: It has a smaller one.
-    """
-    if embed.vocab_size is not None and embed.vocab_size < n:
-        raise ConfigError(
-            f"the tokenizer of the {what} has {n} tokens and model.{what}.vocab_size is {embed.vocab_size}; leave it "
-            f"out, or set it to {n} or more"
-        )
-    return replace(embed, vocab_size=embed.vocab_size or n)
-
-
 class PairModel(Model, ABC):
-    """Base of the models of pairs.
-
-    Attributes:
-        config: What it was built from.
-        head: The target's vocabulary.
-    """
+    """Base of the models of pairs. The head has the target's vocabulary."""
 
     config: PairModelConfig
     head: LMHead
@@ -168,10 +135,6 @@ class PairModel(Model, ABC):
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """With which weight each token of the target looked at each of the source when it read it; rows sum to 1.
 
-        Args:
-            inputs: Source and target, one of each in a row, which begins with it.
-            tokens: As in `forward`.
-
         Raises:
             ConfigError: The model has no attention, or a row has several texts.
         """
@@ -187,7 +150,4 @@ class PairModel(Model, ABC):
             tokens: Where they stand.
             prompts: What each target begins with, at least one token.
             capacity: Tokens of the longest target that will be read.
-
-        Raises:
-            ConfigError: A source has no token, or a row several documents.
         """

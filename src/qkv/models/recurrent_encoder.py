@@ -60,10 +60,6 @@ class RecurrentEncoderConfig(Config):
                 f"dropout={self.dropout} is between the encoder's layers and there is one; set source.dropout"
             )
 
-    def build(self, d_model: int) -> "RecurrentEncoder":
-        """The encoder of a model of width `d_model`."""
-        return RecurrentEncoder(self, d_model)
-
 
 @final
 class RecurrentEncoder(nn.Module):

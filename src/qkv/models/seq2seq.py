@@ -12,8 +12,8 @@ from qkv.errors import ConfigError
 from qkv.models.decoders import BahdanauConfig, DecoderConfig, DecoderState, FixedVector
 from qkv.models.decoding import Decoding
 from qkv.models.init import InitConfig, draw_seed
-from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources, open_vocabulary
-from qkv.models.recurrent_encoder import Encoded, RecurrentEncoderConfig
+from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources
+from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder, RecurrentEncoderConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.embedders.embedder import Table
 from qkv.nn.heads import LMHeadConfig
@@ -50,8 +50,8 @@ class Seq2SeqConfig(PairModelConfig):
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "Seq2SeqConfig":
         return replace(
             self,
-            source=open_vocabulary(self.source, source, "source"),
-            target=open_vocabulary(self.target, target, "target"),
+            source=self.source.for_vocabulary(source, " of the source", "source"),
+            target=self.target.for_vocabulary(target, " of the target", "target"),
         )
 
     def with_dropout(self, p: float) -> "Seq2SeqConfig":
@@ -91,7 +91,7 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         super().__init__()
         self.config = config
         seed, d_model = draw_seed(), config.d_model
-        self.encoder = config.encoder.build(d_model)
+        self.encoder = RecurrentEncoder(config.encoder, d_model)
         self.decoder = config.decoder.build(d_model, self.encoder)
         self.source = config.source.build(config.encoder.d_embed or d_model)
         self.target = config.target.build(self.decoder.d_embed)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, final
+from typing import Annotated, Any, final
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -10,14 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from qkv.caches import Cache
 from qkv.config import Config, config, must
 from qkv.context import Context, Memory
-from qkv.lowered import LoweredMask, lower
+from qkv.errors import ConfigError
+from qkv.lowered import lower
 from qkv.masks import Mask, sees_ahead
 from qkv.models.init import InitConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
-from qkv.nn.mixer import Mixer, Seat
+from qkv.nn.mixer import AttentionLayer, Mixer, Seat
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.stateful import Stateful
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
@@ -89,11 +89,14 @@ class Stack(nn.Module):
     Attributes:
         blocks: The distinct blocks.
         order: The index of the block of each application.
+        masks: The distinct masks of self-attention.
         final_norm: The norm after the last block.
         embed: What makes the stream that goes in, for a stack that has it among its weights; `run` does not call it.
         checkpoint_blocks: In training, keep only the stream between blocks and compute the rest again in the backward
             pass (Chen et al. 2016): less memory, a third more time.
     """
+
+    blocks: Any  # a ModuleList does not know the type of its items
 
     def __init__(
         self, d_model: int, blocks: Blocks, final_norm: NormConfig | None = None, *, embed: nn.Module | None = None
@@ -101,36 +104,45 @@ class Stack(nn.Module):
         super().__init__()
         self.checkpoint_blocks = False
         self.embed = embed
-        built, self.order = _build(d_model, blocks)
-        self.blocks = nn.ModuleList(built)
+        self.blocks, self.order = nn.ModuleList(), list[int]()
+        for run in runs(blocks):
+            first = len(self.blocks)
+            self.blocks += [block.build(d_model) for _ in range(1 if run.shared else run.n) for block in run.blocks]
+            self.order += [*range(first, len(self.blocks))] * (run.n if run.shared else 1)
         self.final_norm = nn.Identity() if final_norm is None else final_norm.build(d_model)
-        self._slots = [len(_keepers(block)) for block in built]
-        self._shared = _seat(built)
+        self.masks, self._memory_masks = list[Mask](), list[Mask]()
+        self._rotations = list[tuple[RoPEConfig, int]]()
+        self._slots = [self._seat(block) for block in self.blocks]
 
-    @property
-    def masks(self) -> tuple[Mask, ...]:
-        """The distinct masks of self-attention."""
-        return tuple(self._shared.masks)
+    def _seat(self, block: Block) -> int:
+        """Give every layer of a block that needs one its seat; returns how many have a slot."""
+        mixers = [part for part in sublayers_of(block) if isinstance(part, Mixer)]
+        for slot, part in enumerate(mixers):
+            mask = rotation = 0
+            if isinstance(part, AttentionLayer):
+                mask = _index(part.mask, self._memory_masks if part.reads_memory else self.masks)
+                rotation = 0 if part.rope is None else _index((part.rope, part.rotated), self._rotations)
+            part.seat = Seat(mask, rotation, slot)
+        return len(mixers)
 
     @property
     def reads_memory(self) -> bool:
         """Whether there is cross-attention, so that a memory is needed."""
-        return bool(self._shared.memory_masks)
+        return bool(self._memory_masks)
 
     def applications(self) -> Iterator[tuple[str, Sublayer]]:
         """Each application of a sublayer in the order in which they act, named as in `Aux`: `blocks.3.attention`."""
         for i in self.order:
-            for name, part in _block(self.blocks[i]).sublayers.items():
-                assert isinstance(part, Sublayer)
+            for name, part in self.blocks[i].sublayers.items():
                 yield f"blocks.{i}.{name}", part
 
-    def keepers(self) -> list[tuple[str, Mixer | Stateful]]:
+    def keepers(self) -> list[tuple[str, Mixer]]:
         """The applications that have a slot in a cache and before a recorder, in the order of the slots."""
-        return [(name, part) for name, part in self.applications() if isinstance(part, Mixer | Stateful)]
+        return [(name, part) for name, part in self.applications() if isinstance(part, Mixer)]
 
     def draw(self, init: InitConfig, seed: int, prefix: str = "") -> None:
         """Draw all weights anew, also those that a subclass adds; `seed` and `prefix` as for `InitConfig.apply`."""
-        distinct = [part for block in self.blocks for part in sublayers_of(_block(block))]
+        distinct = [part for block in self.blocks for part in sublayers_of(block)]
         init.apply(self, distinct, max(1, sum(1 for _ in self.applications())), seed, prefix)
 
     def run(
@@ -180,9 +192,13 @@ class Stack(nn.Module):
         Raises:
             ConfigError: The model cannot work on texts of that length.
         """
-        for position, _ in self._shared.rotations:
-            if position.scaling is not None:
-                position.scaling.check_cache(capacity)
+        for position, _ in self._rotations:
+            most = None if position.scaling is None else position.scaling.rotates_anew_beyond
+            if most is not None and capacity > most:
+                raise ConfigError(
+                    f"{position.describe()} rotates anew beyond {most} tokens and a cache for {capacity} would go "
+                    f"stale; use a cache of at most {most} tokens"
+                )
         weight = next(self.parameters())
         shapes = [part.cache_shape() for _, part in self.keepers()]
         return Cache(shapes, batch, capacity, rollback=rollback, room=room, dtype=weight.dtype, device=weight.device)
@@ -198,53 +214,14 @@ class Stack(nn.Module):
     ) -> Context:
         """What the blocks read besides the stream. Arguments as in `run`."""
         keys = {} if cache is None else cache.begin(tokens)
-        masks = tuple(_lowered(mask, tokens, keys.get(mask.reach, tokens)) for mask in self._shared.masks)
+        seen = [keys.get(mask.reach, tokens) for mask in self.masks]
+        masks = tuple(lower(mask, tokens, k, past=k is not tokens) for mask, k in zip(self.masks, seen, strict=True))
         longest = tokens.shape[1] + (0 if cache is None else cache.bound)
-        rotations = tuple(
-            position.rotation(tokens, width, longest, x.dtype) for position, width in self._shared.rotations
-        )
+        rotations = tuple(position.rotation(tokens, width, longest, x.dtype) for position, width in self._rotations)
         memory_masks = ()
         if memory is not None:
-            memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._shared.memory_masks)
+            memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._memory_masks)
         return Context(tokens, masks, rotations, cache, recorder, memory, memory_masks)
-
-
-def _lowered(mask: Mask, tokens: Tokens, keys: Tokens) -> LoweredMask:
-    return lower(mask, tokens, keys, past=keys is not tokens)
-
-
-def _build(d_model: int, blocks: Blocks) -> tuple[list[Block], list[int]]:
-    """The distinct blocks, and the index of the block of each application."""
-    built: list[Block] = []
-    order: list[int] = []
-    for run in runs(blocks):
-        first = len(built)
-        built += [block.build(d_model) for _ in range(1 if run.shared else run.n) for block in run.blocks]
-        new = list(range(first, len(built)))
-        order += new * run.n if run.shared else new
-    return built, order
-
-
-class _Shared(NamedTuple):
-    """What the layers of a stack share: each distinct thing once. A seat holds indices into these lists."""
-
-    masks: list[Mask]
-    memory_masks: list[Mask]
-    rotations: list[tuple[RoPEConfig, int]]
-
-
-def _seat(blocks: list[Block]) -> _Shared:
-    """Give every layer that needs one its seat."""
-    found = _Shared([], [], [])
-    for block in blocks:
-        for slot, part in enumerate(_keepers(block)):
-            if isinstance(part, Stateful):
-                part.seat = Seat(slot=slot)
-                continue
-            mask = _index(part.mask, found.memory_masks if part.reads_memory else found.masks)
-            rotation = 0 if part.rope is None else _index((part.rope, part.rotated), found.rotations)
-            part.seat = Seat(mask, rotation, slot)
-    return found
 
 
 def _index(item: Any, found: list[Any]) -> int:
@@ -252,13 +229,3 @@ def _index(item: Any, found: list[Any]) -> int:
     if item not in found:
         found.append(item)
     return found.index(item)
-
-
-def _keepers(block: Block) -> list[Mixer | Stateful]:
-    """What has a slot in a cache."""
-    return [part for part in sublayers_of(block) if isinstance(part, Mixer | Stateful)]
-
-
-def _block(module: nn.Module) -> Block:
-    assert isinstance(module, Block)
-    return module

@@ -1,7 +1,6 @@
 """Adapters: a few trainable weights beside frozen ones (LoRA)."""
 
 import math
-from collections.abc import Iterator
 from typing import Literal, final
 
 import torch
@@ -72,7 +71,6 @@ class LoRALinear(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
-        """The projection and its low-rank update."""
         read = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return self.base(x) + F.linear(F.linear(read, self._a()) * self.scale, self._b())
 
@@ -99,12 +97,12 @@ class LoRALinear(nn.Module):
 def add_adapters(model: nn.Module, config: LoRAConfig) -> None:
     """Freeze a model's weights and put adapters beside them, drawn from PyTorch's global generator.
 
-    The adapters begin as no update at all: what the model computes stays the same to the last bit.
+    They begin as no update at all: what the model computes stays the same to the last bit.
 
     Raises:
         ConfigError: The model has adapters already, or nothing of the name of a target.
     """
-    if any(True for _ in _adapted(model)):
+    if any(isinstance(part, LoRALinear) for part in model.modules()):
         raise ConfigError("the model has adapters already; merge them first")
     parts = [part for part in model.modules() if isinstance(part, Sublayer)]
     known = {name for part in parts for slices in part.slices().values() for name in slices}
@@ -129,8 +127,10 @@ def merge_adapters(model: nn.Module) -> None:
 
     The outputs stay the same up to the rounding of the weights' type.
     """
-    for owner, name, adapted in list(_adapted(model)):
-        setattr(owner, name, adapted.merged())
+    for owner in list(model.modules()):
+        for name, part in list(owner.named_children()):
+            if isinstance(part, LoRALinear):
+                setattr(owner, name, part.merged())
     model.requires_grad_()
 
 
@@ -150,11 +150,3 @@ def load_adapters(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in adapter_state(model).items():
             p.copy_(state[name])
-
-
-def _adapted(model: nn.Module) -> Iterator[tuple[nn.Module, str, LoRALinear]]:
-    """Each adapted projection, with its owner and its name there."""
-    for owner in model.modules():
-        for name, part in owner.named_children():
-            if isinstance(part, LoRALinear):
-                yield owner, name, part

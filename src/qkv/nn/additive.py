@@ -72,23 +72,18 @@ class AdditiveScore(Score, config=AdditiveScoreConfig):
 class DotScoreConfig(ScoreConfig):
     """s · h, not scaled (Luong et al. 2015, section 3.1)."""
 
-    def build(self, d_state: int, d_memory: int) -> "DotScore":
-        """The dot product, which has no weights.
 
-        Raises:
-            ConfigError: The widths differ.
-        """
+@final
+class DotScore(Score, config=DotScoreConfig):
+    """s · h; the keys are the memory."""
+
+    def __init__(self, config: DotScoreConfig, d_state: int, d_memory: int) -> None:
+        super().__init__()
         if d_state != d_memory:
             raise ConfigError(
                 f"DotScore needs states as wide as the memory, and they are {d_state} and {d_memory} wide; set "
                 f"decoder.d_hidden={d_memory}, or use GeneralScore"
             )
-        return DotScore()
-
-
-@final
-class DotScore(Score):
-    """s · h; the keys are the memory."""
 
     def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
         return memory
@@ -102,15 +97,12 @@ class DotScore(Score):
 class GeneralScoreConfig(ScoreConfig):
     """s · W h (Luong et al. 2015, section 3.1)."""
 
-    def build(self, d_state: int, d_memory: int) -> "GeneralScore":
-        return GeneralScore(d_state, d_memory)
-
 
 @final
-class GeneralScore(Score):
+class GeneralScore(Score, config=GeneralScoreConfig):
     """s · W h; the keys are the memory."""
 
-    def __init__(self, d_state: int, d_memory: int) -> None:
+    def __init__(self, config: GeneralScoreConfig, d_state: int, d_memory: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_state, d_memory))
 

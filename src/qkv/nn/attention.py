@@ -10,7 +10,7 @@ from qkv.config import Positive, config
 from qkv.context import Context
 from qkv.lowered import LoweredMask
 from qkv.masks import Mask
-from qkv.nn.mixer import Heads, HeadsConfig, Mixer
+from qkv.nn.mixer import AttentionLayer, MultiHeadConfig
 from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
 from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
@@ -20,8 +20,8 @@ from qkv.shapes import Float, Int, Tensor
 
 @final
 @config
-class AttentionConfig(HeadsConfig):
-    """Self-attention with any number of query heads per kv head. Its heads: see `HeadsConfig`.
+class AttentionConfig(MultiHeadConfig):
+    """Self-attention with any number of query heads per kv head. Its heads: see `MultiHeadConfig`.
 
     Source: Vaswani et al. 2017, section 3.2.2; one kv head for all (multi-query) is Shazeer 2019, one per group of
     query heads Ainslie et al. 2023; the norm of queries and keys Dehghani et al. 2023, section 2.
@@ -57,7 +57,7 @@ class AttentionConfig(HeadsConfig):
 
 
 @final
-class Attention(Mixer, config=AttentionConfig):
+class Attention(AttentionLayer, config=AttentionConfig):
     """Self-attention with one fused projection to queries, keys and values.
 
     `qkv_proj.weight` holds, for each kv head: the rows of its group's query heads, its key rows, its value rows. So a
@@ -65,12 +65,9 @@ class Attention(Mixer, config=AttentionConfig):
     """
 
     def __init__(self, config: AttentionConfig, d_model: int) -> None:
-        super().__init__(config)
-        self.heads = Heads.of(config, d_model)
+        super().__init__(config, config.mask, config.heads(d_model), config.scale)
         self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim = self.heads
-        self.scale = self.heads.scale if config.scale is None else config.scale
-        self.weight_dropout = config.weight_dropout
-        self.mask, self.softcap = config.mask, config.softcap
+        self.weight_dropout, self.softcap = config.weight_dropout, config.softcap
         self.rope = config.position if isinstance(config.position, RoPEConfig) else None
         self.rotated = 0 if self.rope is None else self.rope.width(self.head_dim)
         per_group = (self.n_heads // self.n_kv_heads + 1) * self.head_dim + self.value_dim
@@ -84,16 +81,16 @@ class Attention(Mixer, config=AttentionConfig):
         self.score_bias = config.position.build(self.n_heads) if isinstance(config.position, ScoreBiasConfig) else None
         self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if config.sinks else None
 
-    def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         q, k, v = self._heads(x, ctx)
         if ctx.cache is not None:
             k, v = ctx.cache.update(ctx.slot + self.seat.slot, k, v)
         problem = self.problem(q, k, v, ctx.masks[self.seat.mask], training=self.training)
-        return self.o_proj(self.attend(problem, ctx))
+        return self.o_proj(self.attend(problem, ctx)), None
 
     def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
-        dropout = self.weight_dropout if training else 0.0
         bias = None if self.score_bias is None else self.score_bias(k.shape[2], q)
+        dropout = self.weight_dropout if training else 0.0
         return Problem(q, k, v, mask, self.scale, dropout, bias, self.sinks, self.softcap)
 
     def _heads(self, x: Tensor, ctx: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,13 +114,6 @@ class Attention(Mixer, config=AttentionConfig):
 
     def cache_shape(self) -> CacheShape:
         return CacheShape(self.n_kv_heads, self.head_dim, self.value_dim, self.mask.reach)
-
-    def residual_weights(self) -> list[Tensor]:
-        return [self.o_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        weights = self.qkv_proj.weight.numel() + self.o_proj.weight.numel()
-        return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """q, k and v, whose rows go kv group by kv group, and o."""

@@ -39,7 +39,7 @@ class BlockConfig(Config, ABC):
         return self._build(d_model)
 
 
-Part = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
 """A sublayer or a norm, as an equation sees it: the stream, or something of its shape, in and out."""
 
 
@@ -57,7 +57,7 @@ class Block(Configured, nn.Module, ABC):
         return nn.ModuleDict({name: norm.build(d_model) for name in self.sublayers})
 
     @abstractmethod
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Function]) -> Float[Tensor, "B T D"]:
         """The stream after this block.
 
         Args:
@@ -70,7 +70,7 @@ class Block(Configured, nn.Module, ABC):
         """The stream after this block, and what its sublayers report."""
         reports: list[Aux] = []
 
-        def part(name: str, sublayer: nn.Module) -> Part:
+        def function(name: str, sublayer: nn.Module) -> Function:
             def update(h: Tensor) -> Tensor:
                 out, aux = sublayer(h, ctx)
                 if aux is not None:
@@ -79,20 +79,37 @@ class Block(Configured, nn.Module, ABC):
 
             return update
 
-        x = self.equation(x, [part(name, sublayer) for name, sublayer in self.sublayers.items()])
+        x = self.equation(x, [function(name, sublayer) for name, sublayer in self.sublayers.items()])
         return x, reduce(merge, reports, None)
 
 
 def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
     """A name for each: its own, with a number from the second of that name on."""
-    names: list[str] = []
-    for part in sublayers:
-        name, n = part.name, 1
-        while name in names:
-            n += 1
-            name = f"{part.name}_{n}"
-        names.append(name)
-    return names
+    names = [part.name for part in sublayers]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True)]
+
+
+def sublayers_of(block: Block) -> list[Sublayer]:
+    """The sublayers of a block, in the order in which they act."""
+    return [part for part in block.sublayers.values() if isinstance(part, Sublayer)]
+
+
+class Sequential(Block, ABC):
+    """Base of the blocks whose sublayers act one after the other, each with a norm of its own."""
+
+    def __init__(self, config: BlockConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.norms = self.norm_each(config.norm, d_model)
+
+    @abstractmethod
+    def step(self, x: Tensor, f: Function, norm: Function) -> Tensor:
+        """The stream after one sublayer."""
+
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Function]) -> Float[Tensor, "B T D"]:
+        for f, norm in zip(sublayers, self.norms.values(), strict=True):
+            x = self.step(x, f, norm)
+        return x
 
 
 @final
@@ -104,17 +121,11 @@ class PreNormConfig(BlockConfig):
 
 
 @final
-class PreNorm(Block, config=PreNormConfig):
+class PreNorm(Sequential, config=PreNormConfig):
     """A norm before each sublayer."""
 
-    def __init__(self, config: PreNormConfig, d_model: int) -> None:
-        super().__init__(config, d_model)
-        self.norms = self.norm_each(config.norm, d_model)
-
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        for f, norm in zip(sublayers, self.norms.values(), strict=True):
-            x = x + f(norm(x))
-        return x
+    def step(self, x: Tensor, f: Function, norm: Function) -> Tensor:
+        return x + f(norm(x))
 
 
 @final
@@ -126,17 +137,11 @@ class PostNormConfig(BlockConfig):
 
 
 @final
-class PostNorm(Block, config=PostNormConfig):
+class PostNorm(Sequential, config=PostNormConfig):
     """A norm of each sum."""
 
-    def __init__(self, config: PostNormConfig, d_model: int) -> None:
-        super().__init__(config, d_model)
-        self.norms = self.norm_each(config.norm, d_model)
-
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        for f, norm in zip(sublayers, self.norms.values(), strict=True):
-            x = norm(x + f(x))
-        return x
+    def step(self, x: Tensor, f: Function, norm: Function) -> Tensor:
+        return norm(x + f(x))
 
 
 @final
@@ -148,17 +153,11 @@ class OutputNormConfig(BlockConfig):
 
 
 @final
-class OutputNorm(Block, config=OutputNormConfig):
+class OutputNorm(Sequential, config=OutputNormConfig):
     """A norm of each update."""
 
-    def __init__(self, config: OutputNormConfig, d_model: int) -> None:
-        super().__init__(config, d_model)
-        self.norms = self.norm_each(config.norm, d_model)
-
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        for f, norm in zip(sublayers, self.norms.values(), strict=True):
-            x = x + norm(f(x))
-        return x
+    def step(self, x: Tensor, f: Function, norm: Function) -> Tensor:
+        return x + norm(f(x))
 
 
 @final
@@ -178,7 +177,7 @@ class Sandwich(Block, config=SandwichConfig):
         self.norms = self.norm_each(config.norm, d_model)
         self.out_norms = self.norm_each(config.norm, d_model)
 
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Function]) -> Float[Tensor, "B T D"]:
         for f, norm, out_norm in zip(sublayers, self.norms.values(), self.out_norms.values(), strict=True):
             x = x + out_norm(f(norm(x)))
         return x
@@ -200,11 +199,9 @@ class Parallel(Block, config=ParallelConfig):
         super().__init__(config, d_model)
         self.norm: Norm = config.norm.build(d_model)
 
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Function]) -> Float[Tensor, "B T D"]:
         h = self.norm(x)
-        for f in sublayers:
-            x = x + f(h)
-        return x
+        return sum([f(h) for f in sublayers], start=x)
 
 
 @final
@@ -223,13 +220,5 @@ class ParallelPreNorm(Block, config=ParallelPreNormConfig):
         super().__init__(config, d_model)
         self.norms = self.norm_each(config.norm, d_model)
 
-    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Part]) -> Float[Tensor, "B T D"]:
-        before = x
-        for f, norm in zip(sublayers, self.norms.values(), strict=True):
-            x = x + f(norm(before))
-        return x
-
-
-def sublayers_of(block: Block) -> list[Sublayer]:
-    """The sublayers of a block, in the order in which they act."""
-    return [part for part in block.sublayers.values() if isinstance(part, Sublayer)]
+    def equation(self, x: Float[Tensor, "B T D"], sublayers: Sequence[Function]) -> Float[Tensor, "B T D"]:
+        return sum([f(norm(x)) for f, norm in zip(sublayers, self.norms.values(), strict=True)], start=x)

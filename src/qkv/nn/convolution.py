@@ -53,6 +53,3 @@ class Convolution(Stateful, config=ConvolutionConfig):
 
     def fresh(self, n: int, like: Tensor) -> Kept:
         return (like.new_zeros(n, self.width - 1, like.shape[-1]),)
-
-    def residual_weights(self) -> list[Tensor]:
-        return [self.o_proj.weight]

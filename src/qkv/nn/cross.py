@@ -8,16 +8,15 @@ from qkv.caches import CacheShape
 from qkv.config import config
 from qkv.context import Context
 from qkv.errors import ConfigError
-from qkv.nn.mixer import Heads, HeadsConfig, Mixer
+from qkv.nn.mixer import AttentionLayer, MultiHeadConfig
 from qkv.nn.sublayer import in_turn
-from qkv.ops.backend import Problem
 from qkv.shapes import Float, Int, Tensor
 
 
 @final
 @config
-class CrossAttentionConfig(HeadsConfig):
-    """Attention to a memory, such as an encoder's output. Its heads: see `HeadsConfig`.
+class CrossAttentionConfig(MultiHeadConfig):
+    """Attention to a memory, such as an encoder's output. Its heads: see `MultiHeadConfig`.
 
     `mask` says which tokens of the memory a token of the stream may attend to; it is usually `Full()`.
 
@@ -38,16 +37,12 @@ class CrossAttentionConfig(HeadsConfig):
 
 
 @final
-class CrossAttention(Mixer, config=CrossAttentionConfig):
+class CrossAttention(AttentionLayer, config=CrossAttentionConfig):
     """`kv_proj.weight` holds, for each kv head, its key rows and then its value rows."""
 
-    reads_memory: ClassVar[bool] = True
-
     def __init__(self, config: CrossAttentionConfig, d_model: int) -> None:
-        super().__init__(config)
-        self.mask, self.heads = config.mask, Heads.of(config, d_model)
+        super().__init__(config, config.mask, config.heads(d_model), config.scale)
         self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim = self.heads
-        self.scale = self.heads.scale if config.scale is None else config.scale
         self.weight_dropout = config.weight_dropout
         out_bias = config.bias if config.out_bias is None else config.out_bias
         memory_dim = config.memory_dim or d_model
@@ -57,7 +52,7 @@ class CrossAttention(Mixer, config=CrossAttentionConfig):
         self.q_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
         self.k_norm = config.qk_norm.build(self.head_dim) if config.qk_norm else None
 
-    def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         """What each token reads in the memory.
 
         Raises:
@@ -77,9 +72,8 @@ class CrossAttention(Mixer, config=CrossAttentionConfig):
             k, v = self._keys(memory)
         else:
             k, v = ctx.cache.remember(ctx.slot + self.seat.slot, lambda: self._keys(memory))
-        dropout = self.weight_dropout if self.training else 0.0
-        problem = Problem(q, k, v, ctx.memory_masks[self.seat.mask], self.scale, dropout=dropout)
-        return self.o_proj(self.attend(problem, ctx))
+        problem = self.problem(q, k, v, ctx.memory_masks[self.seat.mask], training=self.training)
+        return self.o_proj(self.attend(problem, ctx)), None
 
     def _keys(self, memory: Float[Tensor, "B S M"]) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S v"]]:
         kv = self.kv_proj(memory).unflatten(-1, (self.n_kv_heads, -1))
@@ -90,13 +84,9 @@ class CrossAttention(Mixer, config=CrossAttentionConfig):
     def cache_shape(self) -> CacheShape:
         return CacheShape(0, 0, 0)
 
-    def residual_weights(self) -> list[Tensor]:
-        return [self.o_proj.weight]
-
     def flops(self, n_keys: int) -> int:
         """Of a token of the stream; the keys and values of the memory, computed once, are left out."""
-        weights = self.q_proj.weight.numel() + self.o_proj.weight.numel()
-        return 2 * weights + 2 * self.n_heads * n_keys * (self.head_dim + self.value_dim)
+        return super().flops(n_keys) - 2 * self.kv_proj.weight.numel()
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         return {

@@ -8,7 +8,7 @@ from torch import nn
 from qkv.config import Count, config
 from qkv.context import Context
 from qkv.nn.activations import ACTIVATIONS, ActivationName
-from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, in_turn
+from qkv.nn.sublayer import Sublayer, SublayerConfig, in_turn
 from qkv.shapes import Float, Int, Tensor
 
 
@@ -44,7 +44,7 @@ class FFN(Sublayer, config=FFNConfig):
         self.up_proj = nn.Linear(d_model, d_ff, bias=config.bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
 
-    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         return self.down_proj(self.activation(self.up_proj(x))), None
 
     def residual_weights(self) -> list[Tensor]:
@@ -116,7 +116,7 @@ class GLU(Sublayer, config=GLUConfig):
         self.gate_up_proj = nn.Linear(d_model, 2 * d_ff, bias=config.bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=config.bias)
 
-    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         gate, up = self.gate_up_proj(x).unflatten(-1, (-1, 2, self.group)).unbind(-2)  # (B, T, groups, group) each
         return self.down_proj((self.activation(gate) * up).flatten(-2)), None
 

@@ -35,12 +35,7 @@ class Head(Part, ABC):
 
     @abstractmethod
     def loss(
-        self,
-        x: Float[Tensor, "B T D"],
-        tokens: Tokens,
-        table: Table | None,
-        targets: Tensor,
-        scale: float,
+        self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None, targets: Tensor, scale: float
     ) -> Float[Tensor, ""]:
         """`scale` times the loss summed over the tokens that have a target."""
 
@@ -65,24 +60,16 @@ class HeadConfig(Config, ABC):
         return [self.describe()]
 
     def for_vocabulary(self, n: int) -> "HeadConfig":
-        """The same for targets that are ids of a tokenizer with `n` tokens.
-
-        Raises:
-            ConfigError: It has no use for ids.
-        """
+        """The same for targets that are ids of a tokenizer with `n` tokens; `ConfigError` if it has no use for ids."""
         return self
 
     def for_vectors(self, n: int) -> "HeadConfig":
-        """The same for targets that are vectors of `n` numbers.
-
-        Raises:
-            ConfigError: Its own are others.
-        """
+        """The same for targets that are vectors of `n` numbers; `ConfigError` if its own are others."""
         return self
 
     @abstractmethod
     def build(self, d_model: int, embed: EmbedderConfig) -> Head:
-        """The head of a model of width `d_model` with this embedder."""
+        """The head of a model of width `d_model` with this embedder; `ConfigError` if they do not fit."""
 
 
 @final
@@ -111,11 +98,6 @@ class LMHeadConfig(HeadConfig):
         return [f"{d_model:,} → {'…' if n is None else f'{n:,}'} logits, {own}"]
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "LMHead":
-        """The head of a model of width `d_model` with this embedder.
-
-        Raises:
-            ConfigError: The embedder has no vocabulary.
-        """
         if not isinstance(embed, TokenEmbedderConfig) or embed.vocab_size is None:
             raise ConfigError(f"LMHead needs a TokenEmbedder with a vocab_size, found {embed.tag()}; use VectorHead")
         return LMHead(self, d_model, embed.vocab_size)
@@ -149,12 +131,7 @@ class LMHead(Head):
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def loss(
-        self,
-        x: Float[Tensor, "B T D"],
-        tokens: Tokens,
-        table: Table | None,
-        targets: Int[Tensor, "B T"],
-        scale: float,
+        self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None, targets: Int[Tensor, "B T"], scale: float
     ) -> Float[Tensor, ""]:
         """Cross-entropy in nats, without the logits of all tokens at once."""
         targets = torch.where(tokens.valid, targets, IGNORE)
@@ -207,14 +184,7 @@ class VectorHeadConfig(HeadConfig):
         return self
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "VectorHead":
-        """The head of a model of width `d_model` with this embedder.
-
-        Raises:
-            ConfigError: No width is given, and the input has none either.
-        """
-        n_out = self.n_out
-        if n_out is None and isinstance(embed, VectorEmbedderConfig):
-            n_out = embed.n_features
+        n_out = embed.n_features if self.n_out is None and isinstance(embed, VectorEmbedderConfig) else self.n_out
         if n_out is None:
             raise ConfigError(f"VectorHead.n_out is not set and {embed.tag()} gives no width; set n_out")
         return VectorHead(d_model, n_out)
@@ -232,12 +202,7 @@ class VectorHead(Head):
         return self.proj(x)
 
     def loss(
-        self,
-        x: Float[Tensor, "B T D"],
-        tokens: Tokens,
-        table: Table | None,
-        targets: Float[Tensor, "B T out"],
-        scale: float,
+        self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None, targets: Tensor, scale: float
     ) -> Float[Tensor, ""]:
         """Squared error, averaged over the numbers of a vector and summed over the tokens that are no padding."""
         wide = torch.promote_types(x.dtype, torch.float32)

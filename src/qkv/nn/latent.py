@@ -1,6 +1,5 @@
 """Multi-head latent attention: keys and values come from one small vector a token, which is all that a cache keeps."""
 
-import math
 from typing import ClassVar, final
 
 import torch
@@ -11,7 +10,7 @@ from qkv.config import Count, config
 from qkv.context import Context
 from qkv.lowered import LoweredMask
 from qkv.masks import Mask
-from qkv.nn.mixer import Heads, Mixer
+from qkv.nn.mixer import AttentionLayer, Heads
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
 from qkv.nn.sublayer import SublayerConfig, in_turn
@@ -65,7 +64,7 @@ class LatentAttentionConfig(SublayerConfig):
 
 
 @final
-class LatentAttention(Mixer, config=LatentAttentionConfig):
+class LatentAttention(AttentionLayer, config=LatentAttentionConfig):
     """Latent attention, computed in one of two ways with the same result.
 
     `expanded`: every head's keys and values are made from the latents, and attended to as usual: fewer operations a
@@ -74,11 +73,10 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
     """
 
     def __init__(self, config: LatentAttentionConfig, d_model: int) -> None:
-        super().__init__(config)
-        c = self.config = config
-        self.mask, self.rope, self.rotated = c.mask, c.position, c.position.width(c.rotary_dim)
-        self.scale = 1 / math.sqrt(c.plain_dim + c.rotary_dim) if c.scale is None else c.scale
-        self.heads = Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)  # those of the expanded way
+        c = config
+        heads = Heads(c.n_heads, c.n_heads, c.plain_dim + c.rotary_dim, c.value_dim)  # those of the expanded way
+        super().__init__(c, c.mask, heads, c.scale)
+        self.config, self.rope, self.rotated = c, c.position, c.position.width(c.rotary_dim)
         width = c.n_heads * (c.plain_dim + c.rotary_dim)
         self.q_down_proj = None if c.q_rank is None else nn.Linear(d_model, c.q_rank, bias=c.bias)
         self.q_norm = None if c.q_rank is None else c.norm.build(c.q_rank)
@@ -91,7 +89,7 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
         more = 2 * c.kv_rank - c.plain_dim - c.value_dim
         self.few = c.kv_rank * (c.plain_dim + c.value_dim) // more if more > 0 else 2**31
 
-    def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         c, by = self.config, ctx.rotations[self.seat.rotation]
         h = x if self.q_down_proj is None or self.q_norm is None else self.q_norm(self.q_down_proj(x))
         q = self.q_proj(h).unflatten(-1, (c.n_heads, -1)).transpose(1, 2)  # (B, H, T, plain + rotary)
@@ -104,7 +102,7 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
         mask = ctx.masks[self.seat.mask]
         few = ctx.cache is not None and x.shape[1] <= self.few
         out = (self.absorbed if few else self.expanded)(plain, turned, latents, mask, ctx)
-        return self.o_proj(out)
+        return self.o_proj(out), None
 
     def expanded(self, plain: Tensor, turned: Tensor, latents: Tensor, mask: LoweredMask, ctx: Context) -> Tensor:
         """Keys and values of every head, made from the latents; (B, T, H·v)."""
@@ -125,14 +123,6 @@ class LatentAttention(Mixer, config=LatentAttentionConfig):
 
     def cache_shape(self) -> CacheShape:
         return CacheShape(1, self.config.kv_rank + self.config.rotary_dim, 0, self.mask.reach)
-
-    def residual_weights(self) -> list[Tensor]:
-        return [self.o_proj.weight]
-
-    def flops(self, n_keys: int) -> int:
-        c = self.config
-        weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
-        return 2 * weights + 2 * c.n_heads * n_keys * (c.plain_dim + c.rotary_dim + c.value_dim)
 
     def slices(self) -> dict[str, dict[str, Int[Tensor, " rows"]]]:
         """q and o. Keys and values come from a weight that `absorbed` multiplies into the queries."""

@@ -1,8 +1,10 @@
-"""What attends: the base of the sublayers that let tokens read other tokens, and what a stack has to know of them."""
+"""Sublayers in which tokens read other tokens, and what a stack has to know of them."""
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple
+
+from torch import nn
 
 from qkv.caches import CacheShape
 from qkv.config import Share, config
@@ -12,7 +14,7 @@ from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask
 from qkv.nn.norms import NormConfig
 from qkv.nn.positions import RoPEConfig
-from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig
+from qkv.nn.sublayer import Sublayer, SublayerConfig
 from qkv.ops.attend import solve
 from qkv.ops.backend import Problem
 from qkv.shapes import Float, Tensor
@@ -20,12 +22,12 @@ from qkv.tokens import Tokens
 
 
 class Seat(NamedTuple):
-    """Where a stack keeps what one of its attention layers needs; given by the stack when it is built.
+    """Where a stack keeps what one of its layers needs; given by the stack when it is built.
 
     Attributes:
         mask: Index into `Context.masks`, or `Context.memory_masks`.
         rotation: Index into `Context.rotations`.
-        slot: Added to `Context.slot`: how many attention layers stand before this one in its block.
+        slot: Added to `Context.slot`: how many layers with a slot stand before this one in its block.
     """
 
     mask: int = 0
@@ -33,8 +35,22 @@ class Seat(NamedTuple):
     slot: int = 0
 
 
+class Mixer(Sublayer, ABC):
+    """Base of attention, recurrence and convolution. The last projection of each is `o_proj`."""
+
+    seat: Seat = Seat()
+    o_proj: nn.Linear
+
+    def cache_shape(self) -> CacheShape:
+        """The keys and values that a cache keeps of one token; by default none."""
+        return CacheShape(0, 0, 0)
+
+    def residual_weights(self) -> list[Tensor]:
+        return [self.o_proj.weight]
+
+
 @config
-class HeadsConfig(SublayerConfig, ABC):
+class MultiHeadConfig(SublayerConfig, ABC):
     """Base of the configs of attention with query heads and kv heads.
 
     Attributes:
@@ -71,6 +87,19 @@ class HeadsConfig(SublayerConfig, ABC):
         if self.n_heads < 1 or n_kv_heads < 1 or self.n_heads % n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} must be a positive multiple of n_kv_heads={n_kv_heads}")
 
+    def heads(self, d_model: int) -> "Heads":
+        """How many heads, and how wide, for a stream of width `d_model`.
+
+        Raises:
+            ConfigError: `d_model` cannot be shared out.
+        """
+        if self.head_dim is None and d_model % self.n_heads:
+            raise ConfigError(
+                f"d_model={d_model} must be a multiple of n_heads={self.n_heads}; change one, or give head_dim"
+            )
+        head_dim = self.head_dim or d_model // self.n_heads
+        return Heads(self.n_heads, self.n_kv_heads or self.n_heads, head_dim, self.value_dim or head_dim)
+
 
 class Heads(NamedTuple):
     """How many heads, and how wide: H, G, K and the width of the values."""
@@ -80,56 +109,29 @@ class Heads(NamedTuple):
     head_dim: int
     value_dim: int
 
-    @staticmethod
-    def of(config: HeadsConfig, d_model: int) -> "Heads":
-        """Those of a config, for a stream of width `d_model`.
 
-        Raises:
-            ConfigError: `d_model` cannot be shared out.
-        """
-        if config.head_dim is None and d_model % config.n_heads:
-            raise ConfigError(
-                f"d_model={d_model} must be a multiple of n_heads={config.n_heads}; change one, or give head_dim"
-            )
-        head_dim = config.head_dim or d_model // config.n_heads
-        return Heads(config.n_heads, config.n_kv_heads or config.n_heads, head_dim, config.value_dim or head_dim)
-
-    @property
-    def scale(self) -> float:
-        """What q·k is multiplied with, unless a config says otherwise: 1/√K."""
-        return 1 / math.sqrt(self.head_dim)
-
-
-class Mixer(Sublayer, ABC):
+class AttentionLayer(Mixer, ABC):
     """Base of the attention layers.
 
     Attributes:
         mask: Who may attend to whom.
         heads: Of the problems that it hands to `attend` in training.
+        scale: What q·k is multiplied with; unless a config says otherwise, 1/√K.
+        reads_memory: Whether keys and values come from the context's memory instead of the stream.
         rope: The rotary embedding, and of how many coordinates of a head; None: there is none.
-        seat: Where the stack keeps what this layer needs.
     """
 
-    reads_memory: ClassVar[bool] = False
-    """Whether keys and values come from the context's memory instead of the stream."""
-
-    mask: Mask
-    heads: Heads
     rope: RoPEConfig | None = None
     rotated: int = 0
-    seat: Seat = Seat()
+    weight_dropout: float = 0.0
 
-    @final
-    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        return self.read(x, self.alone(x) if ctx is None else ctx), None
-
-    @abstractmethod
-    def read(self, x: Float[Tensor, "B T D"], ctx: Context) -> Float[Tensor, "B T D"]:
-        """What each token reads."""
+    def __init__(self, config: SublayerConfig, mask: Mask, heads: Heads, scale: float | None) -> None:
+        super().__init__(config)
+        self.mask, self.heads, self.reads_memory = mask, heads, config.reads_memory
+        self.scale = 1 / math.sqrt(heads.head_dim) if scale is None else scale
 
     @abstractmethod
-    def cache_shape(self) -> CacheShape:
-        """What a cache keeps of one token."""
+    def cache_shape(self) -> CacheShape: ...
 
     def attends(self) -> Mask:
         return self.mask
@@ -138,28 +140,32 @@ class Mixer(Sublayer, ABC):
         shape = self.cache_shape()
         return shape.n_kv_heads * (shape.head_dim + shape.value_dim)
 
-    def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
-        """What is to be solved; a layer may add dropout, a bias, sinks or a soft-cap."""
-        return Problem(q, k, v, mask, scale=1.0)
+    def flops(self, n_keys: int) -> int:
+        """Two per weight of a projection, and two for each key and coordinate in q kᵀ and in the sum of values."""
+        weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
+        return 2 * weights + 2 * self.heads.n_heads * n_keys * (self.heads.head_dim + self.heads.value_dim)
 
     def alone(self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "B S M"] | None = None) -> Context:
-        """The context of this layer without a stack around it: each row of `x`, and of `memory`, is one full sequence.
+        """See `Sublayer`.
 
         Raises:
             ConfigError: The layer reads a memory, and there is none.
         """
-        tokens = Tokens.full(x.shape[0], x.shape[1], device=x.device)
-        rotations, places = (), self.seat.mask + 1  # in a stack it has a seat, and looks there
+        if self.reads_memory and memory is None:
+            raise ConfigError("cross-attention reads a memory; call it as layer(x, layer.alone(x, memory))")
+        tokens = Tokens.full(*x.shape[:2], device=x.device)
+        there = tokens if memory is None else Tokens.full(*memory.shape[:2], device=x.device)
+        masks = (lower(self.mask, tokens, there),) * (self.seat.mask + 1)  # in a stack it has a seat, and looks there
+        rotations = ()
         if self.rope is not None:
             rotation = self.rope.rotation(tokens, self.rotated, x.shape[1], x.dtype)
             rotations = (rotation,) * (self.seat.rotation + 1)
-        if not self.reads_memory:
-            return Context(tokens, (lower(self.mask, tokens, tokens),) * places, rotations)
-        if memory is None:
-            raise ConfigError("cross-attention reads a memory; call it as layer(x, layer.alone(x, memory))")
-        there = Tokens.full(memory.shape[0], memory.shape[1], device=x.device)
-        masks = (lower(self.mask, tokens, there),) * places
-        return Context(tokens, (), rotations, memory=Memory(memory, there), memory_masks=masks)
+        kept = None if memory is None else Memory(memory, there)
+        return Context(tokens, masks, rotations, memory=kept, memory_masks=masks)
+
+    def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
+        """What is to be solved; a layer may add a bias, sinks or a soft-cap."""
+        return Problem(q, k, v, mask, self.scale, self.weight_dropout if training else 0.0)
 
     def attend(self, problem: Problem, ctx: Context) -> Float[Tensor, "B T heads"]:
         """Solve it, show it to the recorder if there is one, and put the heads of a token side by side."""

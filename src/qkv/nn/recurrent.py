@@ -1,7 +1,7 @@
 """Recurrent layers: GRU and LSTM over documents, and as a sublayer of a stack."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -21,38 +21,39 @@ State = tuple[LayerState, ...]
 """Of all layers, from the input up; of a layer with two directions the forward one first."""
 
 
-class Cell(ABC):
-    """Base of the cells: their equation for one step, with PyTorch's layout of the weights."""
+@config
+class CellConfig(Config, ABC):
+    """Base of the cells: the equation of one step, with PyTorch's layout of the weights.
 
-    n_gates: ClassVar[int]
+    The network is PyTorch's fused layers of this cell.
+    """
+
     n_states: ClassVar[int]
     network: ClassVar[type[nn.GRU] | type[nn.LSTM]]
-    """PyTorch's fused layers of this cell."""
 
-    @staticmethod
     @abstractmethod
-    def step(gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
+    def step(self, gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
         """The next state.
 
         Args:
             gates: What the input adds to the gates, W x + b.
             state: The last state.
-            weight: Of the recurrence, (n_gates · hidden, hidden).
+            weight: Of the recurrence, (gates · hidden, hidden).
             bias: Of the recurrence.
         """
 
 
 @final
-class GRUCell(Cell):
-    """h' = (1 - z) n + z h; r, z = σ(W x + U h), n = tanh(W x + r (U h)).
+@config
+class GRUConfig(CellConfig):
+    """Gated recurrent units: h' = (1 - z) n + z h; r, z = σ(W x + U h), n = tanh(W x + r (U h)).
 
     Source: Cho et al. 2014, section 2.3, with r behind the product with U, as in PyTorch. Rows of the weights: r, z, n.
     """
 
-    n_gates, n_states, network = 3, 1, nn.GRU
+    n_states, network = 1, nn.GRU
 
-    @staticmethod
-    def step(gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
+    def step(self, gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
         (h,) = state
         cut = 2 * h.shape[-1]
         recurrent = F.linear(h, weight, bias)
@@ -62,50 +63,20 @@ class GRUCell(Cell):
 
 
 @final
-class LSTMCell(Cell):
-    """c' = σ(f) c + σ(i) tanh(g); h' = σ(o) tanh(c').
+@config
+class LSTMConfig(CellConfig):
+    """Long short-term memory: c' = σ(f) c + σ(i) tanh(g); h' = σ(o) tanh(c').
 
     Source: Gers et al. 2000. Rows of the weights: i, f, g, o, as in PyTorch and Keras.
     """
 
-    n_gates, n_states, network = 4, 2, nn.LSTM
+    n_states, network = 2, nn.LSTM
 
-    @staticmethod
-    def step(gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
+    def step(self, gates: Float[Tensor, "N gates"], state: LayerState, weight: Tensor, bias: Tensor) -> LayerState:
         h, c = state
         i, f, g, o = (gates + F.linear(h, weight, bias)).chunk(4, dim=-1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         return o.sigmoid() * c.tanh(), c
-
-
-@config
-class CellConfig(Config, ABC):
-    """Base of the configs of cells."""
-
-    @property
-    @abstractmethod
-    def cell(self) -> type[Cell]:
-        """The equations."""
-
-
-@final
-@config
-class GRUConfig(CellConfig):
-    """Gated recurrent units: see `GRUCell`."""
-
-    @property
-    def cell(self) -> type[Cell]:
-        return GRUCell
-
-
-@final
-@config
-class LSTMConfig(CellConfig):
-    """Long short-term memory: see `LSTMCell`."""
-
-    @property
-    def cell(self) -> type[Cell]:
-        return LSTMCell
 
 
 @final
@@ -119,6 +90,9 @@ class Recurrent(nn.Module):
         layers: How many, one on the other.
         bidirectional: Whether each layer also reads from the end; its output is forward and backward side by side.
         dropout: Probability that an element is dropped between layers in training.
+
+    Attributes:
+        d_out: Width of the output.
     """
 
     def __init__(
@@ -132,18 +106,11 @@ class Recurrent(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.cell = cell.cell
-        self.d_hidden, self.layers, self.dropout = d_hidden, layers, dropout
+        self.cell, self.d_hidden, self.layers, self.dropout = cell, d_hidden, layers, dropout
         self.directions = 2 if bidirectional else 1
+        self.d_out = self.directions * d_hidden
         between = dropout if layers > 1 else 0.0
-        self.net = self.cell.network(
-            d_in, d_hidden, layers, batch_first=True, bidirectional=bidirectional, dropout=between
-        )
-
-    @property
-    def d_out(self) -> int:
-        """Width of the output."""
-        return self.directions * self.d_hidden
+        self.net = cell.network(d_in, d_hidden, layers, batch_first=True, bidirectional=bidirectional, dropout=between)
 
     def zeros(self, n: int, like: Tensor) -> State:
         """The state before anything was read."""
@@ -159,27 +126,23 @@ class Recurrent(nn.Module):
             The outputs, 0 behind the ends; and the states after the last tokens (backward ones: after the first).
         """
         x = x.to(self.input_weight.dtype)
-        given = None if state is None else self._stacked(state)
+        given: Any = None
+        if state is not None:
+            stacked: LayerState = tuple(torch.stack(part) for part in zip(*state, strict=True))
+            given = stacked[0] if len(stacked) == 1 else stacked
         if lengths is None or not len(lengths):
             out, last = self.net(x, given)
         else:
             packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
             packed, last = self.net(packed, given)
             out, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
-        return out, tuple(
-            zip(*(part.unbind(0) for part in ((last,) if isinstance(last, Tensor) else last)), strict=True)
-        )
+        states = (last,) if isinstance(last, Tensor) else last
+        return out, tuple(zip(*(part.unbind(0) for part in states), strict=True))
 
     def weights(self, kind: str, layer: int) -> tuple[Tensor, Tensor]:
         """Weight and bias of the input (`ih`) or of the recurrence (`hh`)."""
         net = self.net
         return net.get_parameter(f"weight_{kind}_l{layer}"), net.get_parameter(f"bias_{kind}_l{layer}")
-
-    def _stacked(self, state: State) -> Tensor | tuple[Tensor, ...]:
-        parts = [torch.stack(part) for part in zip(*state, strict=True)]
-        return tuple(parts) if len(parts) > 1 else parts[0]
-
-    # --- one step at a time, forward only -----------------------------------------------------------------------------
 
     @property
     def input_weight(self) -> Float[Tensor, "gates d_in"]:
@@ -201,9 +164,6 @@ class Recurrent(nn.Module):
                 gates = F.linear(below, *self.weights("ih", layer))
             states.append(self.cell.step(gates, before, *self.weights("hh", layer)))
         return tuple(states)
-
-
-# --- as a sublayer --------------------------------------------------------------------------------------------------
 
 
 @final
@@ -246,6 +206,3 @@ class RecurrentSublayer(Stateful, config=RecurrentConfig):
     def fresh(self, n: int, like: Tensor) -> Kept:
         zeros = self.net.zeros(n, self.net.input_weight)
         return tuple(part for layer in zeros for part in layer)
-
-    def residual_weights(self) -> list[Tensor]:
-        return [self.o_proj.weight]

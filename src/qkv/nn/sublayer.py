@@ -13,6 +13,7 @@ from qkv.context import Context
 from qkv.masks import Mask
 from qkv.nn.part import Part
 from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ class Sublayer(Part, ABC):
         self, x: Float[Tensor, "B T D"], ctx: Context | None = None
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The update to the stream, after residual dropout, and the report if there is one."""
-        update, aux = self.update(x, ctx)
+        update, aux = self.update(x, self.alone(x) if ctx is None else ctx)
         return F.dropout(update, self.dropout, self.training) if self.dropout else update, aux
 
     @abstractmethod
-    def update(self, x: Float[Tensor, "B T D"], ctx: Context | None) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """The update without dropout. `ctx` is None outside a stack."""
+    def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The update without dropout."""
+
+    def alone(self, x: Float[Tensor, "B T D"]) -> Context:
+        """The context of this layer without a stack around it: each row of `x` is one full sequence."""
+        return Context(Tokens.full(*x.shape[:2], device=x.device), ())
 
     @abstractmethod
     def residual_weights(self) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Looked(NamedTuple):
 def attentive_gru_loop(p: AttentiveGRU) -> Looked:
     """The formula, a step at a time: c = Σ α h with α from the last state; s' = GRU(s, [y; c]).
 
-    Source: Bahdanau et al. 2015, sections A.1.2 and A.2.2, with the cell of `qkv.nn.recurrent.GRUCell`.
+    Source: Bahdanau et al. 2015, sections A.1.2 and A.2.2, with the cell of `qkv.nn.recurrent.GRUConfig`.
     """
     states, contexts, looks = [p.start], list[Tensor](), list[Tensor]()
     cut = 2 * p.start.shape[-1]

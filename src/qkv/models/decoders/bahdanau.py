@@ -1,6 +1,5 @@
 """A decoder whose attention asks with the last state, before the token is read."""
 
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -10,7 +9,7 @@ from qkv.config import config
 from qkv.models.decoders.decoder import Decoder, DecoderConfig, DecoderState
 from qkv.models.recurrent_encoder import Encoded, RecurrentEncoder
 from qkv.nn.additive import AdditiveScore, AdditiveScoreConfig, ScoreConfig
-from qkv.nn.recurrent import GRUCell, State
+from qkv.nn.recurrent import GRUConfig, State
 from qkv.ops.attentive_gru import AttentiveGRU, attentive_gru
 from qkv.ops.scores import normalised
 from qkv.recorder import Recorder
@@ -59,7 +58,7 @@ class Bahdanau(Decoder, config=BahdanauConfig):
         if recorder is not None:
             recorder.alignment(0, weights.transpose(0, 1))
         seen = torch.cat([tops.transpose(0, 1), contexts.transpose(0, 1), y], dim=-1)
-        return self.drop(torch.tanh(self.readout(seen))), replace(state, hidden=hidden)
+        return self.drop(torch.tanh(self.readout(seen))), state._replace(hidden=hidden)
 
     def _attentive_gru(
         self, from_y: Float[Tensor, "T N gates"], to_gates: Float[Tensor, "M gates"], state: DecoderState
@@ -71,7 +70,7 @@ class Bahdanau(Decoder, config=BahdanauConfig):
         score, valid = self.score, state.encoded.valid
         if len(from_y) == 1:
             return None
-        if not (isinstance(score, AdditiveScore) and self.net.cell is GRUCell and self.net.layers == 1):
+        if not (isinstance(score, AdditiveScore) and isinstance(self.net.cell, GRUConfig) and self.net.layers == 1):
             return None
         if not isinstance(score.q_proj, nn.Linear):  # packed
             return None

@@ -1,13 +1,12 @@
 """What the decoders of the recurrent translator have in common: where they stand, and how they begin."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from qkv.config import Config, Configured, Count, Share, config
 from qkv.errors import ConfigError
@@ -18,8 +17,7 @@ from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import join_rows
 
 
-@dataclass(frozen=True)
-class DecoderState:
+class DecoderState(NamedTuple):
     """Where a decoder stands in its texts.
 
     Attributes:
@@ -36,14 +34,14 @@ class DecoderState:
 
     def take(self, rows: Int[Tensor, " r"]) -> "DecoderState":
         """The same for some of the rows, in this order."""
-        return _each(lambda x: x[rows], self)
+        return tree_map(lambda x: x if x is None else x[rows], self)
 
     def join(self, other: "DecoderState") -> "DecoderState":
         """The rows of both; shorter sources are padded."""
         a, b = self, other
         if a.encoded.valid is not None or b.encoded.valid is not None or a.width != b.width:
             a, b = a._masked(), b._masked()
-        return _each(join_rows, a, b)
+        return tree_map(lambda x, y: x if x is None else join_rows(x, y), a, b)
 
     @property
     def width(self) -> int:
@@ -53,25 +51,7 @@ class DecoderState:
     def _masked(self) -> "DecoderState":
         memory, valid, _ = self.encoded
         valid = torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device) if valid is None else valid
-        return replace(self, encoded=self.encoded._replace(valid=valid))
-
-
-def _each(change: Callable[..., Tensor], *states: DecoderState) -> DecoderState:
-    """A state of which each tensor comes from the same tensors of `states`."""
-
-    def several(*parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(change(*tensors) for tensors in zip(*parts, strict=True))
-
-    def optional(*tensors: Tensor | None) -> Tensor | None:
-        return None if tensors[0] is None else change(*tensors)
-
-    memory, valid, final = zip(*(state.encoded for state in states), strict=True)
-    return DecoderState(
-        Encoded(change(*memory), optional(*valid), several(*final)),
-        optional(*(state.keys for state in states)),
-        tuple(several(*layers) for layers in zip(*(state.hidden for state in states), strict=True)),
-        optional(*(state.feed for state in states)),
-    )
+        return self._replace(encoded=self.encoded._replace(valid=valid))
 
 
 @config
@@ -115,7 +95,18 @@ class Decoder(Configured, nn.Module, ABC):
         self.net = Recurrent(
             config.cell, self.d_embed + d_extra, d_hidden, layers=config.layers, dropout=config.dropout
         )
-        self.bridge = _bridge(config, encoder.net, self.net)
+        kept, needed, d_final = encoder.net.cell.n_states, self.net.cell.n_states, encoder.net.d_out
+        if kept != needed:
+            raise ConfigError(
+                f"the encoder's cell keeps {kept} states, the decoder's {config.cell.tag()} {needed}; give both one cell"
+            )
+        if config.bridge == "copy" and d_final != d_hidden:
+            raise ConfigError(
+                f"bridge=copy needs a decoder as wide as the encoder's last state, {d_final}, and it has "
+                f"d_hidden={d_hidden}; set decoder.d_hidden={d_final}, or use bridge=linear"
+            )
+        linear = config.bridge == "linear"
+        self.bridge = nn.ModuleList(nn.Linear(d_final, d_hidden) for _ in range(needed)) if linear else None
 
     @abstractmethod
     def begin(self, encoded: Encoded) -> DecoderState:
@@ -142,19 +133,3 @@ class Decoder(Configured, nn.Module, ABC):
         """What the embeddings add to the gates, for all tokens at once; and the weight of the rest of the input."""
         weight = self.net.input_weight
         return F.linear(y, weight[:, : self.d_embed], self.net.input_bias), weight[:, self.d_embed :].T
-
-
-def _bridge(config: DecoderConfig, encoder: Recurrent, decoder: Recurrent) -> nn.ModuleList | None:
-    kept, needed = encoder.cell.n_states, decoder.cell.n_states
-    if kept != needed:
-        raise ConfigError(
-            f"the encoder's cell keeps {kept} states, the decoder's {config.cell.tag()} {needed}; give both the same"
-        )
-    if config.bridge == "linear":
-        return nn.ModuleList(nn.Linear(encoder.d_out, decoder.d_hidden) for _ in range(needed))
-    if encoder.d_out != decoder.d_hidden:
-        raise ConfigError(
-            f"bridge=copy needs a decoder as wide as the encoder's last state, {encoder.d_out}, and it has "
-            f"d_hidden={decoder.d_hidden}; set decoder.d_hidden={encoder.d_out}, or use bridge=linear"
-        )
-    return None

@@ -1,6 +1,5 @@
 """A decoder without attention: all it knows of the source is one vector."""
 
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -40,4 +39,4 @@ class FixedVector(Decoder, config=FixedVectorConfig):
         context = state.encoded.final[0][:, None].expand(-1, y.shape[1], -1)
         top, hidden = self.net(torch.cat([y, context], dim=-1), state=state.hidden)
         readout = torch.tanh(self.readout(torch.cat([top, context, y], dim=-1)))
-        return self.drop(readout), replace(state, hidden=hidden)
+        return self.drop(readout), state._replace(hidden=hidden)

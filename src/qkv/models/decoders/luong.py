@@ -1,6 +1,5 @@
 """A decoder whose attention asks with the current state, after the token was read."""
 
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -55,7 +54,7 @@ class Luong(Decoder, config=LuongConfig):
             vectors, weights = self._look_back(top, state)
             if recorder is not None:
                 recorder.alignment(0, weights)
-            return self.drop(vectors), replace(state, hidden=hidden)
+            return self.drop(vectors), state._replace(hidden=hidden)
         hidden, feed = state.hidden, state.feed
         assert feed is not None
         from_y, to_gates = self.split_gates(y)
@@ -70,7 +69,7 @@ class Luong(Decoder, config=LuongConfig):
                 alignment.append(weights)
         if recorder is not None:
             recorder.alignment(0, torch.cat(alignment, dim=1))
-        return torch.stack(fed, 1), replace(state, hidden=hidden, feed=feed)
+        return torch.stack(fed, 1), state._replace(hidden=hidden, feed=feed)
 
     def _look_back(self, top: Float[Tensor, "N T D"], state: DecoderState) -> tuple[Tensor, Tensor]:
         """The attentional vectors, (N, T, R), and the weights, (N, T, S)."""

@@ -46,19 +46,11 @@ class EmbedderConfig(Config, ABC):
         return [replace(self, position=None).describe()]
 
     def for_vocabulary(self, n: int) -> "EmbedderConfig":
-        """The same for ids of a tokenizer with `n` tokens.
-
-        Raises:
-            ConfigError: It takes no ids, or fewer.
-        """
+        """The same for ids of a tokenizer with `n` tokens; `ConfigError` if it takes no ids, or fewer."""
         raise ConfigError(f"the data are text and model.embed is {self.tag()}; use TokenEmbedder")
 
     def for_vectors(self, n: int) -> "EmbedderConfig":
-        """The same for vectors of `n` numbers.
-
-        Raises:
-            ConfigError: It takes no vectors, or others.
-        """
+        """The same for vectors of `n` numbers; `ConfigError` if it takes no vectors, or others."""
         raise ConfigError(f"the data are vectors and model.embed is {self.tag()}; use VectorEmbedder")
 
     def closed(self) -> "EmbedderConfig":
@@ -91,11 +83,7 @@ class Embedder(Part, ABC):
         return self.matrix_flops() - 2 * sum(p.numel() for p in looked_up)
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
-        """Random input, one for each token, with floating-point numbers in float32.
-
-        Raises:
-            ConfigError: Nobody has said what it takes.
-        """
+        """Random input, one for each token, with floating-point numbers in float32."""
         name = type(self).__name__
         raise ConfigError(f"no input can be drawn for a model with the embedder {name}; check a part of it")
 

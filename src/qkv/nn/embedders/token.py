@@ -41,12 +41,12 @@ class TokenEmbedderConfig(EmbedderConfig):
         size = "…" if self.vocab_size is None else f"{self.vocab_size:,}"
         return [f"a vector for each of {size} tokens, {d_model:,} wide"]
 
-    def for_vocabulary(self, n: int) -> "TokenEmbedderConfig":
-        """The same for a tokenizer with `n` tokens; a larger table stays."""
+    def for_vocabulary(self, n: int, of: str = "", name: str = "embed") -> "TokenEmbedderConfig":
+        """The same for the tokenizer `of` something, with `n` tokens; a larger table stays. `name` is its own name."""
         if self.vocab_size is not None and self.vocab_size < n:
             raise ConfigError(
-                f"the tokenizer has {n} tokens and model.embed.vocab_size is {self.vocab_size}; leave it out, or set "
-                f"it to {n} or more"
+                f"the tokenizer{of} has {n} tokens and model.{name}.vocab_size is {self.vocab_size}; leave it out, or "
+                f"set it to {n} or more"
             )
         return replace(self, vocab_size=self.vocab_size or n)
 
@@ -68,11 +68,7 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
         self.weight: Table = nn.Parameter(torch.empty(config.vocab_size, d_model))
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """The vector of each id.
-
-        Raises:
-            ConfigError: There is no such id (on CPUs; on a GPU the kernel stops the process).
-        """
+        """The vector of each id. An id that there is not raises `ConfigError` on CPUs; a GPU stops the process."""
         try:
             x = look_up(inputs, self.weight)
         except IndexError:

@@ -58,11 +58,6 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
         self.proj = nn.Linear(config.n_features, d_model, bias=config.bias)
 
     def embed(self, inputs: Float[Tensor, "B T features"]) -> Float[Tensor, "B T D"]:
-        """Project each vector.
-
-        Raises:
-            ConfigError: The vectors have another width.
-        """
         if inputs.shape[-1] != self.proj.in_features:
             raise ConfigError(
                 f"the vectors have {inputs.shape[-1]} features and the model takes {self.proj.in_features}"

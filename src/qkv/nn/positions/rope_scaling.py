@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from qkv.config import Config, config
+from qkv.config import Config, Positive, config
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
 from qkv.shapes import Tensor
@@ -35,8 +35,10 @@ class RoPEScalingConfig(Config, ABC):
     def check_width(self, width: int) -> None:
         """Raise where it is not made for heads of so many rotated coordinates."""
 
-    def check_cache(self, capacity: int) -> None:
-        """Raise where keys that were rotated earlier would not fit those to come."""
+    @property
+    def rotates_anew_beyond(self) -> int | None:
+        """Tokens of a text beyond which all keys turn differently, so that those in a cache are stale; None: never."""
+        return None
 
 
 @final
@@ -81,12 +83,9 @@ class DynamicNTKScalingConfig(RoPEScalingConfig):
         factor = self.factor * stretch - (self.factor - 1)
         return frequencies(theta * factor ** (width / (width - 2)), width, device)
 
-    def check_cache(self, capacity: int) -> None:
-        if capacity > self.original_length:
-            raise ConfigError(
-                f"dynamic NTK scaling rotates anew beyond {self.original_length} tokens and a cache for {capacity} "
-                f"would go stale; use a cache of at most {self.original_length} tokens, or NTKScaling"
-            )
+    @property
+    def rotates_anew_beyond(self) -> int:
+        return self.original_length
 
 
 @final
@@ -174,15 +173,9 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
     """
 
     original_length: int
-    short_factors: tuple[float, ...]
-    long_factors: tuple[float, ...]
+    short_factors: tuple[Positive, ...]
+    long_factors: tuple[Positive, ...]
     attention_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not all(factor > 0 for factor in self.short_factors + self.long_factors):
-            raise ConfigError(
-                "the factors of LongRoPE divide frequencies and must be above 0; change those that are not"
-            )
 
     @property
     def magnitude(self) -> float:
@@ -199,9 +192,6 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
                 f"has {width // 2} pairs that turn; give one for each"
             )
 
-    def check_cache(self, capacity: int) -> None:
-        if capacity > self.original_length:
-            raise ConfigError(
-                f"LongRoPE rotates anew beyond {self.original_length} tokens and a cache for {capacity} would go "
-                f"stale; use a cache of at most {self.original_length} tokens"
-            )
+    @property
+    def rotates_anew_beyond(self) -> int:
+        return self.original_length

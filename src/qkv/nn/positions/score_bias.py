@@ -47,15 +47,12 @@ class ALiBiConfig(ScoreBiasConfig):
     power of two, those of the next lower one, then every other one of the next higher, as in the authors' code.
     """
 
-    def build(self, n_heads: int) -> "ALiBi":
-        return ALiBi(n_heads)
-
 
 @final
-class ALiBi(ScoreBias):
+class ALiBi(ScoreBias, config=ALiBiConfig):
     """One slope for each head; no weights."""
 
-    def __init__(self, n_heads: int) -> None:
+    def __init__(self, config: ALiBiConfig, n_heads: int) -> None:
         super().__init__()
         n = 2 ** int(math.log2(n_heads))
         slopes = [2 ** (-8 * i / n) for i in range(1, n + 1)]
