@@ -58,7 +58,7 @@ class Qkv(Contestant):
         options = {"float32": {"dtype": torch.float32}, "int8": {}}.get(mode, {})
         self.model = qkv.load(path, **options).model
         if mode == "int8":
-            from qkv.models.quantise import quantise
+            from qkv.nn.quantised import quantise
 
             self.model = qkv.load(path, dtype=torch.float32).model
             quantise(self.model, "int8")

@@ -244,8 +244,8 @@ def test_the_loop_at_once_is_the_loop_step_by_step(monkeypatch):
 
 def test_the_loop_goes_at_once_where_it_can(monkeypatch):
     """One layer of a GRU, additive scores, one type of at least float32."""
-    from qkv.models.decoders import bahdanau
-    from qkv.models.quantise import quantise
+    from qkv.models import decoders as bahdanau
+    from qkv.nn.quantised import quantise
 
     calls = []
     operation = bahdanau.attentive_gru

@@ -11,7 +11,6 @@ from qkv.config import config, dump_yaml
 from qkv.cost import summary
 from qkv.errors import ConfigError
 from qkv.masks import Causal
-from qkv.models.quantise import quantise
 from qkv.models.stack import Repeat
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig, add_adapters
@@ -22,7 +21,7 @@ from qkv.nn.embedders import Embedder, EmbedderConfig, TokenEmbedderConfig
 from qkv.nn.heads import Head, HeadConfig, LMHeadConfig, VectorHeadConfig
 from qkv.nn.norms import Norm, NormConfig, RMSNormConfig
 from qkv.nn.positions import PositionTable, PositionTableConfig
-from qkv.nn.quantised import Int8Linear
+from qkv.nn.quantised import Int8Linear, quantise
 from qkv.nn.recurrent import RecurrentConfig
 from qkv.nn.sublayer import Sublayer, SublayerConfig, in_turn
 from tiny import tiny_model

@@ -16,8 +16,7 @@ from qkv.loading.run import RECIPE, open_run, read_run_config
 from qkv.loading.saved import MODEL, open_saved
 from qkv.loading.transly import open_transly
 from qkv.models.model import ModelConfig
-from qkv.models.quantise import quantise
-from qkv.nn.quantised import Packed, Width
+from qkv.nn.quantised import Packed, Width, quantise
 
 R = TypeVar("R", bound=Ready)
 

@@ -13,7 +13,7 @@ from qkv.errors import ConfigError
 from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig, draw_seed
 from qkv.models.pairs import Pair, PairModel, PairModelConfig, check_pair, check_sources
-from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
+from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
@@ -81,15 +81,6 @@ class EncoderDecoderConfig(PairModelConfig):
             )
         reader = None if self.source is None else self.source.for_vocabulary(source, " of the source", "source")
         return replace(self, source=reader, target=self.target.for_vocabulary(target, " of the target", "target"))
-
-    def with_dropout(self, p: float) -> "EncoderDecoderConfig":
-        return replace(
-            self,
-            source=None if self.source is None else replace(self.source, dropout=p),
-            target=replace(self.target, dropout=p),
-            encoder=with_dropout(self.encoder, p),
-            decoder=with_dropout(self.decoder, p),
-        )
 
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:

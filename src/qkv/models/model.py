@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, final
+from dataclasses import fields
+from typing import Any, Self, cast, final
 
 from torch import nn
 
@@ -48,9 +49,9 @@ class ModelConfig(Config, ABC):
         """What kind of model it is, for people."""
         return self.tag()
 
-    @abstractmethod
-    def with_dropout(self, p: float) -> "ModelConfig":
+    def with_dropout(self, p: float) -> Self:
         """The same with the probability of every dropout set."""
+        return _with_dropout(self, p)
 
     @abstractmethod
     def closed(self) -> "ModelConfig":
@@ -59,6 +60,15 @@ class ModelConfig(Config, ABC):
     def build(self) -> "Model":
         """The model, with fresh weights (none on the meta device)."""
         return self._build()
+
+
+def _with_dropout(part: Any, p: float) -> Any:
+    if isinstance(part, tuple):
+        return tuple(_with_dropout(item, p) for item in part)
+    if not isinstance(part, Config):
+        return part
+    values = {f.name: getattr(part, f.name) for f in fields(cast("Any", part))}
+    return type(part)(**{name: p if name == "dropout" else _with_dropout(x, p) for name, x in values.items()})
 
 
 class Model(Configured, nn.Module, ABC):
@@ -79,7 +89,7 @@ class Model(Configured, nn.Module, ABC):
     checkpoint_blocks: bool
 
     def after_step(self, loads: Mapping[str, Tensor]) -> None:
-        """After the optimiser's step: hand each sublayer the loads that it reported, summed over the update's batches."""
+        """After the optimiser's step: hand each sublayer the loads that it reported, summed over the batches."""
         for path, part in self.named_modules() if loads else ():
             name = path.replace(".sublayers.", ".") + "."
             own = {key.removeprefix(name): load for key, load in loads.items() if key.startswith(name)}

@@ -117,21 +117,16 @@ class Seq2Seq(PairModel, config=Seq2SeqConfig):
         scale: float | None = None,
         recorder: Recorder | None = None,
     ) -> Float[Tensor, "B T V"] | tuple[Tensor, Aux | None]:
-        readout, documents = self._read(inputs, tokens, recorder)
+        documents = Documents.of(check_pair(inputs, tokens))
+        state = self.decoder.begin(self._encode(inputs.source, Documents.of(inputs.tokens)))
+        y = self.target(documents.gather(inputs.target), documents.tokens)
+        readout, _ = self.decoder(y, state, recorder)
         if targets is None:
             return documents.scatter(self.head(readout, documents.tokens, self.table))
         if not documents.full:  # what is behind the ends never reaches the vocabulary
             valid = documents.valid
             readout, targets = readout[valid][None], documents.gather(targets)[valid][None]
         return self.head_loss(readout, Tokens.full(*targets.shape, device=targets.device), targets, scale), None
-
-    def _read(self, inputs: Pair, tokens: Tokens | None, recorder: Recorder | None) -> tuple[Tensor, Documents]:
-        """What the head reads for each token of each target."""
-        sources, documents = Documents.of(inputs.tokens), Documents.of(check_pair(inputs, tokens))
-        state = self.decoder.begin(self._encode(inputs.source, sources))
-        y = self.target(documents.gather(inputs.target), documents.tokens)
-        readout, _ = self.decoder(y, state, recorder)
-        return readout, documents
 
     def _encode(self, source: Int[Tensor, "B S"], documents: Documents) -> Encoded:
         return self.encoder(self.source(documents.gather(source), documents.tokens), documents)

@@ -1,6 +1,5 @@
 """A stack of blocks over one stream: what a Transformer, an encoder and a decoder have in common."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Annotated, Any, final
 
@@ -69,15 +68,6 @@ def mask_ahead(blocks: Blocks) -> Mask | None:
     """The first mask that lets a token see one after it; None: there is none."""
     masks = (part.stream_mask for part in sublayers(blocks))
     return next((mask for mask in masks if mask is not None and sees_ahead(mask)), None)
-
-
-def with_dropout(blocks: Any, p: float) -> Any:
-    """The same blocks with the dropout of every sublayer set."""
-    if isinstance(blocks, tuple):
-        return tuple(with_dropout(part, p) for part in blocks)
-    if isinstance(blocks, Repeat):
-        return dataclasses.replace(blocks, pattern=with_dropout(blocks.pattern, p))
-    return dataclasses.replace(blocks, sublayers=tuple(dataclasses.replace(f, dropout=p) for f in blocks.sublayers))
 
 
 class Stack(nn.Module):

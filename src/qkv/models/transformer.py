@@ -14,7 +14,7 @@ from qkv.masks import Mask
 from qkv.models.decoding import ROOM, CachedDecoding
 from qkv.models.init import InitConfig, draw_seed
 from qkv.models.model import Model, ModelConfig
-from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers, with_dropout
+from qkv.models.stack import Blocks, Stack, depth, mask_ahead, sublayers
 from qkv.nn.embedders import Embedder, EmbedderConfig
 from qkv.nn.heads import Head, HeadConfig
 from qkv.nn.norms import NormConfig
@@ -73,10 +73,6 @@ class TransformerConfig(ModelConfig):
     def mask_ahead(self) -> Mask | None:
         """The first mask that lets a token see one after it: such a model learns to look up what it is to predict."""
         return mask_ahead(self.blocks)
-
-    def with_dropout(self, p: float) -> "TransformerConfig":
-        embed = dataclasses.replace(self.embed, dropout=p)
-        return dataclasses.replace(self, embed=embed, blocks=with_dropout(self.blocks, p))
 
     def closed(self) -> "TransformerConfig":
         return dataclasses.replace(self, embed=self.embed.closed())

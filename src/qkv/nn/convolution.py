@@ -8,7 +8,7 @@ from torch import nn
 
 from qkv.config import Count, config
 from qkv.documents import Documents
-from qkv.nn.stateful import Kept, Stateful
+from qkv.nn.mixer import Kept, Stateful
 from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Tensor
 

@@ -5,7 +5,6 @@ there are few vectors, whatever type the stream has; that of a packed model is b
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from typing import Literal, TypeAlias, final
 
 import torch
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from qkv.errors import ConfigError
+from qkv.nn.part import Part
 from qkv.ops import int4
-from qkv.ops.int4 import GROUP, Groups
+from qkv.ops.int4 import GROUP
 from qkv.shapes import Float, Int, Integer, Tensor
 
 _MULTIPLE = 16
@@ -70,9 +70,9 @@ class Int4Linear(Packed):
     """Four-bit weights: a weight is code · scale + zero, to the rounding of `qkv.ops.int4.pack`.
 
     Args:
-        codes: From 0 to 15.
-        scale: One for 32 neighbours.
-        zero: What code 0 stands for.
+        packed: Weights and scales, as `qkv.ops.int4.pack` or `pack_parts` made them.
+        out_features: N.
+        in_features: K.
         bias: Added to the product.
     """
 
@@ -80,28 +80,11 @@ class Int4Linear(Packed):
     scales: Tensor
 
     def __init__(
-        self,
-        codes: Integer[Tensor, "N K"],
-        scale: Float[Tensor, "N groups"],
-        zero: Float[Tensor, "N groups"],
-        bias: Float[Tensor, " N"] | None = None,
+        self, packed: tuple[Tensor, Tensor], out_features: int, in_features: int, bias: Tensor | None = None
     ) -> None:
-        super().__init__(codes.shape[0], codes.shape[1], bias)
-        self._hold(*int4.pack(codes, scale, zero))
-
-    @classmethod
-    def of_parts(
-        cls, parts: Iterable[Groups], out_features: int, in_features: int, bias: Tensor | None
-    ) -> "Int4Linear":
-        """The same from codes, scales and zeros of some rows at a time, as `qkv.ops.int4.parts_of` cuts them."""
-        made = cls.__new__(cls)
-        Packed.__init__(made, out_features, in_features, bias)
-        made._hold(*int4.pack_parts(parts, out_features, in_features))
-        return made
-
-    def _hold(self, weight: Tensor, scales: Tensor) -> None:
-        self.register_buffer("weight", weight)
-        self.register_buffer("scales", scales)
+        super().__init__(out_features, in_features, bias)
+        self.register_buffer("weight", packed[0])
+        self.register_buffer("scales", packed[1])
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         y = int4.product(x, self.weight, self.scales)
@@ -205,4 +188,30 @@ def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, wi
     low, high = groups.aminmax(dim=-1)
     scale = (high - low) / 15
     codes = ((groups - low[..., None]) / scale.clamp(min=_TINY)[..., None]).round()
-    return Int4Linear(codes.flatten(1).to(torch.uint8), scale, low, bias)
+    return Int4Linear(int4.pack(codes.flatten(1).to(torch.uint8), scale, low), *weight.shape, bias)
+
+
+def quantise(model: nn.Module, width: Width) -> None:
+    """Pack the weights of a model in place: its linear maps to `width`, tables of tokens and heads to float16.
+
+    All else becomes float32, and so does the stream. Nothing can be trained any more. A part says what it packs besides
+    linear maps, and which of those stay wide.
+
+    Raises:
+        ConfigError: As for `quantised`, or a part cannot be packed; the message names the layer.
+    """
+    model.float().requires_grad_(requires_grad=False)
+    parts = list(model.named_modules())
+    wide = {id(weight) for _, part in parts if isinstance(part, Part) for weight in part.left_wide()}
+    for path, part in parts:
+        place = path
+        try:
+            for name, child in list(part.named_children()):
+                if isinstance(child, nn.Linear) and id(child.weight) not in wide:
+                    place = f"{path}.{name}"
+                    setattr(part, name, quantised(child.weight, child.bias, width))
+            if isinstance(part, Part):
+                place = path
+                part.pack()
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None

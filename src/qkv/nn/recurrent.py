@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from qkv.config import Config, Count, config
 from qkv.documents import Documents
-from qkv.nn.stateful import Kept, Stateful
+from qkv.nn.mixer import Kept, Stateful
 from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Int, Tensor
 

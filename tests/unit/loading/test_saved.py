@@ -14,8 +14,8 @@ from qkv.data import CharacterTokenizerConfig
 from qkv.errors import ConfigError, FileError
 from qkv.models.model import Model, ModelConfig
 from qkv.models.pairs import Pair
-from qkv.models.quantise import quantise
 from qkv.nn.adapters import add_adapters
+from qkv.nn.quantised import quantise
 from qkv.presets import PRESETS
 from qkv.presets.translators import PAIR_PRESETS
 from qkv.tokens import Tokens

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import ConfigError
-from qkv.models.quantise import quantise
 from qkv.models.transformer import TransformerConfig
 from qkv.nn import quantised as quantised_module
-from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, quantised
+from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, quantise, quantised
 from qkv.ops import int4
 from qkv.tokens import Tokens
 from tiny import tiny_config, tiny_model, token_ids
@@ -48,14 +47,14 @@ def test_four_bits_are_code_times_scale_plus_zero(vectors, n, groups_of, seed, b
     codes, scale, zero, weight = groups(n, 32 * groups_of, seed)
     b = torch.randn(n) if bias else None
     x = torch.randn(vectors, 32 * groups_of)
-    layer = Int4Linear(codes, scale, zero, b)
+    layer = Int4Linear(int4.pack(codes, scale, zero), *codes.shape, b)
     agree(layer(x), x, weight, b)
     assert layer(x.view(1, vectors, -1)).shape == (1, vectors, n)
 
 
 def test_few_and_many_vectors_give_the_same(monkeypatch):
     codes, scale, zero, weight = groups(128, 96, 0)
-    layer, x = Int4Linear(codes, scale, zero), torch.randn(int4._MANY, 96)
+    layer, x = Int4Linear(int4.pack(codes, scale, zero), *codes.shape), torch.randn(int4._MANY, 96)
     many = layer(x)
     monkeypatch.setattr(int4, "_MANY", 10**9)
     # Few: vectors and results rounded to bfloat16.
@@ -66,7 +65,7 @@ def test_chunks_of_expanded_rows(monkeypatch):
     codes, scale, zero, weight = groups(640, 64, 1)
     monkeypatch.setattr(int4, "_EXPANDED", 4 * 64 * 64 * 3)  # three blocks of rows at once; ten do not divide
     x = torch.randn(int4._MANY, 64)
-    agree(Int4Linear(codes, scale, zero)(x), x, weight)
+    agree(Int4Linear(int4.pack(codes, scale, zero), *codes.shape)(x), x, weight)
 
 
 def test_where_the_layout_is_not_known_the_packed_product_runs(monkeypatch):
@@ -74,7 +73,7 @@ def test_where_the_layout_is_not_known_the_packed_product_runs(monkeypatch):
     monkeypatch.setattr(int4, "_layout_is_known", lambda: False)
     monkeypatch.setattr(int4, "_columns", None)
     x = torch.randn(int4._MANY, 64)
-    agree(Int4Linear(codes, scale, zero)(x), x, weight)
+    agree(Int4Linear(int4.pack(codes, scale, zero), *codes.shape)(x), x, weight)
 
 
 @settings(max_examples=25, deadline=None)

@@ -17,7 +17,7 @@ from qkv.checkpoints.gguf.reader import read_gguf
 from qkv.checkpoints.maps import KeyMap, Rule, ShapeError, Tensors, build_empty, check_fit
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.quantised import HalfLinear, Int4Linear, Packed
-from qkv.ops.int4 import Groups, parts_of
+from qkv.ops.int4 import Groups, pack_parts, parts_of
 from qkv.shapes import Tensor
 
 
@@ -141,7 +141,7 @@ def _four(rule: Rule, tensors: Tensors, kind: str, owner: nn.Linear) -> Packed:
         for part in _in_turn(weight, parts_of(rows, columns)):
             yield int4_groups(part, kind)
 
-    return Int4Linear.of_parts(groups(), rows, columns, owner.bias)
+    return Int4Linear(pack_parts(groups(), rows, columns), rows, columns, owner.bias)
 
 
 def _check(shape: Sequence[int], owner: nn.Module) -> None:

@@ -66,7 +66,3 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Float[Tensor, "B T features"]:
         return torch.randn(batch, length, self.proj.in_features, generator=generator)
-
-    @property
-    def table(self) -> None:
-        return None

@@ -1,6 +1,5 @@
 """Positions: tables that are added to the embeddings, and in attention a bias of the scores or a rotation."""
 
-from qkv.nn.positions.attention_position import AttentionPositionConfig
 from qkv.nn.positions.rope_scaling import (
     DynamicNTKScalingConfig,
     LinearScalingConfig,
@@ -18,6 +17,9 @@ from qkv.nn.positions.tables import (
     PositionTableConfig,
     SinusoidalPositionsConfig,
 )
+
+AttentionPositionConfig = RoPEConfig | ScoreBiasConfig
+"""What tells attention where tokens stand: a rotation of queries and keys, or a bias of the scores."""
 
 __all__ = [
     "ALiBiConfig",

@@ -4,9 +4,8 @@ from typing import Annotated, final
 
 import torch
 
-from qkv.config import config, must
+from qkv.config import Config, config, must
 from qkv.errors import ConfigError
-from qkv.nn.positions.attention_position import AttentionPositionConfig
 from qkv.nn.positions.rope_scaling import RoPEScalingConfig
 from qkv.ops.rotary import RotaryLayout, Rotation, frequencies, rotation
 from qkv.tokens import Layout, Tokens
@@ -14,7 +13,7 @@ from qkv.tokens import Layout, Tokens
 
 @final
 @config
-class RoPEConfig(AttentionPositionConfig):
+class RoPEConfig(Config):
     """Rotary position embedding of queries and keys (Su et al. 2021, RoFormer, section 3.2).
 
     Attributes:

@@ -7,14 +7,13 @@ from typing import final
 import torch
 from torch import nn
 
-from qkv.config import Configured, config
+from qkv.config import Config, Configured, config
 from qkv.errors import ConfigError
-from qkv.nn.positions.attention_position import AttentionPositionConfig
 from qkv.shapes import Float, Int, Tensor
 
 
 @config
-class ScoreBiasConfig(AttentionPositionConfig, ABC):
+class ScoreBiasConfig(Config, ABC):
     """Base of the biases that depend on the distance between query and key alone."""
 
     def describe(self) -> str:
