@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Self, cast, final
+from typing import Any, cast, final
 
 from torch import nn
 
@@ -49,7 +49,7 @@ class ModelConfig(Config, ABC):
         """What kind of model it is, for people."""
         return self.tag()
 
-    def with_dropout(self, p: float) -> Self:
+    def with_dropout(self, p: float) -> "ModelConfig":
         """The same with the probability of every dropout set."""
         return _with_dropout(self, p)
 

@@ -188,7 +188,7 @@ def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, wi
     low, high = groups.aminmax(dim=-1)
     scale = (high - low) / 15
     codes = ((groups - low[..., None]) / scale.clamp(min=_TINY)[..., None]).round()
-    return Int4Linear(int4.pack(codes.flatten(1).to(torch.uint8), scale, low), *weight.shape, bias)
+    return Int4Linear(int4.pack(codes.flatten(1).to(torch.uint8), scale, low), len(weight), weight.shape[1], bias)
 
 
 def quantise(model: nn.Module, width: Width) -> None:
