@@ -71,6 +71,7 @@ class LoRALinear(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Float[Tensor, "*B in"]) -> Float[Tensor, "*B out"]:
+        """The projection and its low-rank update."""
         read = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return self.base(x) + F.linear(F.linear(read, self._a()) * self.scale, self._b())
 
