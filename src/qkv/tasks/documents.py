@@ -1,5 +1,6 @@
 """`DataConfig`: documents to go on from, whose source says whether they are texts, conversations or vectors."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
@@ -67,6 +68,9 @@ class DataConfig(TaskConfig):
             )
         if recipe.start is not None and self.tokenizer is not None:
             raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
+
+    def notes(self) -> Iterable[str]:
+        return self.source.notes()
 
     def prepare(self, start: Start | None = None) -> NextToken:
         if start is not None and not isinstance(start.opened, Loaded):

@@ -1,6 +1,7 @@
 """How good a model is: named numbers, each with a unit and a direction."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, final
@@ -78,14 +79,20 @@ class Evaluation(NamedTuple):
         return self.total / max(1, self.tokens)
 
 
-def evaluate(model: Model, batches: Batches, *, limit: int | None = None) -> Evaluation:
-    """The loss over the batches of a split, the first `limit` of them, or all; without dropout."""
+def evaluate(
+    model: Model, batches: Batches, *, limit: int | None = None, goes_on: Callable[[int, int], bool] = lambda *_: True
+) -> Evaluation:
+    """The loss over the batches of a split, the first `limit` of them, or all; without dropout.
+
+    It ends early where `goes_on(done, of)`, which is asked before each batch, says no.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     total, count, report = 0.0, 0, None
     with torch.no_grad():
-        for i in range(len(batches) if limit is None else min(limit, len(batches))):
+        n = len(batches) if limit is None else min(limit, len(batches))
+        for i in itertools.takewhile(lambda i: goes_on(i, n), range(n)):
             batch = batches.batch(0, i)
             count += model.head.count(batch.targets, batch.tokens)
             batch = batch.to(device)

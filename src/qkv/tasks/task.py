@@ -155,6 +155,10 @@ class TaskConfig(Config, ABC):
     def check(self, recipe: Recipe) -> None:
         """Raise `ConfigError` where the recipe does not go with the task, whatever the data; here never."""
 
+    def notes(self) -> Iterable[str]:
+        """What to say about the data before they are read; here nothing."""
+        return ()
+
     @abstractmethod
     def prepare(self, start: Start | None = None) -> Task:
         """Read the data; with a `start`, its tokenizer is the run's."""

@@ -1,12 +1,14 @@
 """What a person sees while a model learns: a live panel on a terminal, a plain line every few seconds elsewhere."""
 
+import contextlib
 import itertools
 import math
+import os
 import time
 from dataclasses import dataclass
 from typing import final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -55,23 +57,41 @@ class Display:
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         console = console or Console()
-        self._title, self._next = title, 0.0
-        self._progress: Progress | None = None
+        self._title, self._next, self._doing, self._note = title, 0.0, "", ""
+        self.progress: Progress | None = None
         wide = console.is_terminal and not console.is_dumb_terminal and console.width >= _WIDTH + _FRAME
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4) if wide else None
         if self._live is not None:
             self._live.start()
 
     def _draw(self) -> RenderableType:
-        return Text("…") if self._progress is None else _panel(self._progress, self._title)
+        doing = Text("\n".join(filter(None, (self._doing, self._note))))
+        if self.progress is None:
+            return doing or Text("…")
+        return Panel(Group(_table(self.progress), *([doing] if doing else [])), title=self._title, expand=False)
 
     def update(self, progress: Progress) -> None:
         """Called after every update of the weights, which may take less than a millisecond."""
-        self._progress = progress
+        self.progress, self._doing = progress, ""
         now = time.monotonic()
         if self._live is None and (now >= self._next or progress.step == progress.steps):
             self._next = now + _SECONDS_BETWEEN_LINES
             self.say(_line(progress))
+
+    def doing(self, what: str, done: int = 0, of: int = 0) -> None:
+        """Work that takes a while: in the panel, or as a line when it begins (if it is counted, every few seconds)."""
+        self._doing = f"{what} {done:,}/{of:,}" if of else what
+        now = time.monotonic()
+        if self._live is None and (not of or now >= self._next):
+            self._next = now + _SECONDS_BETWEEN_LINES
+            self.say(self._doing)
+
+    def note(self, message: str) -> None:
+        """A message from within a signal's handler, where locks may be held and a line be half written."""
+        self._note = message
+        if self._live is None:
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nqkv: {message}\n".encode())
 
     def say(self, message: str) -> None:
         """A line that stays, as it is: no wrapped paths, no emoji made of a model's text."""
@@ -101,7 +121,7 @@ def _line(p: Progress) -> str:
     )
 
 
-def _panel(p: Progress, title: str) -> Panel:
+def _table(p: Progress) -> Table:
     table = Table.grid(padding=(0, 3))
     held_out = "-" if p.validation is None else f"{p.validation:.4f}"
     names = ("step", "loss", "held out", "tokens/s", "of matmul peak", "left")
@@ -115,7 +135,7 @@ def _panel(p: Progress, title: str) -> Panel:
     lines.add_row(table)
     lines.add_row(ProgressBar(total=p.steps, completed=p.step, width=_WIDTH))
     lines.add_row(Text(sparkline(p.history, _WIDTH), style="cyan"))
-    return Panel(lines, title=title, expand=False)
+    return lines
 
 
 def sparkline(values: list[float], width: int) -> str:

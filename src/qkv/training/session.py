@@ -1,5 +1,6 @@
 """A session: from where a trainer stands to the last step, with all that is shown and written on the way."""
 
+import dataclasses
 import shlex
 import signal
 import statistics
@@ -20,9 +21,8 @@ from qkv.training.trainer import Trainer
 class Session:
     """A trainer with the run folder that it writes to, and the display that shows how far it is."""
 
-    def __init__(self, trainer: Trainer, run: Run) -> None:
-        self.trainer, self.run = trainer, run
-        self.display = Display(str(run.path))
+    def __init__(self, trainer: Trainer, run: Run, display: Display) -> None:
+        self.trainer, self.run, self.display = trainer, run, display
         self.saved_step = trainer.step
         self.skipped = 0
         self.failures: list[str] = []
@@ -32,7 +32,7 @@ class Session:
         began = time.monotonic()
         for note in self.trainer.task.notes(self.trainer.recipe):
             self.display.say(note)
-        with Interrupts() as interrupts:
+        with Interrupts(self.display.note) as interrupts:
             try:
                 self._loop(interrupts)
             except (QkvError, OSError):  # OSError: nobody reads what is shown, or its disk is full
@@ -48,6 +48,9 @@ class Session:
         peak = matmul_peak(recipe.precision, trainer.device)
         flops = training_flops_per_token(trainer.model.config, recipe.context, frozen=recipe.adapter is not None)
         started, history, speeds = (time.monotonic(), trainer.step), [], []
+        measured = {entry["step"] for entry in self.run.metrics() if "validation_loss" in entry}
+        if trainer.step and trainer.held_out is not None and trainer.step not in measured:
+            self._evaluate(interrupts)  # it was stopped before, or while it did
         while trainer.step < recipe.steps and interrupts.received is None:
             before = time.perf_counter()
             entry = trainer.update()
@@ -57,21 +60,34 @@ class Session:
             history.append(entry["loss"])
             speeds = [*speeds[-19:], entry["tokens"] / seconds]
             speed = statistics.median(speeds)
-            last = trainer.step == recipe.steps
-            if last or trainer.step % recipe.evaluate_every == 0:
-                self._evaluate(None if last else recipe.evaluate_batches)
-            if trainer.step % recipe.save_every == 0:
-                self._save()
-            share = speed * flops / peak
-            self.display.update(
-                Progress(trainer.step, recipe.steps, entry["loss"], trainer.validation, speed, share, history, started)
-            )
+            share, loss = speed * flops / peak, entry["loss"]
+            shown = Progress(trainer.step, recipe.steps, loss, trainer.validation, speed, share, history, started)
+            self.display.progress = shown
+            if trainer.step == recipe.steps or trainer.step % recipe.save_every == 0:
+                self._save()  # first: an evaluation may take long
+            self._evaluate(interrupts)
+            self.display.update(dataclasses.replace(shown, validation=trainer.validation))
         if self.saved_step != trainer.step:  # the last step, or a signal
             self._save()
 
-    def _evaluate(self, limit: int | None) -> None:
-        entry = self.trainer.evaluate(limit)
-        self._write(lambda: self.run.log(entry))
+    def _evaluate(self, interrupts: Interrupts) -> None:
+        """Where it is due: measure, write a sample and draw. A signal ends it."""
+        recipe, step = self.trainer.recipe, self.trainer.step
+        last = step == recipe.steps
+        if not last and step % recipe.evaluate_every:
+            return
+
+        def goes_on(done: int, of: int) -> bool:
+            self.display.doing("evaluating", done, of)
+            return interrupts.received is None
+
+        before = self.trainer.validation
+        entry = self.trainer.evaluate(None if last else recipe.evaluate_batches, goes_on)
+        if interrupts.received is not None:
+            self.trainer.validation = before
+            return
+        if self.trainer.held_out is not None:
+            self._write(lambda: self.run.log(entry))
         if (text := self.trainer.sample()) is not None:
             self._write(lambda: self.run.add_sample(self.trainer.step, text))
         self._write(self.run.plot)

@@ -1,8 +1,8 @@
 """Signals: the first asks for an orderly end, the second ends at once."""
 
-import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import final
 
@@ -16,11 +16,15 @@ class Interrupts:
 
     A SIGHUP that is ignored stays ignored: so `nohup` asked.
 
+    Args:
+        note: Shows that the first was heard. It is called between any two instructions, so that it must not print.
+
     Attributes:
         received: The first signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._note = note
         self.received: int | None = None
         self._before: dict[int, object] = {}
 
@@ -29,21 +33,19 @@ class Interrupts:
         """128 + the signal's number, as shells have it; 0 if there was none."""
         return 0 if self.received is None else 128 + self.received
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        # What Python prints may be in the middle of a line, and its locks held: straight to the descriptors.
+    def _hear(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
             if os.isatty(1):
                 os.write(1, _SHOW_CURSOR)
             os._exit(128 + number)  # the last good checkpoint is on the disk
         self.received = number
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nqkv: stopping after this step; a second signal leaves at once\n")
+        self._note("stopping after this step; a second signal leaves at once")
 
     def __enter__(self) -> "Interrupts":
         watched = [signal.SIGTERM, signal.SIGINT]
         if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:
             watched.append(_HANGUP)
-        self._before = {number: signal.signal(number, self._note) for number in watched}
+        self._before = {number: signal.signal(number, self._hear) for number in watched}
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

@@ -1,5 +1,6 @@
 """How a run begins, or goes on: from a recipe to a run folder, resumable bit for bit."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from qkv.loading.layouts import load
 from qkv.models.model import Model
 from qkv.nn.quantised import Packed
 from qkv.tasks import Start, Task
+from qkv.training.display import Display
 from qkv.training.memory import keep_pages
 from qkv.training.recipe import RecipeConfig
 from qkv.training.recipe_files import read_recipe
@@ -41,24 +43,38 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
     """
     config = read_recipe(recipe, sets)
     keep_pages()
-    session = _resume(config, recipe, out) if resume else _begin(config, recipe, out)
-    return session.run_to_end()
+    path = out and expand_home(out)
+    if resume:
+        path = path or (recipe.parent if recipe.name == RECIPE else None)
+        if path is None:
+            raise ConfigError(
+                "--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe"
+            )
+        saved = Run.saved_recipe(path)
+    else:
+        path, saved = path or default_out(recipe), None
+        require_free(path)  # before minutes of work on the corpus
+    with contextlib.closing(Display(str(path))) as display:
+        begin = _begin(config, path, display) if saved is None else _resume(config, saved, path, display)
+        return begin.run_to_end()
 
 
-def _begin(config: RecipeConfig, recipe: Path, out: Path | None) -> Session:
-    if out is not None:
-        out = expand_home(out)
-        require_free(out)  # before minutes of work on the corpus
-    trainer = Trainer(*_open(config))
+def _begin(config: RecipeConfig, path: Path, display: Display) -> Session:
+    trainer = Trainer(*_open(config, display))
+    if config.precision == "auto":
+        display.doing("timing float32 and bfloat16")
     note = trainer.choose_precision()
-    session = Session(trainer, Run.create(out or default_out(recipe), trainer.recipe, trainer.task))
+    session = Session(trainer, Run.create(path, trainer.recipe, trainer.task), display)
     if note is not None:
-        session.display.say(note)
+        display.say(note)
     return session
 
 
-def _open(config: RecipeConfig, run: Path | None = None) -> tuple[RecipeConfig, Task, Model | None]:
+def _open(config: RecipeConfig, display: Display, run: Path | None = None) -> tuple[RecipeConfig, Task, Model | None]:
     """The resolved recipe, its task, and what it starts from: `run`, or its own start."""
+    for note in config.data.notes():
+        display.say(note)
+    display.doing("reading the data")
     if config.start is None:
         task = config.data.prepare()
         return config.resolved(task), task, None
@@ -73,16 +89,12 @@ def _open(config: RecipeConfig, run: Path | None = None) -> tuple[RecipeConfig, 
     return config.resolved(task, base.model.config), task, base.model
 
 
-def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Session:
-    path = (out and expand_home(out)) or (recipe.parent if recipe.name == RECIPE else None)
-    if path is None:
-        raise ConfigError("--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe")
-    saved = Run.saved_recipe(path)
+def _resume(config: RecipeConfig, saved: RecipeConfig, path: Path, display: Display) -> Session:
     if config.precision == "auto":  # it was chosen when the run began
         config = dataclasses.replace(config, precision=saved.precision)
     run = Run(path, config.keep)
     checkpoint = run.store.latest()
-    config, task, base = _open(config, path if checkpoint is not None and config.data.keeps_start else None)
+    config, task, base = _open(config, display, path if checkpoint is not None and config.data.keeps_start else None)
     for key, new in config.to_dict().items():
         if key not in RESUMABLE and (found := difference(saved.to_dict()[key], new, key)):
             raise ConfigError(
@@ -96,13 +108,14 @@ def _resume(config: RecipeConfig, recipe: Path, out: Path | None) -> Session:
         raise ConfigError(f"steps={config.steps} and {path} has done {trainer.step}; set steps to that or more")
     run.forget_after(trainer.step)
     run.save_recipe(config)
-    session = Session(trainer, run)
+    losses = [entry["validation_loss"] for entry in run.metrics() if "validation_loss" in entry]
+    trainer.validation = losses[-1] if losses else None
     for warning in checkpoint.warnings if checkpoint else ():
-        session.display.say(f"warning: {warning}")
-    session.display.say(f"resumed {path} after step {trainer.step}")
+        display.say(f"warning: {warning}")
+    display.say(f"resumed {path} after step {trainer.step}")
     if trainer.step >= config.steps:
-        session.display.say(f"all {config.steps} steps are done; to train on, add --set steps=MORE")
-    return session
+        display.say(f"all {config.steps} steps are done; to train on, add --set steps=MORE")
+    return Session(trainer, run, display)
 
 
 def difference(old: Any, new: Any, path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -90,7 +91,6 @@ class Trainer:
             restore_weights(self.recipe, self.model, checkpoint, self.fingerprint)
             load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
             set_random_state(self.device, checkpoint.tensors("random"))
-            self.validation = checkpoint.state["validation"]
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise FileError(
@@ -104,7 +104,7 @@ class Trainer:
             "optimizer": optimizer_tensors(self.optimizer, self.model),
             "random": random_state(self.device),
         }
-        return files, {"validation": self.validation} | self.fingerprint
+        return files, dict(self.fingerprint)
 
     # --- one step --------------------------------------------------------------------------------------------------
 
@@ -167,12 +167,15 @@ class Trainer:
 
     # --- how good it is ----------------------------------------------------------------------------------------------
 
-    def evaluate(self, limit: int | None) -> dict[str, Any]:
-        """A line of the metrics: the loss on `limit` held-out batches, or on all with what the task measures."""
+    def evaluate(self, limit: int | None, goes_on: Callable[[int, int], bool] = lambda *_: True) -> dict[str, Any]:
+        """A line of the metrics: the loss on `limit` held-out batches, or on all with what the task measures.
+
+        Where `goes_on` ends it early, it is worth nothing.
+        """
         if self.held_out is None:
             return {"step": self.step}
         with products_in(self.recipe.precision, self.device):
-            found = evaluate(self.model, self.held_out, limit=limit)
+            found = evaluate(self.model, self.held_out, limit=limit, goes_on=goes_on)
             measures = () if limit is not None else self.task.measures(self.model, found)
         self.validation = found.loss
         extra = {f"validation_aux.{name}": loss / max(1, found.tokens) for name, loss in found.extra.items()}
