@@ -108,6 +108,7 @@ from qkv.training import CosineConfig as CosineConfig
 from qkv.training import RecipeConfig as RecipeConfig
 from qkv.training import StartConfig as StartConfig
 from qkv.training import WSDConfig as WSDConfig
-from qkv.training import train as train
+from qkv.training.trained import Trained as Trained
+from qkv.training.trained import train as train
 
 __version__: str

@@ -138,7 +138,7 @@ def test_a_run_is_exported_and_read_by_both(tmp_path):
     CharacterTokenizerConfig().train([(tmp_path / "corpus.txt").read_text()]).save(tmp_path / "base")
     data |= {"start": {"path": str(tmp_path / "base")}, "adapter": {"rank": 2}}
     (tmp_path / "tune.yaml").write_text(dump_yaml(data))
-    assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "run") == 0
+    assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "run").exit_code == 0
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "adapter"), "--to", "peft"]) == 0
     run, back = qkv.load(tmp_path / "run"), qkv.load(tmp_path / "adapter")
     for name, p in run.model.state_dict().items():
@@ -158,11 +158,11 @@ def test_a_run_is_exported_and_read_by_both(tmp_path):
 def test_what_has_no_adapters_for_peft(tmp_path):
     data = recipe_data(write_corpus(tmp_path), steps=1)
     (tmp_path / "plain.yaml").write_text(dump_yaml(data))
-    assert qkv.train(tmp_path / "plain.yaml", out=tmp_path / "plain") == 0
+    assert qkv.train(tmp_path / "plain.yaml", out=tmp_path / "plain").exit_code == 0
     tune = {key: value for key, value in data.items() if key != "model"}
     tune |= {"data": {"source": data["data"]["source"]}, "start": {"path": str(tmp_path / "plain")}, "adapter": {}}
     (tmp_path / "tune.yaml").write_text(dump_yaml(tune))
-    assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "tuned") == 0
+    assert qkv.train(tmp_path / "tune.yaml", out=tmp_path / "tuned").exit_code == 0
     llama(tmp_path / "base")
     for source, message in (
         ("base", "base: is no run, and only runs have adapters to write; give one whose recipe has 'adapter'"),

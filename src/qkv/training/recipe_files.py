@@ -1,10 +1,11 @@
 """Recipes in files: those that come with qkv, changes on the command line, and presets of models."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.config import assign, read_yaml
+from qkv.config import Config, assign, read_yaml
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.presets import preset
 from qkv.training.recipe import RecipeConfig
@@ -17,8 +18,8 @@ def built_in_recipe(name: str) -> Path | None:
     return {file.stem: file for file in _BUILT_IN.glob("*.yaml")}.get(name)
 
 
-def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
-    """A recipe from a YAML file, with changes such as `"optimizer.lr=3e-4"`.
+def read_recipe(recipe: Path | Mapping[str, Any], sets: Sequence[str] = ()) -> RecipeConfig:
+    """A recipe from a YAML file, or from what would stand in one, with changes such as `"optimizer.lr=3e-4"`.
 
     The name of a recipe that comes with qkv, such as `shakespeare`, stands for its file.
 
@@ -26,13 +27,7 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
         FileError: The file cannot be read.
         ConfigError: It is not a recipe; the message names the key.
     """
-    file = path if path.exists() else built_in_recipe(str(path))
-    if file is None:
-        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
-        raise FileError(f"{path}: no such file, and no recipe of that name; {suggest(str(path), known)}")
-    data = read_yaml(file)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    data = read_recipe_data(recipe)
     for change in sets:
         key = change.partition("=")[0]
         if key == "model.preset":
@@ -44,7 +39,24 @@ def read_recipe(path: Path, sets: Sequence[str] = ()) -> RecipeConfig:
     try:
         return RecipeConfig.from_dict(data)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{recipe if isinstance(recipe, Path) else 'the recipe'}: {error}") from None
+
+
+def read_recipe_data(recipe: Path | Mapping[str, Any] | RecipeConfig) -> dict[str, Any]:
+    """A recipe as plain data, to be changed. Errors as for `read_recipe`."""
+    if isinstance(recipe, RecipeConfig):
+        return recipe.to_dict()
+    if not isinstance(recipe, Path):
+        plain = {key: value.to_dict() if isinstance(value, Config) else value for key, value in recipe.items()}
+        return copy.deepcopy(plain)
+    file = recipe if recipe.exists() else built_in_recipe(str(recipe))
+    if file is None:
+        known = sorted(file.stem for file in _BUILT_IN.glob("*.yaml"))
+        raise FileError(f"{recipe}: no such file, and no recipe of that name; {suggest(str(recipe), known)}")
+    data = read_yaml(file)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{recipe}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    return data
 
 
 def expand_preset(data: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ RESUMABLE = frozenset({"steps", "evaluate_every", "evaluate_batches", "save_ever
 """What may be changed when a run goes on: it does not change what the steps so far have computed."""
 
 
-def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, resume: bool = False) -> int:
+def train(
+    recipe: Path | Mapping[str, Any], *, sets: Sequence[str] = (), out: Path | None = None, resume: bool = False
+) -> int:
     """Train as a recipe says; the whole of `qkv train`.
 
     Args:
-        recipe: A YAML file, or a run folder's own `recipe.yaml`, which repeats that run.
+        recipe: A YAML file, or a run folder's own `recipe.yaml`, which repeats that run; or what would stand in one.
         sets: Changes such as `"optimizer.lr=3e-4"`.
         out: The run folder; None: the next free one under `runs/`.
         resume: Go on with the run in `out` from its last whole checkpoint.
@@ -43,16 +45,16 @@ def train(recipe: Path, *, sets: Sequence[str] = (), out: Path | None = None, re
     """
     config = read_recipe(recipe, sets)
     keep_pages()
-    path = out and expand_home(out)
+    path, file = out and expand_home(out), recipe if isinstance(recipe, Path) else Path("run")
     if resume:
-        path = path or (recipe.parent if recipe.name == RECIPE else None)
+        path = path or (file.parent if file.name == RECIPE else None)
         if path is None:
             raise ConfigError(
                 "--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe"
             )
         saved = Run.saved_recipe(path)
     else:
-        path, saved = path or default_out(recipe), None
+        path, saved = path or default_out(file), None
         require_free(path)  # before minutes of work on the corpus
     with contextlib.closing(Display(str(path))) as display:
         begin = _begin(config, path, display) if saved is None else _resume(config, saved, path, display)
