@@ -90,7 +90,7 @@ def _kept(documents: list[Any]) -> dict[str, Any]:
     if len(kinds) != 1 or None in kinds:
         found = ", ".join(sorted({type(document).__name__ for document in documents})) or "nothing"
         raise ConfigError(
-            f"data holds {found}; give only texts, only conversations, only pairs of texts, or only arrays (T, features)"
+            f"data holds {found}; give only texts, only conversations, only pairs of texts, or only arrays of vectors"
         )
     kind, suffix = kinds.pop() or ("", "")
     if kind == "VectorFiles":
