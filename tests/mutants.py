@@ -241,7 +241,7 @@ MUTANTS = [
     Mutant("Mistral's window is lost", "checkpoints/families/decoder.py", "[FULL if size is None else SLIDING] * n, size", "[FULL] * n, size", f"{FAMILIES}[mistral]"),
     Mutant("Qwen's early layers have the windows", "checkpoints/families/decoder.py", "size is None or i < late", "size is None or i >= late", f"{PARITY}/test_families.py::test_which_layers_have_windows_where_no_list_says_so"),
     Mutant("Phi-3's rows are taken for ours", "checkpoints/families/decoder.py", "ours, Split(rows), fuse)", "ours)", f"{FAMILIES}[phi3]"),
-    Mutant("LongRoPE's factors change places", "nn/positions/rope_scaling.py", "if longest <= self.original_length else", "if longest > self.original_length else", f"{FAMILIES}[phi3-part-of-a-head-long]"),
+    Mutant("LongRoPE's factors change places", "nn/positions/rope_scaling.py", "] <= self.original_length, short", "] > self.original_length, short", f"{FAMILIES}[phi3-part-of-a-head-long]"),
     Mutant("all heads' norm is that of each", "nn/attention.py", "self.q_norm(q.flatten(2)).view_as(q)", "self.q_norm(q.flatten(2)).view_as(q) * 0 + q", f"{FAMILIES}[olmo2]"),
     Mutant("parallel sublayers see each other", "nn/blocks.py", "[f(norm(x)) for f", "[f(norm(x + f(norm(x)))) for f", f"{FAMILIES}[gpt_neox]"),
     Mutant("a family drops what it cannot say", "checkpoints/families/family.py", 'raise ConfigError(f"{self.name} cannot express this model: {difference}")', "pass", FAMILY),

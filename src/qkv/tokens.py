@@ -37,6 +37,14 @@ class Tokens:
     coords: Int[Tensor, "B T P"]
     layout: Layout
 
+    @property
+    def lengths(self) -> Int[Tensor, "B t"]:
+        """Tokens of the document of each, as far as it goes; one column where that is the whole row."""
+        if self.layout is Layout.FULL or not self.index.numel():
+            return self.index[:, -1:] + 1
+        found = self.index.new_zeros(len(self.index), int(self.segment.max()) + 1)
+        return found.scatter_reduce(1, self.segment, self.index + 1, "amax").gather(1, self.segment)
+
     @staticmethod
     def full(
         batch: int, length: int, *, start: int | Int[Tensor, " B"] = 0, device: torch.device | None = None

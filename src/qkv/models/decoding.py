@@ -8,6 +8,7 @@ import torch
 
 from qkv.caches import Cache
 from qkv.context import Memory
+from qkv.models.stack import Stack
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import join_rows, pad_ids
@@ -54,17 +55,21 @@ class CachedDecoding(Decoding):
         self,
         encode: Callable[..., tuple[Tensor, object]],
         readout: Callable[[Tensor], Tensor],
+        stack: Stack,
         cache: Cache,
         memory: Memory | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._encode, self._readout, self._recorder = encode, readout, recorder
+        self._encode, self._readout, self._stack, self._recorder = encode, readout, stack, recorder
         self.cache, self._memory = cache, memory
+        self._texts: list[list[int]] = [[] for _ in cache.length]  # kept up where a length may turn all keys anew
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> Float[Tensor, "R V"]:
         """Append tokens to each row, at least one, in one forward pass; returns the new logits."""
         device = self.cache.length.device
+        if self._stack.rotates_by_length:
+            texts = self._whole_where_stale(texts)
         ids, tokens = pad_ids(texts, device)
         x, _ = self._encode(ids, tokens, cache=self.cache, memory=self._memory, recorder=self._recorder)
         last = torch.tensor([len(text) - 1 for text in texts], device=device)
@@ -72,8 +77,19 @@ class CachedDecoding(Decoding):
         self.logits = self._readout(x[torch.arange(len(texts), device=device), last, None])[:, 0]
         return self.logits
 
+    def _whole_where_stale(self, new: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """The tokens to read: the new ones; or all texts, into an empty cache, if one outgrows its keys."""
+        held = [text[:n] for text, n in zip(self._texts, self.cache.length.tolist(), strict=True)]
+        self._texts = [[*text, *more] for text, more in zip(held, new, strict=True)]
+        if all(self._stack.keeps(len(text), len(grown)) for text, grown in zip(held, self._texts, strict=True)):
+            return new
+        self.cache = self._stack.make_cache(len(new), self.cache.capacity)
+        return self._texts
+
     @torch.inference_mode()
     def advance(self, ids: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        if self._stack.rotates_by_length:
+            return self.read(ids[:, None].tolist())
         ids = ids.to(self.cache.length.device)[:, None]
         x, _ = self._encode(ids, cache=self.cache, memory=self._memory, recorder=self._recorder)
         self.logits = self._readout(x)[:, 0]
@@ -82,6 +98,7 @@ class CachedDecoding(Decoding):
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
         super().reorder(rows)
         self.cache.reorder(rows)
+        self._texts = [self._texts[row] for row in rows.tolist()]
         if self._memory is not None:
             self._memory = Memory(self._memory.x[rows], self._memory.tokens.take(rows))
 
@@ -94,6 +111,7 @@ class CachedDecoding(Decoding):
         assert isinstance(other, CachedDecoding)
         super().join(other)
         self.cache.extend(other.cache)
+        self._texts += other._texts
         if self._memory is not None and other._memory is not None:
             x = join_rows(self._memory.x, other._memory.x)
             self._memory = Memory(x, self._memory.tokens.join(other._memory.tokens))

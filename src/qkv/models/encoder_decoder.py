@@ -180,7 +180,7 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         cache = self.decoder.make_cache(len(source), capacity, room=max(map(len, prompts)) + ROOM)
         with torch.inference_mode():
             memory, _ = self.encode(source, tokens)
-        decoding = CachedDecoding(self.decoder.encode, self.readout, cache, memory)
+        decoding = CachedDecoding(self.decoder.encode, self.readout, self.decoder, cache, memory)
         decoding.read(prompts)
         return decoding
 

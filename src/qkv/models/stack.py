@@ -120,6 +120,16 @@ class Stack(nn.Module):
         """Whether there is cross-attention, so that a memory is needed."""
         return bool(self._memory_masks)
 
+    @property
+    def rotates_by_length(self) -> bool:
+        """Whether a token's rotation may depend on the length of its text."""
+        return any(position.scaling is not None and position.scaling.by_length for position, _ in self._rotations)
+
+    def keeps(self, before: int, after: int) -> bool:
+        """Whether a cache of a text of `before` tokens is right for the same text when it has grown to `after`."""
+        scalings = [position.scaling for position, _ in self._rotations if position.scaling is not None]
+        return before == 0 or all(scaling.keeps(before, after) for scaling in scalings)
+
     def applications(self) -> Iterator[tuple[str, Sublayer]]:
         """Each application of a sublayer in the order in which they act, named as in `Aux`: `blocks.3.attention`."""
         for i in self.order:
@@ -182,13 +192,6 @@ class Stack(nn.Module):
         Raises:
             ConfigError: The model cannot work on texts of that length.
         """
-        for position, _ in self._rotations:
-            most = None if position.scaling is None else position.scaling.rotates_anew_beyond
-            if most is not None and capacity > most:
-                raise ConfigError(
-                    f"{position.describe()} rotates anew beyond {most} tokens and a cache for {capacity} would go "
-                    f"stale; use a cache of at most {most} tokens"
-                )
         weight = next(self.parameters())
         shapes = [part.cache_shape() for _, part in self.keepers()]
         return Cache(shapes, batch, capacity, rollback=rollback, room=room, dtype=weight.dtype, device=weight.device)
@@ -206,8 +209,14 @@ class Stack(nn.Module):
         keys = {} if cache is None else cache.begin(tokens)
         seen = [keys.get(mask.reach, tokens) for mask in self.masks]
         masks = tuple(lower(mask, tokens, k, past=k is not tokens) for mask, k in zip(self.masks, seen, strict=True))
-        longest = tokens.shape[1] + (0 if cache is None else cache.bound)
-        rotations = tuple(position.rotation(tokens, width, longest, x.dtype) for position, width in self._rotations)
+        if cache is not None and self.rotates_by_length:
+            grown = zip(cache.length.tolist(), tokens.valid.sum(1).tolist(), strict=True)
+            if any(not self.keeps(before, before + new) for before, new in grown):
+                raise ConfigError(
+                    "the text grows past a length from which on all of its tokens are rotated anew; read it whole into "
+                    "an empty cache, or use `start`, which does so"
+                )
+        rotations = tuple(position.rotation(tokens, width, x.dtype) for position, width in self._rotations)
         memory_masks = ()
         if memory is not None:
             memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._memory_masks)

@@ -178,7 +178,7 @@ class Transformer(Stack, Model):
             ConfigError: The model cannot work on texts of that length.
         """
         cache = self.make_cache(len(prompts), capacity, room=max(map(len, prompts)) + ROOM)
-        decoding = CachedDecoding(self.encode, self.readout, cache, recorder=recorder)
+        decoding = CachedDecoding(self.encode, self.readout, self, cache, recorder=recorder)
         decoding.read(prompts)
         return decoding
 

@@ -159,7 +159,7 @@ class AttentionLayer(Mixer, ABC):
         masks = (lower(self.mask, tokens, there),) * (self.seat.mask + 1)  # in a stack it has a seat, and looks there
         rotations = ()
         if self.rope is not None:
-            rotation = self.rope.rotation(tokens, self.rotated, x.shape[1], x.dtype)
+            rotation = self.rope.rotation(tokens, self.rotated, x.dtype)
             rotations = (rotation,) * (self.seat.rotation + 1)
         kept = None if memory is None else Memory(memory, there)
         return Context(tokens, masks, rotations, memory=kept, memory_masks=masks)

@@ -23,14 +23,14 @@ class Rotation(NamedTuple):
     layout: RotaryLayout
 
 
-def frequencies(theta: float, width: int, device: torch.device) -> Float[Tensor, " pairs"]:
+def frequencies(theta: float | Float[Tensor, "b t 1"], width: int, device: torch.device) -> Float[Tensor, "*b_t pairs"]:
     """θ^(-2i / K) for pair i of K = `width` coordinates: radians per token, float64."""
     return theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
 
 
 def rotation(
     position: Int[Tensor, "b T"],
-    frequencies: Float[Tensor, " pairs"],
+    frequencies: Float[Tensor, "*b_t pairs"],
     layout: RotaryLayout,
     *,
     magnitude: float,

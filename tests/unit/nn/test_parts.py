@@ -199,7 +199,7 @@ def test_queries_and_keys_are_normed_before_the_rotation():
         part.weight.data.normal_()
     x = torch.randn(1, 5, 8, dtype=torch.float64)
     q, k, v = layer.qkv_proj(x).view(1, 5, 2, 3, 4).unbind(3)
-    by = RoPEConfig().rotation(Tokens.full(1, 5), 4, 5, torch.float64)
+    by = RoPEConfig().rotation(Tokens.full(1, 5), 4, torch.float64)
     q, k = rotate(layer.q_norm(q), by), rotate(layer.k_norm(k), by)
     out = attend(*(part.transpose(1, 2) for part in (q, k, v)), mask=Causal(), backend="reference")
     close(layer(x)[0], layer.o_proj(out.transpose(1, 2).flatten(2)))
@@ -225,7 +225,7 @@ def test_queries_and_keys_may_be_normed_over_all_heads():
 def test_rope_refuses_tokens_with_several_coordinates():
     tokens = dataclasses.replace(Tokens.full(1, 4), coords=torch.zeros(1, 4, 2, dtype=torch.long))
     with pytest.raises(ConfigError, match="RoPE turns by 1 coordinate and the tokens have 2 each"):
-        RoPEConfig().rotation(tokens, 8, 4, torch.float32)
+        RoPEConfig().rotation(tokens, 8, torch.float32)
 
 
 def test_sinusoidal_positions_are_those_of_the_paper():
@@ -363,27 +363,14 @@ def test_longrope_by_hand():
     )
     position = RoPEConfig(theta=100.0, scaling=scaling)
     for n, factors in ((4, (1.0, 2.0)), (5, (4.0, 8.0))):
-        by = position.rotation(Tokens.full(1, n), 4, n, torch.float64)
+        by = position.rotation(Tokens.full(1, n), 4, torch.float64)
         angle = torch.tensor([3 / factors[0], 3 * 0.1 / factors[1]], dtype=torch.float64)
         close(by.cos[0, 3, :2], 1.5 * angle.cos())
         close(by.sin[0, 3], 1.5 * torch.cat([-angle.sin(), angle.sin()]))
     with pytest.raises(ConfigError, match=r"2 short and 2 long factors, and a head has 3 pairs"):
         position.width(6)
-    model = tiny_model(config=tiny_config(position=position))
-    with pytest.raises(ConfigError, match="cache for 9 would go stale"):
-        model.make_cache(1, 9)
     with pytest.raises(ConfigError, match="must be above 0"):
         dataclasses.replace(scaling, long_factors=(0.0, 1.0))
-
-
-def test_dynamic_ntk_refuses_a_cache_that_would_go_stale():
-    from qkv.nn.positions import DynamicNTKScalingConfig
-
-    position = RoPEConfig(scaling=DynamicNTKScalingConfig(factor=2.0, original_length=8))
-    model = tiny_model(config=tiny_config(position=position))
-    model.make_cache(1, 8)
-    with pytest.raises(ConfigError, match="cache for 9 would go stale"):
-        model.make_cache(1, 9)
 
 
 def test_an_index_or_id_that_there_is_not():

@@ -151,8 +151,8 @@ def _llama3_of(factors: Tensor, rope: Mapping[str, Any], head_dim: int, source: 
 
 def _llama3_factors(scaling: Llama3ScalingConfig, theta: float, head_dim: int) -> Tensor:
     """By what the frequency of each pair is divided, in float32."""
-    cpu = torch.device("cpu")
-    return (frequencies(theta, head_dim, cpu) / scaling.frequencies(theta, head_dim, 0, cpu)).float()
+    none = torch.zeros(1, 1, dtype=torch.long, device="cpu")
+    return (frequencies(theta, head_dim, none.device) / scaling.frequencies(theta, head_dim, none)).float()
 
 
 # --- from config.json to metadata -----------------------------------------------------------------------------------

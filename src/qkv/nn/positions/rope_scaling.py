@@ -2,29 +2,33 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
 from qkv.config import Config, Positive, config
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
-from qkv.shapes import Tensor
+from qkv.shapes import Int, Tensor
+
+Lengths = Int[Tensor, "b t"]
 
 
 @config
 class RoPEScalingConfig(Config, ABC):
     """Base of the ways to stretch rotary embedding to longer texts than it was trained on."""
 
+    by_length: ClassVar[bool] = False
+    """Whether the same token turns differently in a longer text."""
+
     @abstractmethod
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        """Radians per token of each pair, float64 (width / 2,).
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        """Radians per token of each pair, float64 (width / 2,), or (b, t, width / 2) where they depend on the length.
 
         Args:
             theta: The base.
             width: Rotated coordinates of a head.
-            longest: Tokens in the longest row, counted from the start of its document.
-            device: Where to put them.
+            lengths: `Tokens.lengths`.
         """
 
     @property
@@ -35,10 +39,9 @@ class RoPEScalingConfig(Config, ABC):
     def check_width(self, width: int) -> None:
         """Raise where it is not made for heads of so many rotated coordinates."""
 
-    @property
-    def rotates_anew_beyond(self) -> int | None:
-        """Tokens of a text beyond which all keys turn differently, so that those in a cache are stale; None: never."""
-        return None
+    def keeps(self, before: int, after: int) -> bool:
+        """Whether the keys of a text of `before` tokens stay as they are while it grows to `after`."""
+        return True
 
 
 @final
@@ -48,8 +51,8 @@ class LinearScalingConfig(RoPEScalingConfig):
 
     factor: float
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        return frequencies(theta, width, device) / self.factor
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        return frequencies(theta, width, lengths.device) / self.factor
 
 
 @final
@@ -62,8 +65,8 @@ class NTKScalingConfig(RoPEScalingConfig):
 
     factor: float
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        return frequencies(theta * self.factor ** (width / (width - 2)), width, device)
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        return frequencies(theta * self.factor ** (width / (width - 2)), width, lengths.device)
 
 
 @final
@@ -71,21 +74,22 @@ class NTKScalingConfig(RoPEScalingConfig):
 class DynamicNTKScalingConfig(RoPEScalingConfig):
     """NTK scaling with a factor that grows with the text, beyond `original_length` tokens (Peng et al. 2023, 3.3).
 
-    The same token is rotated differently in a longer text, so keys in a cache go stale: a cache that could hold more
-    than `original_length` tokens is refused. (Hugging Face keeps the stale keys.)
+    The same token is rotated differently in a longer text, so that writing on reads the whole text anew for each token
+    beyond `original_length`. (Hugging Face keeps the stale keys.)
     """
+
+    by_length: ClassVar[bool] = True
 
     factor: float
     original_length: int
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        stretch = max(longest, self.original_length) / self.original_length
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        stretch = lengths[..., None].clamp(min=self.original_length).double() / self.original_length
         factor = self.factor * stretch - (self.factor - 1)
-        return frequencies(theta * factor ** (width / (width - 2)), width, device)
+        return frequencies(theta * factor ** (width / (width - 2)), width, lengths.device)
 
-    @property
-    def rotates_anew_beyond(self) -> int:
-        return self.original_length
+    def keeps(self, before: int, after: int) -> bool:
+        return after <= self.original_length
 
 
 @final
@@ -115,7 +119,7 @@ class YaRNScalingConfig(RoPEScalingConfig):
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
 
         def pair_that_turns(times: float) -> float:
             return width * math.log(self.original_length / (times * 2 * math.pi)) / (2 * math.log(theta))
@@ -125,9 +129,9 @@ class YaRNScalingConfig(RoPEScalingConfig):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, width - 1)
         high = high + 0.001 if low == high else high
-        pair = torch.arange(width // 2, dtype=torch.float64, device=device)
+        pair = torch.arange(width // 2, dtype=torch.float64, device=lengths.device)
         interpolate = ((pair - low) / (high - low)).clamp(0, 1)
-        plain = frequencies(theta, width, device)
+        plain = frequencies(theta, width, lengths.device)
         return plain / self.factor * interpolate + plain * (1 - interpolate)
 
 
@@ -150,8 +154,8 @@ class Llama3ScalingConfig(RoPEScalingConfig):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        plain = frequencies(theta, width, device)
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        plain = frequencies(theta, width, lengths.device)
         turns = self.original_length * plain / (2 * math.pi)
         keep = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
         return plain / self.factor * (1 - keep) + plain * keep
@@ -162,8 +166,8 @@ class Llama3ScalingConfig(RoPEScalingConfig):
 class LongRoPEScalingConfig(RoPEScalingConfig):
     """Each pair's frequency divided by a factor of its own, found by search (Ding et al. 2024, LongRoPE; Phi-3).
 
-    Texts of up to `original_length` tokens take the short factors, longer ones the long. So keys in a cache go stale
-    where a text grows past that: a cache that could hold more is refused.
+    Texts of up to `original_length` tokens take the short factors, longer ones the long: where a text grows past that,
+    it is read anew.
 
     Attributes:
         original_length: Tokens of the longest text before it was stretched.
@@ -171,6 +175,8 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
         long_factors: One for each pair, for longer texts.
         attention_factor: What cosines and sines are multiplied with, whatever the length.
     """
+
+    by_length: ClassVar[bool] = True
 
     original_length: int
     short_factors: tuple[Positive, ...]
@@ -181,9 +187,13 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
     def magnitude(self) -> float:
         return self.attention_factor
 
-    def frequencies(self, theta: float, width: int, longest: int, device: torch.device) -> Tensor:
-        factors = self.short_factors if longest <= self.original_length else self.long_factors
-        return frequencies(theta, width, device) / torch.tensor(factors, dtype=torch.float64, device=device)
+    def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
+        short, long = (
+            torch.tensor(factors, dtype=torch.float64, device=lengths.device)
+            for factors in (self.short_factors, self.long_factors)
+        )
+        factors = torch.where(lengths[..., None] <= self.original_length, short, long)
+        return frequencies(theta, width, lengths.device) / factors
 
     def check_width(self, width: int) -> None:
         if not len(self.short_factors) == len(self.long_factors) == width // 2:
@@ -192,6 +202,5 @@ class LongRoPEScalingConfig(RoPEScalingConfig):
                 f"has {width // 2} pairs that turn; give one for each"
             )
 
-    @property
-    def rotates_anew_beyond(self) -> int:
-        return self.original_length
+    def keeps(self, before: int, after: int) -> bool:
+        return before > self.original_length or after <= self.original_length

@@ -48,7 +48,7 @@ class RoPEConfig(Config):
             self.scaling.check_width(width)
         return width
 
-    def rotation(self, tokens: Tokens, width: int, longest: int, dtype: torch.dtype) -> Rotation:
+    def rotation(self, tokens: Tokens, width: int, dtype: torch.dtype) -> Rotation:
         """The angles of these tokens, for heads of `width` rotated coordinates.
 
         Raises:
@@ -58,11 +58,11 @@ class RoPEConfig(Config):
             raise ConfigError(f"RoPE turns by 1 coordinate and the tokens have {n} each; give `Tokens.coords` one")
         # Rows of one full sequence each may start at different places in decoding, but without a cache they are alike.
         position = tokens.coords[..., 0]
-        if tokens.layout is Layout.FULL and position.stride(0) == 0:
-            position = position[:1]
+        alike = tokens.layout is Layout.FULL and position.stride(0) == 0
+        position = position[:1] if alike else position
         wide = torch.promote_types(dtype, torch.float32)
         if self.scaling is None:
             plain = frequencies(self.theta, width, position.device)
             return rotation(position, plain, self.layout, magnitude=1.0, dtype=wide)
-        scaled = self.scaling.frequencies(self.theta, width, longest, position.device)
+        scaled = self.scaling.frequencies(self.theta, width, tokens.lengths[:1] if alike else tokens.lengths)
         return rotation(position, scaled, self.layout, magnitude=self.scaling.magnitude, dtype=wide)
