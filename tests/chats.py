@@ -7,7 +7,7 @@ import chat_templates
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml
 from qkv.data import BPETokenizerConfig, Tokenizer
-from qkv.presets.llama import llama
+from qkv.presets import llama
 
 
 def chat_tokenizer(*texts):

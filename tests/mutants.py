@@ -378,7 +378,7 @@ MUTANTS = [
     Mutant("gguf: the pages that were read stay", "checkpoints/gguf/load.py", "give_back((rows[part],))", "pass", GGUF_MEMORY),
     Mutant("gguf: raw rows are joined before what is kept has a place", "ops/int4.py", "for codes, scale, zero in parts:", "for codes, scale, zero in list(parts):", GGUF_MEMORY),
     Mutant("adapters: merged in sixteen bits", "nn/adapters.py", "self.update().to(wide)", "self.update().half().to(wide)", "tests/unit/nn/test_adapters.py::test_merging_costs_one_rounding_of_each_weight"),
-    Mutant("certificate: of weights in sixteen bits", "loading/convert.py", "copy.deepcopy(ready.model).float()", "ready.model", f"{CONVERT}::test_a_file_is_opened_once_and_the_certificate_is_of_float32"),
+    Mutant("certificate: of weights in sixteen bits", "loading/convert.py", "certificate(found, ready.model.float())", "certificate(found, ready.model)", f"{CONVERT}::test_the_certificate_is_of_float32"),
     Mutant("files: any number of layers of pairs", "checkpoints/maps.py", "if depth > max(n_tensors, _MAX_SHARED):", "if False:", FLIPS),
     Mutant("a part that nobody imports", "nn/__init__.py", "cross, ffn, latent, recurrent\n", "cross, ffn, recurrent\n", "tests/architecture/test_public_names.py"),
     Mutant("dates: the alignment is shifted", "loading/translator.py", "self.model.align(inputs)[0].cpu()", "self.model.align(inputs)[0].cpu().roll(1, -2)", "tests/laws/test_alignment_of_dates.py"),

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 import qkv.models.transformer
 from peers.shapes import Shape
-from qkv.presets.gpt2 import gpt2
-from qkv.presets.llama import llama
+from qkv.presets import gpt2, llama
 
 
 class Qkv(nn.Module):

@@ -14,7 +14,7 @@ from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig
 from qkv.generation import SamplingConfig
 from qkv.loading.loaded import Loaded
-from qkv.presets.llama import llama
+from qkv.presets import llama
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def test_adapters_compile_without_a_break_and_train_the_same():
 
 
 def test_windows_scaled_embeddings_and_bounded_logits_are_one_graph():
-    from qkv.presets.gemma2 import gemma2
+    from qkv.presets import gemma2
 
     sizes = {"d_model": 16, "n_rounds": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8, "d_ff": 24}
     data = gemma2(**sizes, vocab_size=41, window=4).to_dict()

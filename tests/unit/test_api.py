@@ -14,7 +14,7 @@ from qkv.data import CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig, generate
 from qkv.loading.loaded import Loaded
-from qkv.presets.gpt2 import gpt2
+from qkv.presets import gpt2
 from tolerances import FLOAT32
 
 DOCUMENT = "abcdefghij .\n"

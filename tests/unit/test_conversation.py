@@ -64,7 +64,7 @@ def test_what_ends_a_turn_may_be_plain_text(loaded):
     template = qkv.ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }} ##\n{% endfor %}")
     plain = dataclasses.replace(loaded, template=template, facts=qkv.Facts())
     messages = [{"role": "user", "content": "x"}]
-    writing = plain.answer(plain.encode_chat(messages), 5)
+    writing = plain.answer(plain.encode_chat(messages), max_new_tokens=5)
     assert writing._rows[0].stops._stops == ("##",)
 
 

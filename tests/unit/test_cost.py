@@ -17,8 +17,7 @@ from qkv.nn.ffn import FFNConfig
 from qkv.nn.heads import LMHeadConfig, VectorHeadConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.positions import LearnedPositionsConfig
-from qkv.presets import PRESETS, preset
-from qkv.presets.gpt2 import gpt2
+from qkv.presets import PRESETS, gpt2, preset
 from qkv.tokens import Tokens
 
 PUBLISHED = {

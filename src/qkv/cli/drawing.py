@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +15,17 @@ from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.blocks import BlockConfig
 from qkv.nn.sublayer import SublayerConfig
+
+
+class Terminal(Console):
+    """Standard output as it is, with a pipe that nobody reads left to `qkv.cli.main`."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        raise
+
 
 _WIDTH = 78
 _STREAM_AT = 5  # column of the stream

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +13,9 @@ from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_mo
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
-    from qkv.generation import SamplingConfig
-    from qkv.loading.loaded import Completion, Loaded
+    from qkv.loading.loaded import Completion, HowToWrite, Loaded
 
-_SEPARATOR = "\n" + "─" * 40 + "\n"
+_SEPARATOR = "─" * 40 + "\n"
 
 
 def generate(
@@ -52,23 +51,23 @@ def generate(
         samples: How many texts to write, one after the other.
         stop: End the text before this string. May be given several times.
     """
-    sampling = draw.config()
+    how: HowToWrite = {"max_new_tokens": max_new_tokens, "stop": stop or (), "sampling": draw.config()}
     prompts = _prompts(prompt, file, samples, batch_size)
     loaded = open_model(model, expand=expand, quantize=quantize)
-    if prompts is None and samples == 1 and not as_json:
-        _stream(loaded, prompt, max_new_tokens, stop or (), sampling)
-        return
     if prompts is None:
-        if samples < 1:
-            raise ConfigError(f"n={samples} samples: must be at least 1")
         _note(loaded, prompt, max_new_tokens)
-        done = iter(
-            loaded.complete([prompt] * samples, max_new_tokens=max_new_tokens, stop=stop or (), sampling=sampling)
-        )
-    else:
-        _check_lengths(loaded, prompts)
-        done = _in_batches(loaded, prompts, batch_size, max_new_tokens, stop or (), sampling)
-    _print(done, as_json)
+        if samples == 1 and not as_json:
+            pieces = loaded.stream(prompt, **how)
+            print(prompt, end="", flush=True)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+        else:
+            _print(loaded.complete(prompt, n=samples, **how), as_json)
+        return
+    _check_lengths(loaded, prompts)
+    for start in range(0, len(prompts), batch_size):
+        _print(loaded.complete(prompts[start : start + batch_size], **how), as_json, begin=start == 0)
 
 
 def read_standard_input() -> Iterator[str]:
@@ -87,7 +86,7 @@ def read_standard_input() -> Iterator[str]:
 
 
 def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> list[str] | None:
-    """The prompts of a file or of standard input; None: there is a single one."""
+    """The prompts of a file or of standard input, without blank lines; None: there is a single one."""
     if file is None and prompt != STANDARD_INPUT:
         return None
     if file is not None and prompt:
@@ -96,7 +95,14 @@ def _prompts(prompt: str, file: Path | None, samples: int, batch_size: int) -> l
         raise ConfigError(f"--samples {samples} is for a single prompt; repeat the lines of a file instead")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size} must be at least 1")
-    return _read_prompts(file)
+    if file is None or file.suffix != ".jsonl" or not file.is_file():
+        return [line for line in read_lines(file) if line.strip()]
+    from qkv.data import FilesConfig
+
+    prompts = [text for text in FilesConfig(path=str(file), field="prompt").documents() if text.strip()]
+    if not prompts:
+        raise FileError(f"{file}: holds no prompt; put one in each line")
+    return prompts
 
 
 def read_lines(file: Path | None) -> list[str]:
@@ -109,10 +115,10 @@ def read_lines(file: Path | None) -> list[str]:
 
     if file is None or str(file) == STANDARD_INPUT:
         lines, place = list(read_standard_input()), "standard input"
-    elif file.is_dir():
-        raise FileError(f"{file}: is a folder; give a file with one text in each line")
-    elif not file.exists():
-        raise FileError(f"{file}: no such file; give one with a text in each line")
+    elif file.is_dir() or not file.exists():
+        raise FileError(
+            f"{file}: {'is a folder' if file.is_dir() else 'no such file'}; give a file of texts, one a line"
+        )
     else:
         lines, place = decode_text(read_bytes(file), str(file)).removesuffix("\n").split("\n"), str(file)
     if not any(line.strip() for line in lines):
@@ -120,23 +126,9 @@ def read_lines(file: Path | None) -> list[str]:
     return lines
 
 
-def _read_prompts(file: Path | None) -> list[str]:
-    """The prompts of a file or of standard input; blank lines are none."""
-    if file is None or file.suffix != ".jsonl" or not file.is_file():
-        return [line for line in read_lines(file) if line.strip()]
-    from qkv.data import FilesConfig
-
-    prompts = [text for text in FilesConfig(path=str(file), field="prompt").documents() if text.strip()]
-    if not prompts:
-        raise FileError(f"{file}: holds no prompt; put one in each line")
-    return prompts
-
-
-def _check_lengths(loaded: "Loaded", prompts: Sequence[str]) -> None:
+def _check_lengths(loaded: "Loaded", prompts: list[str]) -> None:
     """Refuse a prompt that is too long before anything is written."""
-    from qkv.generation import context_of
-
-    limit = context_of(loaded.model)
+    limit = loaded.config.limit
     for number, ids in enumerate(loaded.encode_prompts(prompts), 1):
         if limit is not None and len(ids) >= limit:
             raise ConfigError(
@@ -145,40 +137,14 @@ def _check_lengths(loaded: "Loaded", prompts: Sequence[str]) -> None:
             )
 
 
-def _in_batches(
-    loaded: "Loaded",
-    prompts: Sequence[str],
-    size: int,
-    max_new_tokens: int,
-    stop: Sequence[str],
-    sampling: "SamplingConfig",
-) -> Iterator["Completion"]:
-    """The texts in order. With a seed each is the one that its prompt alone gives, whatever the size of the batches."""
-    for start in range(0, len(prompts), size):
-        batch = prompts[start : start + size]
-        streams = None if sampling.seed is None else [0] * len(batch)
-        yield from loaded.complete(batch, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, streams=streams)
-
-
-def _print(done: Iterator["Completion"], as_json: bool) -> None:
+def _print(done: list["Completion"], as_json: bool, *, begin: bool = True) -> None:
     for place, one in enumerate(done):
         if as_json:
             finish = one.finish.name.lower() if one.finish else None
             line = json.dumps({"prompt": one.prompt, "text": one.text, "finish": finish}, ensure_ascii=False)
         else:
-            line = (_SEPARATOR[1:] if place else "") + one.prompt + one.text
+            line = ("" if begin and place == 0 else _SEPARATOR) + one.prompt + one.text
         print(line, flush=True)
-
-
-def _stream(
-    loaded: "Loaded", prompt: str, max_new_tokens: int, stop: Sequence[str], sampling: "SamplingConfig"
-) -> None:
-    _note(loaded, prompt, max_new_tokens)
-    pieces = loaded.stream(prompt, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _note(loaded: "Loaded", prompt: str, max_new_tokens: int) -> None:

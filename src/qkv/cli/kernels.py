@@ -15,7 +15,6 @@ from qkv.nn.blocks import sublayers_of
 from qkv.nn.mixer import AttentionLayer
 from qkv.ops.attend import BACKENDS, choose
 from qkv.ops.backend import Problem
-from qkv.shapes import Tensor
 from qkv.tokens import Tokens
 
 
@@ -54,23 +53,19 @@ def _layers(config: TransformerConfig) -> Iterator[tuple[AttentionLayer, int]]:
 
 def _problems(layer: AttentionLayer, tokens: int, batch: int, dtype: torch.dtype) -> dict[str, Problem]:
     """The layer's problem in training, on full and on packed rows, and in decoding."""
+    heads = layer.heads
+
+    def problem(mask: LoweredMask, queries: int = tokens) -> Problem:
+        sizes = ((heads.n_heads, queries, heads.head_dim), (heads.n_kv_heads, tokens, heads.head_dim))
+        values = (heads.n_kv_heads, tokens, heads.value_dim)
+        q, k, v = (torch.empty((), dtype=dtype).expand(batch, *size) for size in (*sizes, values))  # no memory
+        return layer.problem(q, k, v, mask, training=queries > 1)
+
     full = Tokens.full(batch, tokens)
     halves = Tokens.packed([[tokens - tokens // 2, tokens // 2] if tokens > 1 else [1]] * batch)
     last = Tokens.full(batch, 1, start=tokens - 1)
     return {
-        f"{batch} x {tokens:,}": _problem(layer, lower(layer.mask, full, full), tokens, tokens, batch, dtype),
-        "packed": _problem(layer, lower(layer.mask, halves, halves), tokens, tokens, batch, dtype),
-        "decoding": _problem(layer, lower(layer.mask, last, full, past=True), 1, tokens, batch, dtype),
+        f"{batch} x {tokens:,}": problem(lower(layer.mask, full, full)),
+        "packed": problem(lower(layer.mask, halves, halves)),
+        "decoding": problem(lower(layer.mask, last, full, past=True), 1),
     }
-
-
-def _problem(
-    layer: AttentionLayer, mask: LoweredMask, queries: int, keys: int, batch: int, dtype: torch.dtype
-) -> Problem:
-    def some(heads: int, n: int, width: int) -> Tensor:
-        return torch.empty((), dtype=dtype).expand(batch, heads, n, width)  # no memory
-
-    heads = layer.heads
-    q, k = some(heads.n_heads, queries, heads.head_dim), some(heads.n_kv_heads, keys, heads.head_dim)
-    v = some(heads.n_kv_heads, keys, heads.value_dim)
-    return layer.problem(q, k, v, mask, training=queries > 1)

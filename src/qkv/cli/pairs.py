@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qkv.cli.drawing import size_in_bytes
+from qkv.cli.drawing import Terminal, size_in_bytes
 from qkv.data import Tokenizer
 from qkv.data.pairs import SIDES
 from qkv.models.model import ModelConfig
@@ -23,7 +22,7 @@ def show_parts(name: str, config: ModelConfig, folder: Path, dtype: torch.dtype)
     with torch.device("meta"):
         model = config.closed().build()
     n = sum(p.numel() for p in model.parameters())
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(
         f"[bold]{escape(name)}[/bold] · {n:,} parameters · {size_in_bytes(n * dtype.itemsize)}\n{config.sentence}"
     )

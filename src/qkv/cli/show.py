@@ -33,9 +33,8 @@ def show(
         batch: Rows, for kernels. By default 1.
     """
     import torch
-    from rich.console import Console
 
-    from qkv.cli.drawing import certificate_lines, draw, table
+    from qkv.cli.drawing import Terminal, certificate_lines, draw, table
     from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
@@ -44,29 +43,26 @@ def show(
     for name, given in (("--tokens", tokens), ("--batch", batch)):
         if given is not None and not kernels:
             raise ConfigError(f"{name} is for --kernels; add that, or leave it out")
-    whole = find_config(model)
-    config = whole.single_stack
+    whole, folder, numbers = find_config(model), expand_home(model), getattr(torch, dtype)
+    config, console = whole.single_stack, Terminal()
     if config is None:
         from qkv.cli.pairs import show_parts
 
         for name, given in (("--kernels", kernels), ("--context", context is not None)):
             if given:
                 raise ConfigError(f"{name} is for language models and {model} is a model of pairs; leave it out")
-        return show_parts(expand_home(model).absolute().name, whole, expand_home(model), getattr(torch, dtype))
+        return show_parts(folder.absolute().name, whole, folder, numbers)
     if kernels:
         from qkv.cli.kernels import kernels as table_of_kernels
 
         tokens, batch = 1024 if tokens is None else tokens, 1 if batch is None else batch
         if tokens < 1 or batch < 1:
             raise ConfigError(f"--tokens={tokens} and --batch={batch} must be at least 1")
-        return Console(highlight=False).print(
-            table_of_kernels(config, tokens=tokens, batch=batch, dtype=getattr(torch, dtype))
-        )
-    cost = summary(config, context=context, dtype=getattr(torch, dtype))
-    console = Console(highlight=False)
-    console.print(draw(expand_home(model).absolute().name, config, cost))
+        return console.print(table_of_kernels(config, tokens=tokens, batch=batch, dtype=numbers))
+    cost = summary(config, context=context, dtype=numbers)
+    console.print(draw(folder.absolute().name, config, cost))
     console.print(table(cost))
-    if (folder := expand_home(model)).is_dir() and (found := read_certificate(folder)):
+    if folder.is_dir() and (found := read_certificate(folder)):
         console.print("\n".join(certificate_lines(found)), markup=False)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ from qkv.masks import Causal, Full, Mask, Place
 from qkv.models.model import ModelConfig
 from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
-from qkv.nn.blocks import Block, BlockConfig, sublayers_of
+from qkv.nn.blocks import BlockConfig, sublayers_of
 from qkv.nn.embedders import Embedder
+from qkv.nn.heads import HeadConfig
 
 _SAMPLED_QUERIES = 512
 
@@ -41,7 +42,7 @@ class PartCost:
     name: str
     copies: int
     parameters: int
-    flops: float
+    flops: float = 0.0
     cached: int = 0
     state: int = 0
     idle: int = 0
@@ -67,12 +68,12 @@ class Cost:
     @property
     def parameters(self) -> int:
         """Numbers that are trained; shared ones count once."""
-        return sum(part.parameters for part in self.parts)
+        return self._sum("parameters")
 
     @property
     def active_parameters(self) -> int:
         """Parameters that act on one token: fewer where tokens are routed to experts."""
-        return self.parameters - sum(part.idle for part in self.parts)
+        return self.parameters - self._sum("idle")
 
     @property
     def weight_bytes(self) -> int:
@@ -82,7 +83,7 @@ class Cost:
     @property
     def flops_per_token(self) -> float:
         """Of the matrix products in the forward pass, as the mean over a text of `context` tokens."""
-        return sum(part.flops for part in self.parts)
+        return self._sum("flops")
 
     @property
     def training_flops_per_token(self) -> float:
@@ -92,12 +93,15 @@ class Cost:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes of keys and values."""
-        return sum(part.cached for part in self.parts) * self.dtype.itemsize
+        return self._sum("cached") * self.dtype.itemsize
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the states that recurrent and convolutional layers keep of a text, however long it is."""
-        return sum(part.state for part in self.parts) * self.dtype.itemsize
+        return self._sum("state") * self.dtype.itemsize
+
+    def _sum(self, name: str) -> Any:
+        return sum(getattr(part, name) for part in self.parts)
 
 
 def summary(config: TransformerConfig, *, context: int | None = None, dtype: torch.dtype = torch.float32) -> Cost:
@@ -124,9 +128,9 @@ def summary(config: TransformerConfig, *, context: int | None = None, dtype: tor
             parts += [_block(block, config.d_model, run, context) for block in run.blocks]
         if config.final_norm is not None:
             norm = config.final_norm
-            parts.append(PartCost(norm, "final_norm", 1, _count(norm.build(config.d_model).parameters()), 0.0))
+            parts.append(PartCost(norm, "final_norm", 1, _count(norm.build(config.d_model).parameters())))
         if config.head is not None:
-            parts.append(_head(config))
+            parts.append(_head(config.head, config))
     return Cost(tuple(parts), context, dtype)
 
 
@@ -177,7 +181,7 @@ def _embedder(config: TransformerConfig) -> PartCost:
     embed, width = config.embed, config.d_model
     if embed.left_open:
         table = embed.position.build(width).parameters() if embed.position else ()
-        return PartCost(embed, "embed", 1, _count(table), 0.0, open=embed.left_open)
+        return PartCost(embed, "embed", 1, _count(table), open=embed.left_open)
     built = embed.build(width)
     return PartCost(embed, "embed", 1, _count(built.parameters()), float(built.flops()))
 
@@ -195,30 +199,16 @@ def _block(config: BlockConfig, width: int, repeat: Repeat, context: int) -> Par
         idle = (size - layer.active_parameters()) * stored
         kept = layer.cached() * n, layer.state_size(width) * n
         parts.append(PartCost(part, name, n, size * stored, flops * n, *kept, idle))
-    return PartCost(
-        config,
-        "blocks",
-        n,
-        _count(block.parameters()) * stored,
-        sum(part.flops for part in parts),
-        sum(part.cached for part in parts),
-        sum(part.state for part in parts),
-        sum(part.idle for part in parts),
-        (_norms(config, block, n, stored), *parts),
-    )
+    whole = _count(block.parameters()) * stored
+    norms = PartCost(config.norm, "norms", n, whole - sum(part.parameters for part in parts))
+    sums = (sum(getattr(part, name) for part in parts) for name in ("flops", "cached", "state", "idle"))
+    return PartCost(config, "blocks", n, whole, *sums, parts=(norms, *parts))
 
 
-def _norms(config: BlockConfig, block: Block, copies: int, stored: int) -> PartCost:
-    """All norms of a block that stand on the stream."""
-    inside = sum(_count(layer.parameters()) for layer in sublayers_of(block))
-    return PartCost(config.norm, "norms", copies, (_count(block.parameters()) - inside) * stored, 0.0)
-
-
-def _head(config: TransformerConfig) -> PartCost:
-    head, embed = config.head, config.embed
-    assert head is not None
+def _head(head: HeadConfig, config: TransformerConfig) -> PartCost:
+    embed = config.embed
     if note := head.left_open(embed):
-        return PartCost(head, "head", 1, 0, 0.0, open=note)
+        return PartCost(head, "head", 1, 0, open=note)
     built = head.build(config.d_model, embed)
     table = None if embed.left_open else embed.build(config.d_model).table
     return PartCost(head, "head", 1, _count(built.parameters()), float(built.flops(table)))

@@ -2,7 +2,7 @@
 
 from qkv.generation.beam import BeamConfig, Hypothesis, beam_search
 from qkv.generation.engine import Engine, Finish, Row
-from qkv.generation.generate import Kept, Step, context_of, generate
+from qkv.generation.generate import Kept, Step, generate
 from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
 from qkv.generation.stops import StopFilter
 
@@ -17,7 +17,6 @@ __all__ = [
     "Step",
     "StopFilter",
     "beam_search",
-    "context_of",
     "generate",
     "next_ids",
     "row_generators",

@@ -12,11 +12,8 @@ from qkv.generation.sampling import check_finite, log_probabilities
 from qkv.models.decoding import Decoding
 from qkv.shapes import Float, Tensor
 
-_MOST_BEAMS = 1000
-"""Each is a row of the model's batch."""
-
-_STRONGEST = 10
-"""The largest length penalty; n to that power is a number for any n."""
+_MOST_BEAMS = 1000  # each is a row of the model's batch
+_STRONGEST = 10  # the largest length penalty; n to that power is a number for any n
 
 
 @final
@@ -24,8 +21,8 @@ _STRONGEST = 10
 class BeamConfig(Config):
     """How a search goes.
 
-    A text of n tokens, its end counted, has the score log p / n^length_penalty (Wu et al. 2016, section 7, whose
-    divisor is ((5 + n) / 6)^α; this one is that of most libraries).
+    A text of n tokens, its end counted, has the score log p / n^length_penalty, as in most libraries. Differs from Wu
+    et al. 2016, section 7, whose divisor is ((5 + n) / 6)^α.
 
     Attributes:
         beams: Unfinished texts that are kept at each step. 1: the likeliest token each time, until that is an end.
@@ -108,48 +105,38 @@ def beam_search(decoding: Decoding, *, end_ids: Sequence[int], search: BeamConfi
     return [sentence.done for sentence in sentences]
 
 
-@dataclass
-class _Live:
-    """A text on its way."""
-
-    ids: tuple[int, ...]
-    log_probability: float
-
-
 @final
 class _Sentence:
     """The search for one row: unfinished texts, and finished ones, each at most as many as there are beams."""
 
     def __init__(self, search: BeamConfig, end_ids: frozenset[int]) -> None:
         self._search, self._end_ids = search, end_ids
-        self.live = [_Live((), 0.0)]
+        self.live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]  # ids, log-probability
         self.done: list[Hypothesis] = []
 
     def step(self, log_p: Float[Tensor, "k V"], n: int) -> list[tuple[int, int]]:
         """Extend the texts to `n` tokens; returns for each that goes on its parent's number and its new token."""
-        kept: list[tuple[int, int]] = []
-        live: list[_Live] = []
-        for rank, (log_probability, parent, token) in enumerate(self._candidates(log_p)):
-            ids = self.live[parent].ids
-            if token in self._end_ids or n == self._search.max_new_tokens:
+        kept, before, self.live = list[tuple[int, int]](), self.live, []
+        for rank, (log_probability, parent, token) in enumerate(self._candidates(before, log_p)):
+            ids, ended = before[parent][0], token in self._end_ids
+            if ended or n == self._search.max_new_tokens:
                 if rank < self._search.beams:  # an end that is none of the likeliest is no end
-                    ended = token in self._end_ids
                     self._finish(ids if ended else (*ids, token), log_probability, n, ended=ended)
             elif len(kept) < self._search.beams:
                 kept.append((parent, token))
-                live.append(_Live((*ids, token), log_probability))
-        self.live = live
+                self.live.append(((*ids, token), log_probability))
         if self._decided(n):
             self.live, kept = [], []
         return kept
 
-    def _candidates(self, log_p: Float[Tensor, "k V"]) -> list[tuple[float, int, int]]:
+    def _candidates(
+        self, live: list[tuple[tuple[int, ...], float]], log_p: Float[Tensor, "k V"]
+    ) -> list[tuple[float, int, int]]:
         """The likeliest extensions, best first: as many that go on as there are beams, whichever of them are ends."""
-        before = log_p.new_tensor([live.log_probability for live in self.live])
-        total = (before[:, None] + log_p).flatten()
+        total = (log_p.new_tensor([score for _, score in live])[:, None] + log_p).flatten()
         found = total.topk(min(len(total), self._search.beams * (1 + len(self._end_ids))))
-        vocab = log_p.shape[1]
         pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
+        vocab = log_p.shape[1]
         return [(value, place // vocab, place % vocab) for value, place in pairs if value > float("-inf")]
 
     def _finish(self, ids: tuple[int, ...], log_probability: float, n: int, *, ended: bool) -> None:
@@ -160,10 +147,10 @@ class _Sentence:
         del self.done[self._search.beams :]
 
     def _decided(self, n: int) -> bool:
-        """Whether no text on its way can still be among the best. One beam ends with its text: it never looks aside."""
+        """Whether no unfinished text can still be among the best. One beam ends with its text: it never looks aside."""
         if len(self.done) < self._search.beams:
             return False
         if self._search.beams == 1:
             return True
         worst = self.done[-1].score
-        return all(self._search.bound(live.log_probability, n + 1) <= worst for live in self.live)
+        return all(self._search.bound(log_probability, n + 1) <= worst for _, log_probability in self.live)

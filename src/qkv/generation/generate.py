@@ -68,11 +68,6 @@ class Kept:
         return same
 
 
-def context_of(model: Transformer) -> int | None:
-    """Tokens of the longest text that the model is made for, as far as its config says."""
-    return model.config.limit
-
-
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -136,26 +131,23 @@ def _check(
         raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not prompts:
         raise ConfigError("there are no prompts; give at least one")
-    limits = [context_of(model) if context is None else context, embed.max_length]
+    limits = [model.config.limit if context is None else context, embed.max_length]
     limit = min((n for n in limits if n is not None), default=None)
-    assert embed.vocab_size is not None
+    vocab_size = embed.vocab_size
+    assert vocab_size is not None
     for row, prompt in enumerate(prompts):
-        _check_prompt(row, prompt, limit, embed.vocab_size)
+        if not prompt:
+            raise ConfigError(f"prompt {row} is empty; begin it with a token, such as the tokenizer's end_of_text")
+        if limit is not None and len(prompt) >= limit:
+            raise ConfigError(
+                f"prompt {row} has {len(prompt)} tokens and the context {limit}; cut it to {limit - 1} or fewer"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ConfigError(
+                f"prompt {row} has ids from {min(prompt)} to {max(prompt)} and the model's vocabulary {vocab_size} "
+                "tokens; use the model's own tokenizer"
+            )
     return limit
-
-
-def _check_prompt(row: int, prompt: Sequence[int], limit: int | None, vocab_size: int) -> None:
-    if not prompt:
-        raise ConfigError(f"prompt {row} is empty; begin it with a token, such as the tokenizer's end_of_text")
-    if limit is not None and len(prompt) >= limit:
-        raise ConfigError(
-            f"prompt {row} has {len(prompt)} tokens and the context {limit}; cut it to {limit - 1} or fewer"
-        )
-    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-        raise ConfigError(
-            f"prompt {row} has ids from {min(prompt)} to {max(prompt)} and the model's vocabulary {vocab_size} tokens; "
-            "use the model's own tokenizer"
-        )
 
 
 def _steps(model: Transformer, engine: Engine, rows: list[Row]) -> Iterator[Step]:

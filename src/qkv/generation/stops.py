@@ -35,18 +35,13 @@ class StopFilter:
         if found:
             self.stopped = True
             return self._held[: min(found)[1]]
-        certain = len(self._held) - self._beginning()
-        text, self._held = self._held[:certain], self._held[certain:]
+        # The longest end of the held text with which a stop string begins may become one.
+        longest = max((len(stop) for stop in self._stops), default=1)
+        ends = (self._held[at:] for at in range(max(0, len(self._held) - longest + 1), len(self._held)))
+        maybe = next((end for end in ends if any(stop.startswith(end) for stop in self._stops)), "")
+        text, self._held = self._held.removesuffix(maybe), maybe
         return text
 
     def flush(self) -> str:
         """The rest, at the end."""
         return "" if self.stopped else self._held
-
-    def _beginning(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
-        longest = max((len(stop) - 1 for stop in self._stops), default=0)
-        for n in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-n:]) for stop in self._stops):
-                return n
-        return 0

@@ -81,7 +81,10 @@ def check(subject: Subject | nn.Module, **how: Any) -> Report:
     Raises:
         ConfigError: It cannot be called in this way.
     """
-    subject = as_subject(subject, **how)
+    if isinstance(subject, PairModel):
+        subject = PairSubject(subject)
+    elif not isinstance(subject, Subject):
+        subject = ModelSubject(subject) if isinstance(subject, Transformer) else ModuleSubject(subject, **how)
     dtypes = {p.dtype for p in subject.module.parameters() if p.is_floating_point()} or {torch.float32}
     tolerance = max(TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16]) for dtype in dtypes)
     modes = {part: part.training for part in subject.module.modules()}
@@ -101,15 +104,6 @@ def assert_laws(subject: Subject | nn.Module, **how: Any) -> None:
     assert report.holds, f"\n{report}"
 
 
-def as_subject(subject: Subject | nn.Module, **how: Any) -> Subject:
-    """What can be checked."""
-    if isinstance(subject, Subject):
-        return subject
-    if isinstance(subject, PairModel):
-        return PairSubject(subject)
-    return ModelSubject(subject) if isinstance(subject, Transformer) else ModuleSubject(subject, **how)
-
-
 def _verdict(law: Law, subject: Subject, tolerance: float) -> Verdict:
     worst = Verdict(law, 0.0, tolerance)
     for pair in law.pairs(subject):
@@ -117,7 +111,7 @@ def _verdict(law: Law, subject: Subject, tolerance: float) -> Verdict:
             want = pair.a.compute()
         with _mode(subject.module, training=pair.training):
             got = pair.b.compute()
-        difference = _difference(pair.a.at(want), pair.b.at(got))
+        difference = _difference(pair.a.part(want), pair.b.part(got))
         if not difference <= worst.difference:
             layer = None if difference <= tolerance else _first_layer(subject.module, pair, tolerance)
             worst = Verdict(law, difference, tolerance, layer)
@@ -125,10 +119,8 @@ def _verdict(law: Law, subject: Subject, tolerance: float) -> Verdict:
 
 
 def _difference(want: Tensor, got: Tensor) -> float:
-    if want.shape != got.shape:
-        return float("inf")
-    if not want.numel():
-        return 0.0
+    if want.shape != got.shape or not want.numel():
+        return 0.0 if want.shape == got.shape else float("inf")
     want, got = want.double(), got.double()
     return ((want - got).abs().max() / want.abs().max().clamp(min=1.0)).item()
 
@@ -166,7 +158,7 @@ def _first_layer(module: nn.Module, pair: Pair, tolerance: float) -> str | None:
         if theirs is None:
             continue
         try:
-            a, b = pair.a.at(ours), pair.b.at(theirs)
+            a, b = pair.a.part(ours), pair.b.part(theirs)
         except (IndexError, RuntimeError):  # no outputs (B, T, …)
             continue
         if a.shape == b.shape and not _difference(a, b) <= tolerance:  # another shape: of a source, padded in one

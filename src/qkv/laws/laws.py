@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from qkv.laws.subject import Subject
+from qkv.laws.subject import Side, Subject
 from qkv.shapes import Tensor
 from qkv.tokens import Tokens
 
-Select = Callable[[Tensor], Tensor]
-
-SIDES: tuple[Literal["right"], Literal["left"]] = ("right", "left")
+SIDES: tuple[Side, Side] = ("right", "left")
 
 LENGTH = 19
 """Tokens of a row: odd, prime, and longer than the windows of small models."""
@@ -24,11 +22,15 @@ class Run(NamedTuple):
 
     Attributes:
         compute: Runs the subject.
-        at: Takes outputs (B, T, …) to that part.
+        where: The index of that part in outputs (B, T, …).
     """
 
     compute: Callable[[], Tensor]
-    at: Select
+    where: Any = ...
+
+    def part(self, outputs: Tensor) -> Tensor:
+        """That part of outputs (B, T, …)."""
+        return outputs[self.where]
 
 
 class Pair(NamedTuple):
@@ -66,76 +68,70 @@ class Law:
         return self.needs <= (subject.can | ({"causal"} if subject.causal else frozenset()))
 
 
-def _everything(x: Tensor) -> Tensor:
-    return x
-
-
 def _length(subject: Subject) -> int:
     return LENGTH if subject.longest is None else max(2, min(LENGTH, subject.longest))
 
 
-def _twice(subject: Subject) -> Iterator[Pair]:
-    x = subject.draw(2, _length(subject), seed=0)
-    run = Run(lambda: subject.run(x), _everything)
-    yield Pair(run, run)
+def _beginnings(n: int) -> list[int]:
+    return sorted({1, n // 2, n - 1})
+
+
+def _ragged(n: int) -> list[int]:
+    return [n, n // 2, 1]
+
+
+def _twice(subject: Subject, *, training: bool = False) -> Iterator[Pair]:
+    run = Run(partial(subject.run, subject.draw(2, _length(subject), seed=11 if training else 0)))
+    yield Pair(run, run, training)
 
 
 def _rows(subject: Subject) -> Iterator[Pair]:
     x = subject.draw(3, _length(subject), seed=1)
     for row in range(3):
-        alone = Run(lambda row=row: subject.run(x[row : row + 1]), _everything)
-        yield Pair(alone, Run(lambda: subject.run(x), lambda y, row=row: y[row : row + 1]))
+        one = slice(row, row + 1)
+        yield Pair(Run(partial(subject.run, x[one])), Run(partial(subject.run, x), one))
 
 
 def _future(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
     x, other = subject.draw(2, n, seed=2), subject.draw(2, n, seed=3)
-    for cut in sorted({1, n // 2, n - 1}):
-        changed = torch.cat([x[:, :cut], other[:, cut:]], 1)
-        before = lambda y, cut=cut: y[:, :cut]  # noqa: E731
-        yield Pair(Run(lambda: subject.run(x), before), Run(lambda changed=changed: subject.run(changed), before))
+    for cut in _beginnings(n):
+        changed, before = torch.cat([x[:, :cut], other[:, cut:]], 1), (slice(None), slice(cut))
+        yield Pair(Run(partial(subject.run, x), before), Run(partial(subject.run, changed), before))
 
 
 def _shorter(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
     x = subject.draw(2, n, seed=4)
-    for cut in sorted({1, n // 2, n - 1}):
-        alone = Run(lambda cut=cut: subject.run(x[:, :cut]), _everything)
-        yield Pair(alone, Run(lambda: subject.run(x), lambda y, cut=cut: y[:, :cut]))
+    for cut in _beginnings(n):
+        yield Pair(Run(partial(subject.run, x[:, :cut])), Run(partial(subject.run, x), (slice(None), slice(cut))))
 
 
 def _padding(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
-    lengths, x = [n, n // 2, 1], subject.draw(3, n, seed=5)
+    lengths, x = _ragged(n), subject.draw(3, n, seed=5)
     for side in SIDES:
         for row, m in enumerate(lengths):
-            place = slice(0, m) if side == "right" else slice(n - m, n)
-            alone = Run(lambda row=row, place=place: subject.run(x[row : row + 1, place]), _everything)
-            part = lambda y, row=row, place=place: y[row : row + 1, place]  # noqa: E731
-            yield Pair(alone, Run(partial(subject.padded, x, lengths, side), part))
+            where = slice(row, row + 1), slice(0, m) if side == "right" else slice(n - m, n)
+            yield Pair(Run(partial(subject.run, x[where])), Run(partial(subject.padded, x, lengths, side), where))
 
 
 def _poison(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
-    lengths, x = [n, n // 2, 1], subject.draw(3, n, seed=6)
+    lengths, x = _ragged(n), subject.draw(3, n, seed=6)
     for side in SIDES:
         valid = Tokens.padded(lengths, n, side=side).valid
-        poisoned = subject.poisoned(x, valid)
-        real = lambda y, valid=valid: y[valid]  # noqa: E731
-        yield Pair(
-            Run(partial(subject.padded, x, lengths, side), real),
-            Run(partial(subject.padded, poisoned, lengths, side), real),
-        )
+        clean, poisoned = (partial(subject.padded, y, lengths, side) for y in (x, subject.poisoned(x, valid)))
+        yield Pair(Run(clean, valid), Run(poisoned, valid))
 
 
 def _packing(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
-    first, second = n // 3, n - n // 3
+    first = n // 3
     x = subject.draw(1, n, seed=7)
+    packed = partial(subject.packed, x, [[first, n - first]])
     for place in (slice(0, first), slice(first, n)) if first else ():
-        alone = Run(lambda place=place: subject.run(x[:, place]), _everything)
-        part = lambda y, place=place: y[:, place]  # noqa: E731
-        yield Pair(alone, Run(lambda: subject.packed(x, [[first, second]]), part))
+        yield Pair(Run(partial(subject.run, x[:, place])), Run(packed, (slice(None), place)))
 
 
 def _neighbours(subject: Subject) -> Iterator[Pair]:
@@ -145,46 +141,37 @@ def _neighbours(subject: Subject) -> Iterator[Pair]:
     for place in (slice(0, first), slice(first, n)):
         changed = other.clone()
         changed[:, place] = x[:, place]
-        part = lambda y, place=place: y[:, place]  # noqa: E731
-        yield Pair(
-            Run(lambda: subject.packed(x, [[first, n - first]]), part),
-            Run(lambda changed=changed: subject.packed(changed, [[first, n - first]]), part),
-        )
+        ours, theirs = (Run(partial(subject.packed, y, [[first, n - first]]), (0, place)) for y in (x, changed))
+        yield Pair(ours, theirs)
 
 
 def _cache(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
     x = subject.draw(2, n, seed=10)
     for cuts in (range(1, n + 1), sorted({n // 2, n}), sorted({1, 1 + n // 2, n})):
-        whole = Run(lambda: subject.run(x), _everything)
-        yield Pair(whole, Run(lambda cuts=tuple(cuts): subject.steps(x, cuts), _everything))
+        yield Pair(Run(partial(subject.run, x)), Run(partial(subject.steps, x, tuple(cuts))))
 
 
 def _alignment(subject: Subject) -> Iterator[Pair]:
     """Sums over all places and over the tokens among them, both 1."""
     n = _length(subject)
-    lengths, x = [n, n // 2, 1], subject.draw(3, n, seed=12)
+    lengths, x = _ragged(n), subject.draw(3, n, seed=12)
     valid = Tokens.padded(lengths, n).valid
 
     def sums(*, tokens: bool) -> Tensor:
         weights, there = subject.aligned(x, lengths)
         return (weights * there[:, None] if tokens else weights).sum(-1, keepdim=True)
 
-    real = lambda y: y[valid]  # noqa: E731
-    ones = Run(lambda: torch.ones_like(sums(tokens=False)), real)
-    yield Pair(ones, Run(lambda: sums(tokens=False), real))
-    yield Pair(ones, Run(lambda: sums(tokens=True), real))
-
-
-def _dropout(subject: Subject) -> Iterator[Pair]:
-    x = subject.draw(2, _length(subject), seed=11)
-    run = Run(lambda: subject.run(x), _everything)
-    yield Pair(run, run, training=True)
+    ones = Run(lambda: torch.ones_like(sums(tokens=False)), valid)
+    for tokens in (False, True):
+        yield Pair(ones, Run(partial(sums, tokens=tokens), valid))
 
 
 LAWS: tuple[Law, ...] = (
     Law("evaluation", "Two evaluations of the same input are the same.", frozenset(), _twice),
-    Law("training mode", "Without dropout, training mode changes nothing.", frozenset(), _dropout),
+    Law(
+        "training mode", "Without dropout, training mode changes nothing.", frozenset(), partial(_twice, training=True)
+    ),
     Law("rows", "A row in a batch is the row alone.", frozenset(), _rows),
     Law("future", "What comes later changes nothing before it.", frozenset({"causal"}), _future),
     Law("beginning", "The beginning of a text is that text alone.", frozenset({"causal"}), _shorter),

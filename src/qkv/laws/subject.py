@@ -16,9 +16,8 @@ from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 from qkv.tokens import Tokens
 
-Padded = Callable[[Tensor, Tensor], Any]
-Packed = Callable[[Tensor, Sequence[Sequence[int]]], Any]
-Steps = Callable[[Tensor, Sequence[int]], Any]
+Side = Literal["left", "right"]
+_SOURCE, _PADDING, _POISON = 7, 3, -7  # tokens of a source and of its padding, and an id that is none
 
 
 class Subject(ABC):
@@ -40,16 +39,17 @@ class Subject(ABC):
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
         """Random input: ids (B, T), or vectors (B, T, features)."""
 
-    @abstractmethod
     def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """The same with something else where `valid` (B, T) is False."""
+        """The same with an id that is none, or NaN, where `valid` (B, T) is False."""
+        poison = float("nan") if inputs.is_floating_point() else _POISON
+        return inputs.masked_fill(~_over(valid, inputs), poison)
 
     @abstractmethod
     def run(self, inputs: Tensor) -> Tensor:
         """One full sequence per row."""
 
     @abstractmethod
-    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
         """Rows of different lengths, padded on a side."""
 
     @abstractmethod
@@ -61,7 +61,7 @@ class Subject(ABC):
         """Read in pieces that end at `cuts`, with a cache; the outputs side by side."""
 
     def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The weights (B, T, S) with which padded rows look at a source, and whether each of its places is a token."""
+        """The weights (B, T, S) of padded rows over their sources, and whether each place of a source is a token."""
         raise NotImplementedError
 
 
@@ -83,29 +83,19 @@ class ModelSubject(Subject):
         self.draw(1, 1, seed=0)  # raises where the embedder cannot say what it takes
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        """See `Subject`: what the embedder takes."""
         x = self.model.embed.example(batch, length, torch.Generator().manual_seed(seed))
         return x.to(next(self.model.parameters()).dtype) if x.is_floating_point() else x
 
-    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """See `Subject`: an id that is none, or vectors of NaN."""
-        poison = float("nan") if inputs.is_floating_point() else _POISON
-        return inputs.masked_fill(~valid.view(*valid.shape, *(1,) * (inputs.dim() - 2)), poison)
-
     def run(self, inputs: Tensor) -> Tensor:
-        """See `Subject`."""
         return self.model(inputs)
 
-    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
-        """See `Subject`."""
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
         return self.model(inputs, Tokens.padded(lengths, inputs.shape[1], side=side))
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
-        """See `Subject`."""
         return self.model(inputs, Tokens.packed(lengths, inputs.shape[1]))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
-        """See `Subject`."""
         cache = self.model.make_cache(inputs.shape[0], inputs.shape[1])
         starts = [0, *cuts[:-1]]
         return torch.cat([self.model(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
@@ -120,75 +110,58 @@ class PairSubject(Subject):
     """
 
     def __init__(self, model: PairModel) -> None:
-        n_source, n_target = model.config.vocabularies
+        n_source, self._vocab_size = (n or 1 for n in model.config.vocabularies)
         self.module = self.model = model
         self.causal, self.longest = True, model.config.longest
         self.can = frozenset({"padded", "packed", "steps"} | ({"aligned"} if _looks_at_tokens(model) else set()))
-        self._draw = _Ids(n_target or 1)
         n = _SOURCE if self.longest is None else min(_SOURCE, self.longest)
-        self._source = _Ids(n_source or 1).draw(1, n, seed=100)
+        self._source = _ids(n_source, 1, n, seed=100)
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        """See `Subject`."""
-        return self._draw.draw(batch, length, seed)
-
-    def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """See `Subject`: an id that is none."""
-        return inputs.masked_fill(~valid, _POISON)
+        return _ids(self._vocab_size, batch, length, seed)
 
     def run(self, inputs: Tensor) -> Tensor:
-        """See `Subject`."""
         source = self._source.expand(len(inputs), -1)
         return self.model(Pair(source, Tokens.full(*source.shape), inputs))
 
-    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
-        """See `Subject`."""
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
         fill = _POISON if bool((inputs == _POISON).any()) else 0
         source, there = self._padded_sources(len(inputs), side, fill)
         return self.model(Pair(source, there, inputs), Tokens.padded(lengths, inputs.shape[1], side=side))
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
-        """See `Subject`."""
         n = self._source.shape[1]
         sources = self._source.repeat(len(inputs), max(map(len, lengths)))
         there = Tokens.packed([[n] * len(row) for row in lengths], sources.shape[1])
         return self.model(Pair(sources, there, inputs), Tokens.packed(lengths, inputs.shape[1]))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
-        """See `Subject`: as a search does, token by token."""
+        """As a search does, token by token."""
         source, there = self._padded_sources(len(inputs), "right", 0)
         first, *others = inputs[:, : cuts[-1]].unbind(1)
         decoding = self.model.start(source, there, first[:, None].tolist(), capacity=cuts[-1])
         return torch.stack([decoding.logits, *(decoding.advance(ids) for ids in others)], dim=1)
 
     def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """See `Subject`: the sources are of different lengths."""
         n = self._source.shape[1]
         source = self._source.expand(len(inputs), -1)
         there = Tokens.padded([max(1, n - 2 * row) for row in range(len(inputs))], n)
         weights = self.model.align(Pair(source, there, inputs), Tokens.padded(lengths, inputs.shape[1]))
         return weights, there.valid
 
-    def _padded_sources(self, batch: int, side: Literal["left", "right"], fill: int) -> tuple[Tensor, Tokens]:
+    def _padded_sources(self, batch: int, side: Side, fill: int) -> tuple[Tensor, Tokens]:
         n = self._source.shape[1]
-        padding = self._source.new_full((batch, _PADDING), fill)
-        parts = [self._source.expand(batch, -1), padding]
-        return torch.cat(parts if side == "right" else parts[::-1], 1), Tokens.padded(
-            [n] * batch, n + _PADDING, side=side
-        )
-
-
-_SOURCE, _PADDING, _POISON = 7, 3, -7
+        pad = (0, _PADDING) if side == "right" else (_PADDING, 0)
+        source = nn.functional.pad(self._source.expand(batch, -1), pad, value=fill)
+        return source, Tokens.padded([n] * batch, n + _PADDING, side=side)
 
 
 def _looks_at_tokens(model: PairModel) -> bool:
     """Whether it has attention, over tokens alone."""
-    match model.config:
-        case Seq2SeqConfig(decoder=FixedVectorConfig()):
-            return False
-        case Seq2SeqConfig(encoder=encoder):
-            return encoder.rests is None
-    return True
+    config = model.config
+    if not isinstance(config, Seq2SeqConfig):
+        return True
+    return not isinstance(config.decoder, FixedVectorConfig) and config.encoder.rests is None
 
 
 @final
@@ -213,62 +186,49 @@ class ModuleSubject(Subject):
         vocab_size: int | None = None,
         n_features: int | None = None,
         causal: bool = True,
-        padded: Padded | None = None,
-        packed: Packed | None = None,
-        steps: Steps | None = None,
+        padded: Callable[[Tensor, Tensor], Any] | None = None,
+        packed: Callable[[Tensor, Sequence[Sequence[int]]], Any] | None = None,
+        steps: Callable[[Tensor, Sequence[int]], Any] | None = None,
         longest: int | None = None,
     ) -> None:
         if (vocab_size is None) == (n_features is None):
             raise ConfigError("say what the module takes: either vocab_size (ids) or n_features (vectors)")
         self.module, self.causal, self.longest = module, causal, longest
-        ways = {"padded": padded, "packed": packed, "steps": steps}
-        self.can = frozenset(name for name, way in ways.items() if way is not None)
-        self._ways: dict[str, Any] = ways
-        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        self._draw = _Ids(vocab_size) if vocab_size is not None else _Vectors(n_features or 1, dtype)
+        self._vocab_size, self._n_features = vocab_size, n_features or 1
+        self._ways: dict[str, Any] = {"padded": padded, "packed": packed, "steps": steps}
+        self.can = frozenset(name for name, way in self._ways.items() if way is not None)
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        """See `Subject`."""
-        return self._draw.draw(batch, length, seed)
+        if self._vocab_size is not None:
+            return _ids(self._vocab_size, batch, length, seed)
+        dtype = next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return torch.randn(batch, length, self._n_features, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
     def poisoned(self, inputs: Tensor, valid: Tensor) -> Tensor:
-        """See `Subject`: other ids, or huge vectors; a module need not be ready for ids that are none."""
+        """With other ids, or huge vectors: a module need not be ready for ids that are none."""
         other = self.draw(*inputs.shape[:2], seed=99)
-        other = other if inputs.dim() == 2 else other * 100
-        return torch.where(valid.view(*valid.shape, *(1,) * (inputs.dim() - 2)), inputs, other)
+        return torch.where(_over(valid, inputs), inputs, other if inputs.dim() == 2 else other * 100)
 
     def run(self, inputs: Tensor) -> Tensor:
-        """See `Subject`."""
         return _outputs(self.module(inputs))
 
-    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Literal["left", "right"]) -> Tensor:
-        """See `Subject`."""
+    def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
         return _outputs(self._ways["padded"](inputs, Tokens.padded(lengths, inputs.shape[1], side=side).valid))
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
-        """See `Subject`."""
         return _outputs(self._ways["packed"](inputs, lengths))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
-        """See `Subject`."""
         return _outputs(self._ways["steps"](inputs, cuts))
 
 
-class _Ids:
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-
-    def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        return torch.randint(self._vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+def _ids(vocab_size: int, batch: int, length: int, seed: int) -> Tensor:
+    return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-class _Vectors:
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        self._width, self._dtype = width, dtype
-
-    def draw(self, batch: int, length: int, seed: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(batch, length, self._width, generator=generator).to(self._dtype)
+def _over(valid: Tensor, inputs: Tensor) -> Tensor:
+    """(B, T) with an axis of 1 for each further one of the inputs."""
+    return valid.view(*valid.shape, *(1,) * (inputs.dim() - 2))
 
 
 def _outputs(found: Any) -> Tensor:

@@ -20,7 +20,7 @@ def model_config(data: Any, *, path: str = "model") -> ModelConfig:
 
 
 def build_with(config: ModelConfig, state: dict[str, Tensor], told: Path, source: str) -> Model:
-    """The model of a config, in evaluation mode, with these weights; they are not copied.
+    """The model of a config, in evaluation mode, with these weights, which are not copied.
 
     Args:
         config: Of the model.
@@ -29,7 +29,7 @@ def build_with(config: ModelConfig, state: dict[str, Tensor], told: Path, source
         source: What errors call the weights.
 
     Raises:
-        FileError: The model cannot be built, or the weights are not its own.
+        FileError: The model cannot be built, or the weights are those of another one.
     """
     model = build_empty(config.build, config.depth, len(state), source=str(told))
     check_fit(state, model.state_dict(), source=source)

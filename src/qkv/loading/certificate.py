@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+from qkv.checkpoints.files import read_json
 from qkv.errors import FileError
 from qkv.models.transformer import Transformer
 from qkv.shapes import Float, Int, Tensor
@@ -36,10 +37,9 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
     n = sum(p.numel() for p in model.parameters())
     if n > _MOST:
         return made | {"reference": None, "reason": f"{n:,} parameters are too many to compute them twice"}
-    try:
-        reference = _reference(source)
-    except _MissingError as error:
-        return made | {"reference": None, "reason": str(error)}
+    reference = _reference(source)
+    if isinstance(reference, str):
+        return made | {"reference": None, "reason": reference}
     vocab_size = model.config.embed.to_dict()["vocab_size"]
     ids = fixed_ids(vocab_size, min(_TOKENS, model.config.context or _TOKENS))
     theirs, their_logits = _their_stream(reference, ids)
@@ -77,8 +77,6 @@ def read_certificate(folder: Path) -> dict[str, Any] | None:
     Raises:
         FileError: It is damaged.
     """
-    from qkv.checkpoints.files import read_json
-
     if not (folder / NAME).is_file():
         return None
     made = read_json(folder / NAME)
@@ -115,7 +113,7 @@ def _is_number(value: Any) -> bool:
 
 
 def encode(made: dict[str, Any]) -> bytes:
-    """As it stands in its file."""
+    """The bytes of its file."""
     return (json.dumps(made, indent=2) + "\n").encode()
 
 
@@ -125,21 +123,15 @@ def fixed_ids(vocab_size: int, n: int) -> Int[Tensor, "1 n"]:
     return ((7919 * i * i + 104_729 * i + 1) % vocab_size)[None]
 
 
-class _MissingError(Exception):
-    """There is no reference, for the reason given."""
-
-
 def _reference(source: Path) -> Any:
+    """The model as `transformers` reads it; a text: why it does not."""
     try:
         import transformers
     except ImportError:
-        raise _MissingError("transformers is not installed; pip install transformers") from None
-    if source.is_file():
-        place, extra = source.parent, {"gguf_file": source.name}
-    elif (source / "config.json").is_file():
-        place, extra = source, {}
-    else:
-        raise _MissingError("transformers does not read this kind of source")
+        return "transformers is not installed; pip install transformers"
+    place, extra = (source.parent, {"gguf_file": source.name}) if source.is_file() else (source, {})
+    if not extra and not (source / "config.json").is_file():
+        return "transformers does not read this kind of source"
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -148,7 +140,7 @@ def _reference(source: Path) -> Any:
             ).eval()
     except Exception as error:  # another library, on a file that may be of a kind it does not know
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise _MissingError(f"transformers does not read it ({reason})") from None
+        return f"transformers does not read it ({reason})"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Final, final
 
 from qkv.data import Message
 from qkv.errors import ConfigError
-from qkv.generation import Finish, Kept, SamplingConfig, context_of
+from qkv.generation import Finish, Kept, SamplingConfig
 from qkv.loading.loaded import Loaded, Writing
 
 _PART: Final = 4  # an answer shall have a quarter of the context, or what it may have at most if that is less
@@ -13,16 +13,14 @@ _PART: Final = 4  # an answer shall have a quarter of the context, or what it ma
 
 @final
 class Conversation:
-    """Questions and answers, one after the other.
-
-    Keys and values of what stood in the context before are kept, so that each turn is read once.
+    """Questions and answers, one after the other. Keys and values are kept, so that each turn is read once.
 
     Where the context is full, the oldest questions are dropped with their answers; the system's message stays.
 
     Attributes:
-        messages: All that was said and is still in view of the model.
+        messages: All that was said and is still in the context.
         dropped: Messages that the last question made it drop.
-        finish: Why the last answer ended; None: it was broken off.
+        finish: Why the last answer ended; None: it was interrupted.
     """
 
     def __init__(
@@ -62,12 +60,14 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": question}]
         kept, ids = self._fit(messages)
-        writing = self._loaded.answer(ids, self._max_new_tokens, sampling=self._sampling, kept=self._kept)
+        writing = self._loaded.answer(
+            ids, kept=self._kept, max_new_tokens=self._max_new_tokens, sampling=self._sampling
+        )
         self.dropped = len(messages) - len(kept)
         self.messages = kept
-        return self._tell(writing)
+        return self._answer(writing)
 
-    def _tell(self, writing: Writing) -> Generator[str]:
+    def _answer(self, writing: Writing) -> Generator[str]:
         text, self.finish = "", None
         try:
             for piece in writing.single():
@@ -80,7 +80,7 @@ class Conversation:
 
     def _fit(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """The messages that the context has room for, and their ids."""
-        limit = context_of(self._loaded.model)
+        limit = self._loaded.config.limit
         ids = self._loaded.encode_chat(messages)
         if limit is None:
             return messages, ids
@@ -97,6 +97,6 @@ class Conversation:
 
 
 def _without_oldest(messages: list[Message]) -> list[Message]:
-    """All but the oldest question and what follows it; empty: there is only one."""
+    """All but the oldest question and what follows it; nothing where there is only one."""
     questions = [place for place, message in enumerate(messages) if message["role"] == "user"]
     return [*messages[: questions[0]], *messages[questions[1] :]] if len(questions) > 1 else []

@@ -1,19 +1,17 @@
 """Checkpoints from one layout to another."""
 
-import copy
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import torch
 
 from qkv.checkpoints.families import family_of
-from qkv.checkpoints.gguf import HuggingFace, Opened, encode, file_type, from_huggingface, open_gguf, write_gguf
+from qkv.checkpoints.gguf import HuggingFace, encode, file_type, from_huggingface, open_gguf, write_gguf
 from qkv.checkpoints.huggingface import save_model
 from qkv.data.gguf_vocabulary import write_vocabulary
 from qkv.errors import ConfigError
 from qkv.loading.certificate import NAME, certificate
 from qkv.loading.certificate import encode as encode_certificate
-from qkv.loading.foreign import load_opened
 from qkv.loading.layouts import load_as
 from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
@@ -57,20 +55,19 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     if to == "peft":
         export_adapter(found, target)
         return target
-    opened = open_gguf(found) if found.is_file() else None
     if to == "gguf":
-        _to_gguf(found, opened, target, dtype)
+        _to_gguf(found, target, dtype)
         return target
-    asked = DTYPES[dtype] if dtype else torch.float32 if opened is not None and opened.has_blocks else None
-    ready = _load(
-        found, opened, torch.float32 if certify and asked is not None else asked, Ready if to == "qkv" else Loaded
-    )
+    blocks = found.is_file() and open_gguf(found).has_blocks
+    asked = DTYPES[dtype] if dtype else torch.float32 if blocks else None
+    wide = torch.float32 if certify and asked is not None else asked
+    ready = load_as(Ready if to == "qkv" else Loaded, found, dtype=wide)
     files = dict[str, bytes]()
     if certify and isinstance(ready, Loaded):
-        wide = all(p.dtype == torch.float32 for p in ready.model.parameters())
-        model = ready.model if wide else copy.deepcopy(ready.model).float()
-        files[NAME] = encode_certificate(certificate(found, model))
-        del model
+        dtypes = [(p, p.dtype) for p in ready.model.parameters()]
+        files[NAME] = encode_certificate(certificate(found, ready.model.float()))
+        for p, kept in dtypes:
+            p.data = p.data.to(kept)
     ready.model.to(dtype=asked)
     if to == "qkv":
         write(ready, target, files)
@@ -81,36 +78,23 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     return target
 
 
-R = TypeVar("R", bound=Ready)
-
-
-def _load(source: Path, opened: Opened | None, dtype: torch.dtype | None, kind: type[R]) -> R:
-    if opened is None:
-        return load_as(kind, source, dtype=dtype)
-    loaded = load_opened(opened, dtype)
-    loaded.check(source)
-    assert isinstance(loaded, kind)
-    return loaded
-
-
-def _to_gguf(source: Path, opened: Opened | None, target: Path, dtype: str | None) -> None:
-    if opened is None:
-        loaded = _load(source, None, None if dtype is None else DTYPES.get(dtype, torch.float32), Loaded)
-        words = _words(loaded, source)
-    else:  # its vocabulary is carried over as it stands there
-        words = {key: value for key, value in opened.metadata.items() if key.startswith("tokenizer.")}
-        if dtype is None:
-            metadata, tensors = from_huggingface(opened.huggingface, source=str(source))
-            names = ("general.name", "general.file_type")
-            kept = {key: opened.metadata[key] for key in names if key in opened.metadata}
-            write_gguf(target, metadata | kept | words, tensors)
-            return
-        loaded = _load(source, opened, DTYPES.get(dtype, torch.float32), Loaded)
+def _to_gguf(source: Path, target: Path, dtype: str | None) -> None:
+    opened = open_gguf(source) if source.is_file() else None
+    kept = {} if opened is None else {k: v for k, v in opened.metadata.items() if k.startswith("tokenizer.")}
+    if opened is not None and dtype is None:
+        metadata, tensors = from_huggingface(opened.huggingface, source=str(source))
+        names = ("general.name", "general.file_type")
+        kept |= {key: opened.metadata[key] for key in names if key in opened.metadata}
+        write_gguf(target, metadata | kept, tensors)
+        return
+    loaded = load_as(Loaded, source, dtype=None if dtype is None else DTYPES.get(dtype, torch.float32))
     family = family_of(loaded.config)
     state = family.keys(loaded.config).to_theirs({k: v.detach() for k, v in loaded.model.state_dict().items()})
     metadata, tensors = from_huggingface(HuggingFace(family.write(loaded.config), state, {}), source=str(source))
     kind = KINDS[dtype] if dtype is not None else max(tensors.values(), key=lambda tensor: tensor.data.nbytes).kind
-    write_gguf(target, metadata | file_type(kind) | words, encode(tensors, kind))
+    write_gguf(
+        target, metadata | file_type(kind) | (_words(loaded, source) if opened is None else kept), encode(tensors, kind)
+    )
 
 
 def _words(loaded: Loaded, source: Path) -> dict[str, Any]:

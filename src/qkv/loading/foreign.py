@@ -1,4 +1,4 @@
-"""Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files."""
+"""Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files, models of transly."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +8,16 @@ import torch
 
 from qkv.checkpoints import check_fit, peft
 from qkv.checkpoints.files import read_json
-from qkv.checkpoints.gguf import Opened, load_gguf, open_gguf
+from qkv.checkpoints.gguf import load_gguf, open_gguf
 from qkv.checkpoints.huggingface import family_of_folder, load_model
 from qkv.config import expand_home
+from qkv.data import Tokenizer, unit_tokenizer
 from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import FileError
 from qkv.loading.facts import Facts
-from qkv.loading.layout import Options
 from qkv.loading.loaded import Loaded
-from qkv.loading.ready import tokenizer_in
+from qkv.loading.ready import Options, tokenizer_in
+from qkv.loading.translator import Translator
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
 
@@ -98,7 +99,11 @@ def open_gguf_file(path: Path, options: Options) -> Loaded:
     Raises:
         FileError: The file breaks a rule of the format, or holds what qkv does not know.
     """
-    return load_opened(open_gguf(path), options.dtype)
+    opened = open_gguf(path)
+    words = read_vocabulary(opened.metadata, source=str(path))  # first: much of what it takes is free again then
+    opened.metadata.clear()
+    facts = Facts(begin_id=words.begin_id, begins=words.add_begin, stop_ids=words.stop_ids)
+    return Loaded.of(load_gguf(opened, dtype=options.dtype), words.tokenizer, facts)
 
 
 def read_gguf_config(path: Path) -> TransformerConfig:
@@ -106,17 +111,21 @@ def read_gguf_config(path: Path) -> TransformerConfig:
     return open_gguf(path).config
 
 
-def load_opened(opened: Opened, dtype: torch.dtype | None) -> Loaded:
-    """The model of a GGUF file that is open, and its tokenizer.
-
-    Args:
-        opened: Its weights and metadata are no more afterwards, so that they are not in memory twice.
-        dtype: As in `qkv.load`.
+def open_transly(folder: Path, options: Options) -> Translator:
+    """The translator of a folder of transly's `trained_models`.
 
     Raises:
-        FileError: The file does not fit together.
+        FileError: A file is missing or damaged, or of another model; or h5py is not installed.
     """
-    words = read_vocabulary(opened.metadata, source=str(opened.path))  # first: much of what it takes is free again then
-    opened.metadata.clear()
-    facts = Facts(begin_id=words.begin_id, begins=words.add_begin, stop_ids=words.stop_ids)
-    return Loaded.of(load_gguf(opened, dtype=dtype), words.tokenizer, facts)
+    from qkv.checkpoints.transly import load_transly  # nothing else needs it
+
+    found = load_transly(folder)
+
+    def tokenizer(vocabulary: dict[str, int], unit: str) -> Tokenizer:
+        names = {token: name for name, token in vocabulary.items()}
+        return unit_tokenizer(vocabulary, words=unit == "word", special=(names[found.end], names[found.begin]))
+
+    source, target = tokenizer(found.source, found.units[0]), tokenizer(found.target, found.units[1])
+    longest = found.model.config.longest
+    facts = Facts(begin_id=found.begin, stop_ids=(found.end,), longest=longest, longest_target=found.longest)
+    return Translator(found.model, source, target, facts)

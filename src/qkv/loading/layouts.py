@@ -1,24 +1,40 @@
 """`qkv.load`, the one door for users, and the layouts of checkpoints that it opens."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
 from qkv.checkpoints import peft
 from qkv.errors import ConfigError, FileError
-from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, read_gguf_config
-from qkv.loading.layout import Layout, Options
+from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, open_transly, read_gguf_config
 from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
-from qkv.loading.ready import Ready
+from qkv.loading.ready import Options, Ready
 from qkv.loading.run import RECIPE, open_run, read_run_config
 from qkv.loading.saved import MODEL, open_saved
-from qkv.loading.transly import open_transly
 from qkv.models.model import ModelConfig
 from qkv.nn.quantised import Packed, Width, quantise
 
 R = TypeVar("R", bound=Ready)
+
+
+class Layout(NamedTuple):
+    """One way in which a model lies on the disk.
+
+    Attributes:
+        mark: The file by which its folder is known; empty: it is a single file.
+        name: What it is, for people.
+        open: The model, from its folder or file.
+        read_config: The model's config alone; None: it takes the whole model.
+    """
+
+    mark: str
+    name: str
+    open: Callable[[Path, Options], Ready]
+    read_config: Callable[[Path], ModelConfig] | None = None
+
 
 LAYOUTS: Final = (
     Layout(RECIPE, "a run", open_run, read_run_config),
@@ -77,21 +93,14 @@ def load(
     return ready
 
 
-def load_as(
-    kind: type[R],
-    source: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    quantize: Width | None = None,
-) -> R:
+def load_as(kind: type[R], source: str | Path, *, dtype: torch.dtype | None = None, quantize: Width | None = None) -> R:
     """What `load` hands out, where only one kind of it is of use.
 
     Raises:
         ConfigError: It is of another kind; or as `load`.
         FileError: As `load`.
     """
-    ready = load(source, device=device, dtype=dtype, quantize=quantize)
+    ready = load(source, dtype=dtype, quantize=quantize)
     if not isinstance(ready, kind):
         raise ConfigError(f"{source} is {ready.what} and this is for {kind.what}; use {ready.verbs}")
     return ready
@@ -121,7 +130,7 @@ def _recognise(path: Path) -> tuple[Layout, Path]:
     if path.is_file() and any(path.name == layout.mark for layout in LAYOUTS):
         path = path.parent
     for layout in LAYOUTS:
-        if layout.recognises(path):
+        if (path / layout.mark).is_file():
             return layout, path
     if not path.is_dir():
         raise FileError(f"{path}: there is no such folder; give a run or a folder in Hugging Face's layout")

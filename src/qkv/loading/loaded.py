@@ -3,18 +3,32 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final, overload
+from typing import TypedDict, Unpack, final, overload
 
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
 from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate
 from qkv.loading.facts import Facts
-from qkv.loading.ready import Ready, check_vocabulary, tokenizer_in
+from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 
 Stop = str | Sequence[str]
 _NOTHING = Facts()
+
+
+class HowToWrite(TypedDict, total=False):
+    """How a text is written.
+
+    Attributes:
+        max_new_tokens: Tokens to generate at most; 100 by default, and 500 for an answer of `chat`.
+        stop: Strings before which the text ends, wherever tokens begin and end.
+        sampling: How tokens are drawn; None: `SamplingConfig()`.
+    """
+
+    max_new_tokens: int
+    stop: Stop
+    sampling: SamplingConfig | None
 
 
 @final
@@ -58,15 +72,6 @@ class Loaded(Ready):
         """The model with a tokenizer and its template; None for the facts: those of a model that qkv trained."""
         return cls(model, tokenizer, facts or Facts.of(tokenizer), template_of(tokenizer))
 
-    @classmethod
-    def read(cls, model: Transformer, folder: Path, facts: Facts | None = None) -> "Loaded":
-        """The model with the tokenizer of a folder; None for the facts: those of a model that qkv trained.
-
-        Raises:
-            FileError: The tokenizer is damaged.
-        """
-        return cls.of(model, tokenizer_in(folder), facts)
-
     @property
     def config(self) -> TransformerConfig:
         """What the model was built from."""
@@ -79,53 +84,23 @@ class Loaded(Ready):
         return embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
 
     def check(self, source: Path) -> None:
-        """Refuse a tokenizer with more tokens than the model."""
         check_vocabulary(self.tokenizer, self.vocab_size, source)
 
     def files(self) -> dict[str, bytes]:
-        """Those of the tokenizer, and the template."""
         files = {} if self.tokenizer is None else self.tokenizer.files()
         return files if self.template is None else files | {"chat_template.jinja": self.template.source.encode()}
 
     @overload
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-    ) -> str: ...
-
+    def generate(self, prompt: str, **how: Unpack[HowToWrite]) -> str: ...
+    @overload
+    def generate(self, prompt: list[str] | tuple[str, ...], **how: Unpack[HowToWrite]) -> list[str]: ...
     @overload
     def generate(
-        self,
-        prompt: list[str] | tuple[str, ...],
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-    ) -> list[str]: ...
-
-    @overload
-    def generate(
-        self,
-        prompt: str | list[str] | tuple[str, ...],
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        n: int,
-        sampling: SamplingConfig | None = None,
+        self, prompt: str | list[str] | tuple[str, ...], *, n: int, **how: Unpack[HowToWrite]
     ) -> str | list[str]: ...
 
     def generate(
-        self,
-        prompt: str | list[str] | tuple[str, ...],
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        n: int = 1,
-        sampling: SamplingConfig | None = None,
+        self, prompt: str | list[str] | tuple[str, ...], *, n: int = 1, **how: Unpack[HowToWrite]
     ) -> str | list[str]:
         """How the text goes on after the prompt.
 
@@ -134,10 +109,8 @@ class Loaded(Ready):
 
         Args:
             prompt: The beginning, which is not repeated in the result; or a list of them, of any lengths.
-            max_new_tokens: Tokens to generate at most.
-            stop: Strings before which the text ends, wherever tokens begin and end.
             n: How many samples to draw of a single prompt.
-            sampling: How tokens are drawn; None: `SamplingConfig()`.
+            how: See `HowToWrite`.
 
         Returns:
             The text, or a list where there are several prompts, or `n` is above 1.
@@ -145,87 +118,44 @@ class Loaded(Ready):
         Raises:
             ConfigError: There is no tokenizer, or a prompt does not fit the model.
         """
-        if isinstance(prompt, str):
+        texts = [one.text for one in self.complete(prompt, n=n, **how)]
+        return texts[0] if isinstance(prompt, str) and n == 1 else texts
+
+    def complete(self, prompts: str | Sequence[str], *, n: int = 1, **how: Unpack[HowToWrite]) -> list[Completion]:
+        """How each text goes on, and why it ended. Arguments and errors as for `generate`."""
+        streams = [0] * len(prompts)
+        if isinstance(prompts, str):
             if n < 1:
                 raise ConfigError(f"n={n} samples: must be at least 1")
-            done = self.complete([prompt] * n, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling)
-            return [one.text for one in done] if n > 1 else done[0].text
-        if n != 1:
-            raise ConfigError(f"n={n} samples of {len(prompt)} prompts: give one prompt, or each of them {n} times")
-        seeded = sampling is not None and sampling.seed is not None
-        streams = [0] * len(prompt) if seeded else None
-        done = self.complete(prompt, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, streams=streams)
-        return [one.text for one in done]
-
-    def complete(
-        self,
-        prompts: Sequence[str],
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-        streams: Sequence[int] | None = None,
-    ) -> list[Completion]:
-        """How each text goes on, and why it ended. Arguments and errors as for `generate`.
-
-        Args:
-            prompts: Any number of beginnings, of any lengths, which are read side by side.
-            max_new_tokens: See `generate`.
-            stop: See `generate`.
-            sampling: See `generate`.
-            streams: Of random numbers, as in `qkv.generation.generate`; None: each row has its own.
-        """
+            prompts, streams = [prompts] * n, list(range(n))
+        elif n != 1:
+            raise ConfigError(f"n={n} samples of {len(prompts)} prompts: give one prompt, or each of them {n} times")
         if not prompts:
             return []
-        writing = self._write(
-            self.encode_prompts(prompts), max_new_tokens, self.facts.stop_ids, stop, sampling, streams=streams
-        )
+        writing = self._write(self.encode_prompts(prompts), self.facts.stop_ids, streams=streams, **how)
         texts = ["".join(row) for row in zip(*writing, strict=True)]
         return [Completion(*row) for row in zip(prompts, texts, writing.finish, strict=True)]
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 100,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-    ) -> Iterator[str]:
+    def stream(self, prompt: str, **how: Unpack[HowToWrite]) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
-        return self._write(self.encode_prompts([prompt]), max_new_tokens, self.facts.stop_ids, stop, sampling).single()
+        return self._write(self.encode_prompts([prompt]), self.facts.stop_ids, **how).single()
 
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_new_tokens: int = 500,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-    ) -> str:
+    def chat(self, messages: Sequence[Message], **how: Unpack[HowToWrite]) -> str:
         """The assistant's answer to a conversation.
 
         Args:
             messages: From the first to the last, such as `[{"role": "user", "content": "Hello!"}]`.
-            max_new_tokens: Tokens of the answer at most.
-            stop: Strings before which it ends.
-            sampling: How tokens are drawn; None: `SamplingConfig()`.
+            how: See `HowToWrite`.
 
         Raises:
             ConfigError: The model has no tokenizer or chat template, or the conversation does not fit it.
             FileError: The chat template cannot be used.
         """
-        return "".join(self.stream_chat(messages, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling))
+        return "".join(self.stream_chat(messages, **how))
 
-    def stream_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_new_tokens: int = 500,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-    ) -> Iterator[str]:
+    def stream_chat(self, messages: Sequence[Message], **how: Unpack[HowToWrite]) -> Iterator[str]:
         """The answer of `chat`, piece by piece as it comes. Arguments and errors as there."""
-        return self.answer(self.encode_chat(messages), max_new_tokens, stop, sampling).single()
+        return self.answer(self.encode_chat(messages), **how).single()
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids that each prompt is read as; an empty one is the token that begins a text.
@@ -261,30 +191,22 @@ class Loaded(Ready):
         template, tokenizer = self._chat_parts()
         return tokenizer.encode_rendered(template.prompt(messages)).ids
 
-    def answer(
-        self,
-        ids: Sequence[int],
-        max_new_tokens: int,
-        stop: Stop = (),
-        sampling: SamplingConfig | None = None,
-        kept: Kept | None = None,
-    ) -> "Writing":
+    def answer(self, ids: Sequence[int], *, kept: Kept | None = None, **how: Unpack[HowToWrite]) -> "Writing":
         """The answer to a conversation that `encode_chat` has encoded.
 
         It ends with the model's stop ids, and with what the template writes after an answer, should those differ.
 
         Args:
             ids: From `encode_chat`.
-            max_new_tokens: See `chat`.
-            stop: See `chat`.
-            sampling: See `chat`.
             kept: What was read for earlier answers of the same conversation.
+            how: See `HowToWrite`.
         """
         template, tokenizer = self._chat_parts()
         end = template.end_of_turn()
         special = tokenizer.special_ids(end)
-        stops = (*_several(stop), *([end] if end and not special else []))
-        return self._write([list(ids)], max_new_tokens, (*self.facts.stop_ids, *special), stops, sampling, kept=kept)
+        how.setdefault("max_new_tokens", 500)
+        how["stop"] = (*_several(how.get("stop", ())), *([end] if end and not special else []))
+        return self._write([list(ids)], (*self.facts.stop_ids, *special), kept=kept, **how)
 
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
         if self.template is None or self.tokenizer is None:
@@ -295,13 +217,13 @@ class Loaded(Ready):
     def _write(
         self,
         ids: Sequence[Sequence[int]],
-        max_new_tokens: int,
         stop_ids: Sequence[int],
-        stop: Stop,
-        sampling: SamplingConfig | None,
         *,
         streams: Sequence[int] | None = None,
         kept: Kept | None = None,
+        max_new_tokens: int = 100,
+        stop: Stop = (),
+        sampling: SamplingConfig | None = None,
     ) -> "Writing":
         assert self.tokenizer is not None
         steps = generate(

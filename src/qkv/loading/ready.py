@@ -1,9 +1,12 @@
-"""A model that is ready to use: what `qkv.load` hands out."""
+"""A model that is ready to use: what `qkv.load` hands out, and the options by which it is read."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
+
+import torch
 
 from qkv.data import Tokenizer
 from qkv.errors import FileError
@@ -30,12 +33,8 @@ class Ready(ABC):
         """What the model was built from."""
         return self.model.config
 
-    def check(self, source: Path) -> None:  # noqa: B027 - nothing to see is a good default
-        """See that what was read from a file or folder belongs together; here there is nothing to see.
-
-        Raises:
-            FileError: It does not.
-        """
+    def check(self, source: Path) -> None:  # noqa: B027 - nothing to check is a good default
+        """Raise `FileError` where what was read from `source` does not belong together."""
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
@@ -54,25 +53,34 @@ class Bare(Ready):
     facts: None = None
 
     def files(self) -> dict[str, bytes]:
-        """There are none."""
         return {}
 
 
-def tokenizer_in(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None where it has none.
+@final
+@dataclass(frozen=True)
+class Options:
+    """How a checkpoint is read.
 
-    Raises:
-        FileError: It is damaged.
+    Attributes:
+        open: Opens another one, which this one belongs to.
+        dtype: Type of the weights of a GGUF file; None: those that are packed stay so.
+        allow_pickle: Also read weights that are pickled, with `weights_only`.
+        above: The runs whose adapters belong to what is read.
     """
+
+    open: Callable[[Path, "Options"], Ready]
+    dtype: torch.dtype | None = None
+    allow_pickle: bool = False
+    above: tuple[Path, ...] = ()
+
+
+def tokenizer_in(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a folder; None where it has none. Raises `FileError` where it is damaged."""
     return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, n: int | None, folder: Path) -> None:
-    """Refuse a tokenizer with more tokens than the model; None: there is no tokenizer, or no vocabulary.
-
-    Raises:
-        FileError: It has more than `n`.
-    """
+    """Raise `FileError` where a tokenizer has more tokens than the model, `n`."""
     if tokenizer is not None and n is not None and tokenizer.vocab_size > n:
         raise FileError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {n}; put the tokenizer there "

@@ -11,10 +11,9 @@ from qkv.config import expand_home, read_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.loading.building import build_with, model_config
 from qkv.loading.foreign import merged
-from qkv.loading.layout import Options
 from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
-from qkv.loading.ready import Ready
+from qkv.loading.ready import Options, Ready
 from qkv.loading.saved import ready_in
 from qkv.models.model import ModelConfig
 from qkv.models.transformer import TransformerConfig
@@ -25,8 +24,6 @@ RECIPE: Final = "recipe.yaml"
 
 
 class _Recipe(NamedTuple):
-    """What loading reads of a run's recipe."""
-
     model: ModelConfig
     data: TaskConfig | None
     adapter: LoRAConfig | None
@@ -43,7 +40,7 @@ def open_run(folder: Path, options: Options) -> Ready:
     for warning in checkpoint.warnings:
         warnings.warn(warning, stacklevel=4)
     if recipe.adapter is not None:
-        return _with_adapters(folder, recipe, recipe.adapter, checkpoint, options)
+        return _with_adapters(folder, recipe, checkpoint, options)
     model = build_with(recipe.model, checkpoint.tensors("model"), folder / RECIPE, str(checkpoint.path))
     return ready_in(model, folder) if recipe.data is None else recipe.data.open(folder, model)
 
@@ -57,11 +54,10 @@ def read_run_config(folder: Path) -> ModelConfig:
     return _read_recipe(folder).model
 
 
-def _with_adapters(
-    folder: Path, recipe: _Recipe, adapter: LoRAConfig, checkpoint: Checkpoint, options: Options
-) -> Loaded:
+def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, options: Options) -> Loaded:
     """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
-    start = recipe.start
+    start, adapter = recipe.start, recipe.adapter
+    assert adapter is not None
     options = Options(options.open, above=(*options.above, folder.resolve()))
     if expand_home(start).resolve() in options.above:
         raise FileError(f"{folder / RECIPE}: its adapters sit on {start}, which sits on them; fix 'start'")
@@ -119,7 +115,8 @@ def _read_recipe(folder: Path) -> _Recipe:
             raise ConfigError("it has no 'model'")
         model = model_config(data["model"])
         task = data.get("data")
-        task = TaskConfig.from_dict({"type": DataConfig.tag()} | task, path="data") if isinstance(task, dict) else None
+        if isinstance(task, dict):
+            task = TaskConfig.from_dict({"type": DataConfig.tag()} | task, path="data")
         if data.get("adapter") is None:
             return _Recipe(model, task, None, "")
         match data.get("start"):

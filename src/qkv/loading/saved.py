@@ -18,9 +18,8 @@ from qkv.errors import ConfigError, FileError
 from qkv.fetch import write_atomic
 from qkv.loading.building import build_with, model_config
 from qkv.loading.facts import Facts
-from qkv.loading.layout import Options
 from qkv.loading.loaded import Loaded
-from qkv.loading.ready import Bare, Ready
+from qkv.loading.ready import Bare, Options, Ready, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.model import Model
 from qkv.models.pairs import PairModel
@@ -69,7 +68,7 @@ def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
         FileError: A tokenizer is damaged.
     """
     if isinstance(model, Transformer):
-        return Loaded.read(model, folder, facts)
+        return Loaded.of(model, tokenizer_in(folder), facts)
     if isinstance(model, PairModel) and all((folder / side / "tokenizer.json").is_file() for side in SIDES):
         return Translator.read(model, folder, facts)
     return Bare(model)

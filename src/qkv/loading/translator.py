@@ -70,7 +70,6 @@ class Translator(Ready):
         return cls(model, words.source, words.target, facts)
 
     def check(self, source: Path) -> None:
-        """Refuse tokenizers with more tokens than the model, and targets that nothing begins or ends."""
         for tokenizer, n in zip((self.source, self.target), self.model.config.vocabularies, strict=True):
             check_vocabulary(tokenizer, n, source)
         if self.facts.begin_id is None or not self.facts.stop_ids:
@@ -79,7 +78,6 @@ class Translator(Ready):
             )
 
     def files(self) -> dict[str, bytes]:
-        """Those of both tokenizers."""
         sides = zip(SIDES, (self.source, self.target), strict=True)
         return {f"{side}/{name}": data for side, words in sides for name, data in words.files().items()}
 
@@ -127,7 +125,10 @@ class Translator(Ready):
         for at in range(0, len(order), batch_size):
             some = order[at : at + batch_size]
             for i, texts_of_row in zip(some, self._search([sources[i] for i in some], search), strict=True):
-                found[i] = [self._read(text) for text in texts_of_row]
+                found[i] = [
+                    Translation(self.target.decode(one.ids), one.score, one.log_probability, one.ended)
+                    for one in texts_of_row
+                ]
         return [found[i] for i in range(len(sources))]
 
     def align(self, text: str, translation: str | None = None) -> Alignment:
@@ -160,17 +161,9 @@ class Translator(Ready):
         Raises:
             ConfigError: As in `translations`; texts are numbered from 1.
         """
-        sources, longest = self._encoded([text.strip() for text in texts]), self.facts.longest
-        for number, ids in enumerate(sources, start=1):
-            if longest is not None and len(ids) > longest:
-                raise ConfigError(
-                    f"text {number} has {len(ids)} tokens and the model takes at most {longest}; cut it into parts"
-                )
-        return sources
-
-    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        texts, longest = [text.strip() for text in texts], self.facts.longest
         try:
-            return self.source.encode_batch(texts)
+            sources = self.source.encode_batch(texts)
         except ConfigError:
             for number, text in enumerate(texts, start=1):
                 try:
@@ -178,6 +171,12 @@ class Translator(Ready):
                 except ConfigError as error:
                     raise ConfigError(f"text {number}: {error}" if len(texts) > 1 else str(error)) from None
             raise
+        for number, ids in enumerate(sources, start=1):
+            if longest is not None and len(ids) > longest:
+                raise ConfigError(
+                    f"text {number} has {len(ids)} tokens and the model takes at most {longest}; cut it into parts"
+                )
+        return sources
 
     def _search(self, sources: list[list[int]], search: BeamConfig) -> list[list[Hypothesis]]:
         begin = [[self.begin_id]] * len(sources)
@@ -187,12 +186,9 @@ class Translator(Ready):
     def _batch(self, sources: list[list[int]]) -> tuple[Int[Tensor, "B S"], Tokens]:
         return pad_ids(sources, next(self.model.parameters()).device)
 
-    def _read(self, text: Hypothesis) -> Translation:
-        return Translation(self.target.decode(text.ids), text.score, text.log_probability, text.ended)
-
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token as text; a character that several tokens make stands at the last of them."""
+    """Each token as text; a character that several tokens make is at the last of them."""
     names = [tokenizer.decode([token]) for token in ids]
     if not any("\ufffd" in name for name in names):
         return names

@@ -9,6 +9,7 @@ from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
 from qkv.data.dataset import HeldOut
 from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
+from qkv.loading.ready import tokenizer_in
 from qkv.models.model import Model
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.tasks.chat import Chat, read_conversations
@@ -81,7 +82,7 @@ class DataConfig(TaskConfig):
     @classmethod
     def open(cls, folder: Path, model: Model) -> Loaded:
         assert isinstance(model, Transformer)
-        return Loaded.read(model, folder)
+        return Loaded.of(model, tokenizer_in(folder))
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:

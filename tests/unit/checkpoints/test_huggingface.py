@@ -14,7 +14,7 @@ from qkv.checkpoints import read_folder, read_tensors, write_tensors
 from qkv.checkpoints.files import give_back
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.errors import ConfigError, FileError
-from qkv.presets.llama import llama
+from qkv.presets import llama
 from tiny import tiny_config, tiny_model, token_ids
 
 

@@ -9,8 +9,7 @@ from qkv.nn.embedders import VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig
 from qkv.nn.heads import VectorHeadConfig
 from qkv.nn.norms import RMSNormConfig
-from qkv.presets.gpt2 import gpt2
-from qkv.presets.llama import llama
+from qkv.presets import gpt2, llama
 
 VOCAB, CONTEXT = 31, 14
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12]]
