@@ -24,6 +24,7 @@ class Terminal(Console):
         super().__init__(highlight=False)
 
     def on_broken_pipe(self) -> None:
+        """Raise the error again, which rich has caught; it would end the program itself."""
         raise
 
 
