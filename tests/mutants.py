@@ -97,7 +97,7 @@ MUTANTS = [
     Mutant("T5 looks ahead", "nn/positions/score_bias.py", "(-distance).clamp(min=0)", "distance.abs()", KINDS),
     Mutant("values are absorbed as keys", "nn/latent.py", "keys, values = self.kv_proj", "values, keys = self.kv_proj", KINDS),
     Mutant("cross-attention shares its keys", "nn/cross.py", "k, v = self._keys(memory)", "k = v = self._keys(memory)[0]", KINDS),
-    Mutant("a decoding query stands first", "ops/attend.py", "start=k.shape[2] - q.shape[2]", "start=0", MORE),
+    Mutant("a decoding query stands first", "ops/attend.py", "start=max(0, before)", "start=0", MORE),
     # Masks
     Mutant("a token does not see itself", "masks.py", "return k.order <= q.order", "return k.order < q.order", ATTEND),
     Mutant("a window one token wider", "masks.py", "(q.index - k.index).abs() < self.size", "(q.index - k.index).abs() <= self.size", ATTEND),

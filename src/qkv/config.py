@@ -28,7 +28,7 @@ T = TypeVar("T", bound="Config")
 class Config:
     """Base of every config. Subclasses are decorated with `@config`; those that list `ABC` are abstract.
 
-    Two configs with the same content are equal and hash alike. `dataclasses.replace` makes a changed copy.
+    Two configs with the same content are equal and hash alike.
     """
 
     _registry: ClassVar[dict[str, type["Config"]]] = {}
@@ -65,6 +65,14 @@ class Config:
         if owner is None:
             raise TypeError(f"{name} has nothing to build; declare a class with config={name}, or write {name}.build")
         return owner(self, *args)
+
+    def replace(self: T, **changes: Any) -> T:
+        """A copy with other values for some fields.
+
+        Raises:
+            ConfigError: As when a config is made.
+        """
+        return type(self)(**{f.name: getattr(self, f.name) for f in _fields(self)} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, ready for JSON or YAML. The inverse of `from_dict`."""
@@ -103,6 +111,8 @@ class Configured:
 def config(cls: type[T]) -> type[T]:
     """Turn a `Config` class into a frozen, keyword-only dataclass whose values are checked when it is made.
 
+    A class of one field also takes its value alone, `Window(4)`, and lists stand for tuples.
+
     Raises (from the decorated constructor):
         ConfigError: An unknown keyword (with the nearest known one), a missing one, or a value of a wrong type.
     """
@@ -110,16 +120,31 @@ def config(cls: type[T]) -> type[T]:
     made = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=settings)(cls)
     validated_init: Callable[..., None] = made.__init__
 
-    def __init__(self: Any, **values: Any) -> None:  # noqa: N807
+    def __init__(self: Any, *alone: Any, **values: Any) -> None:  # noqa: N807
         if cls.is_abstract():
             raise TypeError(f"{made.__name__} is abstract; make one of its subclasses")
+        if alone:
+            names = _names(made)
+            if not len(alone) == len(names) == 1:
+                form = ", ".join(f"{name}=..." for name in names)
+                raise ConfigError(f"{made.__name__} takes its values by name; write {made.__name__}({form})")
+            values = {names[0]: alone[0]} | values
         try:
-            validated_init(self, **values)
+            validated_init(self, **{name: _plain(name, value) for name, value in values.items()})
         except pydantic.ValidationError as error:
             raise ConfigError(_one_line(made, error)) from None
 
     made.__init__ = __init__
     return typing.cast("type[T]", made)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Lists as tuples, and no number that is beyond every size."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(name, item) for item in typing.cast("list[Any]", value))
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{name} has more than 63 bits, beyond any size; give a smaller number")
+    return value
 
 
 def must(be: str, fits: Callable[[Any], bool]) -> pydantic.AfterValidator:
@@ -133,7 +158,7 @@ def must(be: str, fits: Callable[[Any], bool]) -> pydantic.AfterValidator:
     return pydantic.AfterValidator(check)
 
 
-Count = Annotated[int, must("be at least 1", lambda n: n >= 1)]
+Count = Annotated[int, must("be at least 1 and below 2**31", lambda n: 1 <= n < 2**31)]
 Share = Annotated[float, must("be at least 0 and below 1", lambda p: 0 <= p < 1)]
 Positive = Annotated[float, must("be above 0", lambda x: x > 0)]
 
@@ -150,6 +175,8 @@ def _one_line(cls: type, error: pydantic.ValidationError) -> str:
         return f"{owner} needs {where!r}; give it a value"
     if first["type"] == "finite_number":
         return f"{owner}: {where}={value!r} must be a finite number; give another"
+    if isinstance(value, type):
+        return f"{owner}.{where} is the class {value.__name__}; give an instance: {value.__name__}(...)"
     return f"{owner}.{where} = {value!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

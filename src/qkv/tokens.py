@@ -1,7 +1,7 @@
 """What the tokens of a batch are, besides their values: one immutable value from which the rest is derived."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
 
@@ -131,6 +131,22 @@ class Tokens:
         """The same tokens, standing `by[b]` tokens later in their documents (after what a cache holds)."""
         by = by[:, None]
         return Tokens(self.index + by, self.order + by, self.segment, self.coords + by[..., None], self.layout)
+
+    def with_prefix(self, n: int | Int[Tensor, " B"]) -> "Tokens":
+        """The same with the first `n` tokens of each document seeing each other under a causal mask (a prefix LM)."""
+        first = n if isinstance(n, int) else n[:, None]
+        order = torch.maximum(self.index, torch.as_tensor(first, device=self.index.device) - 1)
+        return replace(self, order=order, layout=Layout.GENERAL)
+
+    def with_blocks(self, size: int) -> "Tokens":
+        """The same with each `size` neighbours of a document seeing each other under a causal mask (block by block).
+
+        Raises:
+            ConfigError: `size` is below 1.
+        """
+        if size < 1:
+            raise ConfigError(f"size={size} must be at least 1 (1: each token sees only what comes before it)")
+        return replace(self, order=self.index // size * size + size - 1, layout=Layout.GENERAL)
 
     def to(self, device: torch.device) -> "Tokens":
         """The same on a device."""

@@ -34,7 +34,7 @@ class Repeat(Config):
         shared: Whether all rounds use the same weights (Lan et al. 2020, ALBERT, section 3.1).
     """
 
-    n: Annotated[int, must("not be negative", lambda n: n >= 0)]
+    n: Annotated[int, must("be from 0 to 100000", lambda n: 0 <= n <= 100_000)]
     pattern: BlockConfig | tuple[BlockConfig, ...]
     shared: bool = False
 

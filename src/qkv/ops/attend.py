@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from qkv.errors import ConfigError, suggest
 from qkv.lowered import Form, LoweredMask, lower
-from qkv.masks import Mask
+from qkv.masks import Full, Mask
 from qkv.ops import sdpa
 from qkv.ops.backend import Backend, Problem
 from qkv.ops.documents import DOCUMENTS
@@ -178,8 +178,20 @@ def _lowered(mask: Mask | LoweredMask, q: Tensor, k: Tensor) -> LoweredMask:
                 "lower it for these tokens"
             )
         return mask
+    if not isinstance(mask, Mask):  # pyright: ignore[reportUnnecessaryIsInstance]
+        given = f"the class {mask.__name__}" if isinstance(mask, type) else type(mask).__name__
+        raise ConfigError(
+            f"mask is {given} and must be a mask such as Causal() or Full(); what a tensor would say of padding and "
+            "documents is said by Tokens: lower(mask, tokens, tokens)"
+        )
+    before = k.shape[2] - q.shape[2]
+    if before < 0 and not isinstance(mask, Full):
+        raise ConfigError(
+            f"there are {q.shape[2]} queries and {k.shape[2]} keys, of which queries are the last; where they are not, "
+            "lower the mask for the tokens of both"
+        )
     keys = Tokens.full(k.shape[0], k.shape[2], device=k.device)
     if q.shape[2] == k.shape[2]:
         return lower(mask, keys, keys)
-    queries = Tokens.full(q.shape[0], q.shape[2], start=k.shape[2] - q.shape[2], device=q.device)
+    queries = Tokens.full(q.shape[0], q.shape[2], start=max(0, before), device=q.device)
     return lower(mask, queries, keys, past=True)
