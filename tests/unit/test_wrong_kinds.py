@@ -19,7 +19,7 @@ WRONG = {
     "attend(q, q, q, mask=None)": "mask is NoneType and must be a mask such as Causal()",
     "attend(q, q, q, mask=Causal)": "mask is the class Causal and must be a mask such as Causal()",
     "attend(q, q[:, :, :2], q[:, :, :2], mask=Causal())": "3 queries and 2 keys, of which queries are the last",
-    "AttentionConfig(n_heads=2, mask=Causal)": "AttentionConfig.mask is the class Causal; give an instance: Causal(...)",
+    "AttentionConfig(n_heads=2, mask=Causal)": "AttentionConfig.mask is the class Causal; give an instance: Causal(",
     "AttentionConfig(2)": "takes its values by name; write AttentionConfig(",
     "Or(Causal(), Full())": "Or takes its values by name; write Or(a=..., b=...)",
     "Window('4')": "Window.size = '4': input should be a valid integer",
@@ -76,7 +76,7 @@ def test_a_prefix_and_blocks_as_drawings():
     full, packed = Tokens.full(1, 6), Tokens.packed([[3, 4]], 8)
     assert Causal().draw(full.with_prefix(3)) == "███···\n███···\n███···\n████··\n█████·\n██████"
     assert Causal().draw(full.with_blocks(2)) == "██····\n██····\n████··\n████··\n██████\n██████"
-    rows = "██······ ██······ ███····· ···██··· ···██··· ···███·· ···████· ········".split()
+    rows = ["██······", "██······", "███·····", "···██···", "···██···", "···███··", "···████·", "········"]
     assert Causal().draw(packed.with_prefix(2)) == "\n".join(rows)
     each = Tokens.full(2, 4).with_prefix(torch.tensor([1, 3]))
     assert each.order.tolist() == [[0, 1, 2, 3], [2, 2, 2, 3]]

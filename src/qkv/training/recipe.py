@@ -1,9 +1,9 @@
 """Recipes: everything that decides what a training run computes, as one config."""
 
 import dataclasses
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
-from qkv.config import Config, config
+from qkv.config import Config, Count, Positive, Share, config, must
 from qkv.errors import ConfigError
 from qkv.models.model import ModelConfig
 from qkv.models.transformer import TransformerConfig
@@ -12,6 +12,8 @@ from qkv.tasks import DataConfig, SampleConfig, Task, TaskConfig
 from qkv.tasks.task import absolute
 from qkv.training.optimizer import AdamWConfig
 from qkv.training.schedule import CosineConfig, ScheduleConfig
+
+Rows = Annotated[int, must("be from 1 to 100000", lambda n: 1 <= n <= 100_000)]
 
 
 @final
@@ -27,11 +29,7 @@ class StartConfig(Config):
     """
 
     path: str
-    dropout: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"start.dropout={self.dropout} must be at least 0 and below 1")
+    dropout: Share | None = None
 
     def model(self, config: ModelConfig) -> ModelConfig:
         """The model of the checkpoint, whose config this is, with the dropout set."""
@@ -72,35 +70,25 @@ class RecipeConfig(Config):
     start: StartConfig | None = None
     adapter: LoRAConfig | None = None
     data: DataConfig | TaskConfig
-    steps: int
-    context: int = 256
-    batch_size: int = 16
-    accumulation: int = 1
+    steps: Count
+    context: Count = 256
+    batch_size: Rows = 16
+    accumulation: Rows = 1
     optimizer: AdamWConfig = AdamWConfig()
     schedule: ScheduleConfig = CosineConfig()
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
     checkpoint_blocks: bool = False
-    seed: int = 0
+    seed: Annotated[int, must("be at least 0", lambda n: n >= 0)] = 0
     non_finite: Literal["stop", "skip"] = "stop"
-    evaluate_every: int = 100
-    evaluate_batches: int | None = 16
-    save_every: int = 100
-    keep: int = 2
+    evaluate_every: Count = 100
+    evaluate_batches: Count | None = 16
+    save_every: Count = 100
+    keep: Count = 2
     sample: SampleConfig | None = None
 
     def __post_init__(self) -> None:
-        counts = ("steps", "context", "batch_size", "accumulation", "evaluate_every", "save_every", "keep")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.evaluate_batches is not None and self.evaluate_batches < 1:
-            raise ConfigError(f"evaluate_batches={self.evaluate_batches} must be at least 1; null takes all")
-        if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"clip={self.clip} must be above 0; null does not clip")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed} must be at least 0 and below 2**63")
         self.data.check(self)
         if self.start is None and self.model is None:
             raise ConfigError("the recipe has neither model nor start; give one of them")

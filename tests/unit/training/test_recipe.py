@@ -74,8 +74,10 @@ def test_values_of_the_parts(make, message):
             (key, 0, f"{key}=0 must be at least 1")
             for key in ("steps", "context", "batch_size", "accumulation", "keep")
         ),
-        ("evaluate_batches", 0, r"evaluate_batches=0 must be at least 1; null takes all"),
-        ("clip", 0.0, r"clip=0\.0 must be above 0; null does not clip"),
+        ("evaluate_batches", 0, r"evaluate_batches=0 must be at least 1"),
+        ("clip", 0.0, r"clip=0\.0 must be above 0"),
+        ("batch_size", 10**9, "batch_size=1000000000 must be from 1 to 100000"),
+        ("accumulation", 10**9, "accumulation=1000000000 must be from 1 to 100000"),
         ("seed", -1, r"seed=-1 must be at least 0"),
         ("seed", 2**63, r"below 2\*\*63"),
         (
