@@ -238,6 +238,17 @@ MODELS = {
     "phi3": transformers.Phi3Config(
         **SIZES, **KV, **rope(partial_rotary_factor=0.5), original_max_position_embeddings=64
     ),
+    "gemma3": transformers.Gemma3TextConfig(
+        **SIZES | {"num_hidden_layers": 7}, **KV, head_dim=24, query_pre_attn_scalar=24, sliding_window=8
+    ),
+    "phi3, longrope": transformers.Phi3Config(
+        **SIZES,
+        **KV,
+        original_max_position_embeddings=16,
+        **rope(rope_type="longrope", short_factor=[1.0, 1.25] * 4, long_factor=[2.0, 2.5] * 4),
+    ),
+    "olmo2, tied": transformers.Olmo2Config(**SIZES, **KV, **rope(), tie_word_embeddings=True),
+    "gpt_neox, tied": transformers.GPTNeoXConfig(**SIZES, **rope(), tie_word_embeddings=True),
     "olmo2": transformers.Olmo2Config(**SIZES, **KV, **rope()),
     "gpt_neox": transformers.GPTNeoXConfig(**SIZES, **rope(partial_rotary_factor=0.25), use_parallel_residual=True),
     "gpt_neox, in turn": transformers.GPTNeoXConfig(**SIZES, **rope(), use_parallel_residual=False),
@@ -267,7 +278,7 @@ def as_folder(model):
     state = {key: value for key, value in model.state_dict().items() if not key.endswith((".masked_bias", "inv_freq"))}
     if model.config.tie_word_embeddings:
         state = {key: value for key, value in state.items() if not key.startswith(("lm_head", "embed_out"))}
-    if model.config.model_type == "gpt_neox":  # its files keep an older name
+    elif model.config.model_type == "gpt_neox":  # its files keep an older name
         state["embed_out.weight"] = state.pop("lm_head.weight")
     return HuggingFace(model.config.to_diff_dict() | {"model_type": model.config.model_type}, state, {})
 
@@ -311,6 +322,8 @@ def test_out_and_back_is_the_same_model_bit_for_bit(tmp_path, case):
     state = back.state
     if case == "gpt_neox, in turn" or not config.tie_word_embeddings:
         assert not back.config["tie_word_embeddings"]
+    if config.model_type in ("olmo2", "gpt_neox"):  # llama.cpp demands a head of its own
+        state = {key: tensor for key, tensor in state.items() if key in folder.state}
     assert state.keys() == folder.state.keys()
     assert all(torch.equal(state[key], folder.state[key]) for key in state)
     assert set(back.kinds.values()) == {"F32"}
@@ -353,9 +366,9 @@ def test_our_model_is_the_one_that_was_written(tmp_path, case):
         pytest.skip(f"qkv has no family {config.model_type} yet")
     model = build(config)
     export(model, tmp_path / "x.gguf")
-    torch.testing.assert_close(
-        logits(load_gguf(tmp_path / "x.gguf", dtype=torch.float32), ids_of()), logits(model, ids_of()), **CLOSE
-    )
+    want = logits(model, ids_of())
+    close = CLOSE | {"atol": FLOAT32 * max(1.0, want.abs().max().item() / 10)}
+    torch.testing.assert_close(logits(load_gguf(tmp_path / "x.gguf", dtype=torch.float32), ids_of()), want, **close)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", *WRITTEN])
@@ -442,7 +455,7 @@ def test_other_kinds_of_files_are_named(tmp_path):
         (
             MODELS["qwen2"].to_dict()
             | {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3, "sliding_window": 4},
-            "'use_sliding_window' is True",
+            "'sliding_window' is 4",
         ),
         (MODELS["llama"].to_dict() | {"mystery": 1}, "'mystery' is not known"),
         (MODELS["llama"].to_dict() | {"model_type": "bert"}, "writes no GGUF of 'bert'"),

@@ -1,14 +1,18 @@
 """Models from one layout to another, and what is said of them on the way."""
 
+import dataclasses
 import json
 import shutil
+from contextlib import nullcontext as quiet
 
+import gguf
 import pytest
 import torch
 
 import qkv
 from chats import write_chat_run
 from qkv import SamplingConfig
+from qkv.checkpoints import read_tensors, write_tensors
 from qkv.checkpoints.gguf import GGUFTensor, quantise, read_gguf, write_gguf
 from qkv.checkpoints.named import NAMED, pull
 from qkv.cli import main
@@ -249,3 +253,75 @@ def test_the_begin_of_a_text(run, tmp_path):
 def test_certificates_are_json(packed, tmp_path):
     convert(packed, tmp_path / "hf", to="hf")
     assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["inputs"]["tokens"] == 64
+
+
+# --- nothing is lost without a word -----------------------------------------------------------------------------------
+
+
+def with_weight(run, folder, value):
+    """The model of a run as a folder of Hugging Face, with one weight of that value."""
+    convert(run, folder, to="hf", certify=False)
+    state = {name: tensor.clone() for name, tensor in read_tensors(folder / "model.safetensors").items()}
+    next(tensor for name, tensor in state.items() if "down_proj" in name)[0, 0] = value
+    write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "qkv"])
+def test_a_weight_beyond_float16_is_not_written_in_it(run, tmp_path, to):
+    folder = with_weight(run, tmp_path / "hf", 1e5)
+    with pytest.raises(ConfigError, match=r"down_proj.weight' is not finite in float16, .* use bfloat16 or float32"):
+        convert(folder, tmp_path / "made", to=to, dtype="float16", certify=False)
+    assert not (tmp_path / "made").exists()
+    assert qkv.load(convert(folder, tmp_path / "made", to=to, dtype="bfloat16", certify=False), dtype=torch.float32)
+
+
+def test_scales_that_are_not_finite_are_refused(packed, tmp_path):
+    file = read_gguf(packed)
+    name = "blk.0.ffn_down.weight"
+    data = file.tensors[name].data.clone()
+    data[0, :2] = torch.tensor([float("inf")], dtype=torch.float16).view(torch.uint8)
+    damaged = {name: dataclasses.replace(file.tensors[name], data=data)}
+    write_gguf(tmp_path / "x.gguf", file.metadata, file.tensors | damaged)
+    for dtype in (None, torch.float32):
+        with pytest.raises(FileError, match=r"down_proj.weight': found .* not finite"):
+            qkv.load(tmp_path / "x.gguf", dtype=dtype)
+
+
+def test_a_table_longer_than_the_vocabulary_is_listed_whole(run, tmp_path):
+    """llama.cpp takes the number of tokens from the list, and refuses another number of rows."""
+    folder = convert(run, tmp_path / "hf", to="hf", certify=False)
+    state = read_tensors(folder / "model.safetensors")
+    table = state["model.embed_tokens.weight"]
+    rows = len(table) + 5
+    padded = torch.cat((table, torch.zeros(5, table.shape[1])))
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    write_tensors(folder / "model.safetensors", state | dict.fromkeys(names, padded), {"format": "pt"})
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | {"vocab_size": rows}))
+    found = gguf.GGUFReader(convert(folder, tmp_path / "x.gguf", to="gguf"))
+    assert len(found.fields["tokenizer.ggml.tokens"].contents()) == rows
+    assert found.fields["tokenizer.ggml.token_type"].contents()[-5:] == [gguf.TokenType.UNUSED] * 5
+    assert next(t for t in found.tensors if t.name == "token_embd.weight").shape.tolist()[1] == rows
+
+
+def test_a_file_that_does_not_say_how_words_are_split_is_warned_of(packed, tmp_path):
+    file = read_gguf(packed)
+    metadata = {key: value for key, value in file.metadata.items() if key != "tokenizer.ggml.pre"}
+    write_gguf(tmp_path / "x.gguf", metadata, file.tensors)
+    with pytest.warns(UserWarning, match=r"x\.gguf: does not say how words are split"):
+        qkv.load(tmp_path / "x.gguf")
+
+
+def test_windows_that_llama_cpp_does_not_compute_are_warned_of(run, tmp_path):
+    folder = convert(run, tmp_path / "hf", to="hf", certify=False)
+    data = json.loads((folder / "config.json").read_text())
+    for size in (4, data["max_position_embeddings"]):
+        (folder / "config.json").write_text(json.dumps(data | {"model_type": "mistral", "sliding_window": size}))
+        with (
+            pytest.warns(UserWarning, match="without its windows, so texts of more than 4 tokens")
+            if size == 4
+            else quiet()
+        ):
+            path = convert(folder, tmp_path / f"{size}.gguf", to="gguf")
+        assert qkv.load(path).config.blocks.pattern.sublayers[0].mask.reach in (size, None)

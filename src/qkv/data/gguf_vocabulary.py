@@ -6,6 +6,7 @@ vectors of llama.cpp: `tests/parity/test_gguf_vocabulary.py`.
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast, final
@@ -105,6 +106,11 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
     makers = {"gpt2": _byte_level, "llama": _scored}
     if model not in makers:
         raise reader.error("model", f"is {model!a}, and qkv reads {', '.join(makers)}")
+    if model == "gpt2" and "tokenizer.ggml.pre" not in metadata:
+        reason = "does not say how words are split ('tokenizer.ggml.pre'), so llama.cpp's default rule is taken"
+        warnings.warn(
+            f"{source}: {reason}; where it is another, answers are worse: convert the model anew", stacklevel=2
+        )
     tokens = reader.strings("tokens", MAX_VOCAB_SIZE)
     if len(set(tokens)) < len(tokens):
         raise reader.error("tokens", "has a token twice")
@@ -131,8 +137,10 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
     )
 
 
-def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None) -> dict[str, Any]:
+def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None, size: int = 0) -> dict[str, Any]:
     """The metadata of a byte-level BPE tokenizer. What came from a GGUF file is better carried over from there.
+
+    Tokens are added up to `size`, the rows of the model's table, since llama.cpp takes their number from the list.
 
     Raises:
         ConfigError: It is another kind, or splits words in a way that GGUF has no name for.
@@ -151,7 +159,11 @@ def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None) -> di
         raise ConfigError(
             "a GGUF file cannot hold this tokenizer: its ids have gaps; write a Hugging Face folder instead"
         )
+    if 0 < size < len(tokens):
+        raise ConfigError(f"the tokenizer has {len(tokens)} tokens and the model {size}; give the model's own")
     types = [NORMAL if token not in added else CONTROL if added[token][1] else USER for token in tokens]
+    types += [UNUSED] * (size - len(tokens))
+    tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]  # as llama.cpp's converter calls them
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     made = {"model": "gpt2", "pre": _rule_of(data), "tokens": tokens, "token_type": types, "merges": merges}
     specials = {"eos_token_id": tokenizer.end_of_text, "bos_token_id": begin_id}

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qkv.checkpoints import build_empty, check_fit
+from qkv.errors import ConfigError
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.shapes import Tensor
@@ -35,3 +38,15 @@ def build_with(config: ModelConfig, state: dict[str, Tensor], told: Path, source
     check_fit(state, model.state_dict(), source=source)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_().eval()
+
+
+def to_type(model: Any, dtype: torch.dtype | None, device: str | torch.device | None = None) -> None:
+    """Put a model's weights into another type, and on another device.
+
+    Raises:
+        ConfigError: A weight is beyond float16.
+    """
+    model.to(device=device, dtype=dtype)
+    for name, tensor in model.state_dict().items() if dtype is torch.float16 else ():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ConfigError(f"{name!r} is not finite in float16, whose numbers end at 65504; use bfloat16 or float32")

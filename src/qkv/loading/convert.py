@@ -5,11 +5,20 @@ from typing import Any, Final, Literal
 
 import torch
 
-from qkv.checkpoints.families import family_of
-from qkv.checkpoints.gguf import HuggingFace, encode, file_type, from_huggingface, open_gguf, write_gguf
+from qkv.checkpoints.families.family import parts_of
+from qkv.checkpoints.gguf import (
+    HuggingFace,
+    encode,
+    family_for_gguf,
+    file_type,
+    from_huggingface,
+    open_gguf,
+    write_gguf,
+)
 from qkv.checkpoints.huggingface import save_model
 from qkv.data.gguf_vocabulary import write_vocabulary
 from qkv.errors import ConfigError
+from qkv.loading.building import to_type
 from qkv.loading.certificate import NAME, certificate
 from qkv.loading.certificate import encode as encode_certificate
 from qkv.loading.layouts import load_as
@@ -68,7 +77,7 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         files[NAME] = encode_certificate(certificate(found, ready.model.float()))
         for p, kept in dtypes:
             p.data = p.data.to(kept)
-    ready.model.to(dtype=asked)
+    to_type(ready.model, asked)
     if to == "qkv":
         write(ready, target, files)
         return target
@@ -88,7 +97,7 @@ def _to_gguf(source: Path, target: Path, dtype: str | None) -> None:
         write_gguf(target, metadata | kept, tensors)
         return
     loaded = load_as(Loaded, source, dtype=None if dtype is None else DTYPES.get(dtype, torch.float32))
-    family = family_of(loaded.config)
+    family = family_for_gguf(loaded.config, str(source))
     state = family.keys(loaded.config).to_theirs({k: v.detach() for k, v in loaded.model.state_dict().items()})
     metadata, tensors = from_huggingface(HuggingFace(family.write(loaded.config), state, {}), source=str(source))
     kind = KINDS[dtype] if dtype is not None else max(tensors.values(), key=lambda tensor: tensor.data.nbytes).kind
@@ -101,7 +110,8 @@ def _words(loaded: Loaded, source: Path) -> dict[str, Any]:
     """The vocabulary as metadata."""
     if loaded.tokenizer is None:
         raise ConfigError(f"{source}: has no tokenizer, and a GGUF file without one is of no use; put one there")
-    made = write_vocabulary(loaded.tokenizer, begin_id=loaded.facts.begin_id)
+    size = parts_of(loaded.config).embed.vocab_size or 0
+    made = write_vocabulary(loaded.tokenizer, begin_id=loaded.facts.begin_id, size=size)
     made["tokenizer.ggml.add_bos_token"] = loaded.facts.begins
     if loaded.tokenizer.chat_template is not None:
         made["tokenizer.chat_template"] = loaded.tokenizer.chat_template

@@ -8,6 +8,7 @@ import torch
 
 from qkv.checkpoints import peft
 from qkv.errors import ConfigError, FileError
+from qkv.loading.building import to_type
 from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, open_transly, read_gguf_config
 from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
@@ -81,7 +82,7 @@ def load(
         raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
     wanted = torch.bfloat16 if dtype is None and elsewhere else dtype
     ready = _open(find(source), Options(_open, wanted, allow_pickle))
-    ready.model.to(device=device, dtype=dtype)
+    to_type(ready.model, dtype, device)
     if quantize is not None:
         if not isinstance(ready, Loaded):
             raise ConfigError(

@@ -111,18 +111,24 @@ _GEMMA_NORMS = {
     "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
     "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
 }
-_GEMMA_27B = 46
-"""Layers of the one model of Gemma 2 whose scores are scaled by d_model / heads; llama.cpp, too, knows it by them."""
 
 
 def _gemma_shift(n_heads: int, head_dim: int) -> Operations:
-    return {name: (Shift(-1.0),) for name in (*_GEMMA_NORMS, "output_norm")}
+    return {name: (Shift(-1.0),) for name in (*_GEMMA_NORMS, *_QK_NORMS, "output_norm")}
 
 
-def _gemma2_derived(config: Mapping[str, Any]) -> dict[str, Any]:
-    n, width = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
-    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(n)]
-    return {"query_pre_attn_scalar": width if n == _GEMMA_27B else config["head_dim"], "layer_types": kinds}
+def _gemma(every: int, largest: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What follows where each so many-th layer has no window.
+
+    The model of so many layers, of 27 billion weights, scales scores by d_model / heads; llama.cpp, too, knows it so.
+    """
+
+    def derived(config: Mapping[str, Any]) -> dict[str, Any]:
+        n, width = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
+        kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n)]
+        return {"query_pre_attn_scalar": width if n == largest else config["head_dim"], "layer_types": kinds}
+
+    return derived
 
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
@@ -182,7 +188,19 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         names=_ENDS | _QKV | _OUT | _GLU | _GEMMA_NORMS,
         fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
         harmless=("sliding_window_pattern",),  # `layer_types` says it
-        derived=_gemma2_derived,
+        derived=_gemma(every=2, largest=46),
+        operations=_gemma_shift,
+        own_head_dim=True,
+    ),
+    "gemma3": Architecture(
+        model_type="gemma3_text",
+        keys=_SIZES | {
+            "attention.sliding_window": "sliding_window", "rope.freq_base_swa": "rope_local_base_freq",
+        },
+        names=_ENDS | _QKV | _OUT | _GLU | _GEMMA_NORMS | _QK_NORMS,
+        fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
+        harmless=("sliding_window_pattern",),  # `layer_types` says it
+        derived=_gemma(every=6, largest=62),
         operations=_gemma_shift,
         own_head_dim=True,
     ),

@@ -139,7 +139,10 @@ def _four(rule: Rule, tensors: Tensors, kind: str, owner: nn.Linear) -> Packed:
         (weight,) = rule.forward(tensors)  # after what is kept, and gone before the next: it leaves no hole
         _check(KINDS[kind].shape(weight.shape), owner)
         for part in _in_turn(weight, parts_of(rows, columns)):
-            yield int4_groups(part, kind)
+            codes, scale, zero = int4_groups(part, kind)
+            if not (scale.isfinite().all() and zero.isfinite().all()):
+                raise ShapeError("found scales that are not finite, needs finite ones")
+            yield codes, scale, zero
 
     return Int4Linear(pack_parts(groups(), rows, columns), rows, columns, owner.bias)
 
@@ -168,7 +171,9 @@ def _expanded_one(tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     made = torch.empty(KINDS[kind].shape(rows.shape), dtype=dtype)
     step, at = max(1, _PART // rows[0].nbytes), 0
     for part in _in_turn(rows, (slice(a, a + step) for a in range(0, len(rows), step))):
-        made[at : at + step] = expand(part, kind, dtype)
+        numbers = made[at : at + step] = expand(part, kind, dtype)
+        if not numbers.isfinite().all():
+            raise ShapeError(f"found numbers that are not finite in {dtype}, needs finite ones")
         at += step
     return made.T if turned else made
 

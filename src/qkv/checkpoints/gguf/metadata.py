@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -12,13 +13,21 @@ from qkv.checkpoints.families.config_reader import MAX_LAYERS, ConfigReader
 from qkv.checkpoints.gguf.architectures import Architecture
 from qkv.checkpoints.gguf.reader import GGUF
 from qkv.errors import FileError
-from qkv.nn.positions import LinearScalingConfig, Llama3ScalingConfig, RoPEConfig, YaRNScalingConfig
+from qkv.nn.positions import (
+    LinearScalingConfig,
+    Llama3ScalingConfig,
+    LongRoPEScalingConfig,
+    RoPEConfig,
+    YaRNScalingConfig,
+)
 from qkv.ops.rotary import frequencies
 from qkv.shapes import Tensor
 
+Factors: TypeAlias = Mapping[str, Tensor]
+
 MAX_HEAD_DIM: Final = 1 << 16
-ROPE_FACTORS: Final = "rope_freqs.weight"
-"""The tensor with the factors of the frequencies."""
+ROPE_TENSORS: Final = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""The tensors with factors of the frequencies: of Llama 3; of LongRoPE."""
 _HARMLESS = ("tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length")
 _REQUIRED: Final[dict[str, Any]] = {
     "attention.causal": True,
@@ -41,8 +50,8 @@ _SAID_ELSEWHERE = {
 # --- from metadata to config.json -----------------------------------------------------------------------------------
 
 
-def read_config(file: GGUF, name: str, architecture: Architecture, factors: Tensor | None) -> dict[str, Any]:
-    """What `config.json` would hold of a file with that architecture and, if there is one, the tensor of factors.
+def read_config(file: GGUF, name: str, architecture: Architecture, factors: Factors) -> dict[str, Any]:
+    """What `config.json` would hold of a file with that architecture and those of `ROPE_TENSORS` that it has.
 
     Raises:
         FileError: A key is missing, not known, or contradicts another or the tensors.
@@ -59,9 +68,9 @@ def read_config(file: GGUF, name: str, architecture: Architecture, factors: Tens
         config["head_dim"] = head_dim
     config |= architecture.derived(config)
     if architecture.rotated != "none":
-        config["rope_parameters"] = _rope(reader, architecture, head_dim, factors)
-    elif factors is not None:
-        raise FileError(f"{file.path}: {ROPE_FACTORS!a} has no place in the architecture {name!a}; use another file")
+        config["rope_parameters"] = _rope(reader, architecture, head_dim, factors, config)
+    elif factors:
+        raise FileError(f"{file.path}: {[*factors]} have no place in the architecture {name!a}; use another file")
     for key, value in _REQUIRED.items():
         reader.require(key, value)
     reader.finish(*_HARMLESS)
@@ -79,6 +88,8 @@ def _take(reader: ConfigReader, ours: str, config: Mapping[str, Any]) -> Any:
             return reader.take(ours, int, 0) or None
         case "use_parallel_residual":
             return reader.take(ours, bool, True)
+        case "rope.freq_base_swa":
+            return reader.take(ours, float, 10_000.0)
     return reader.take(ours, float) if ours.endswith(("epsilon", "softcapping")) else reader.take_positive(ours)
 
 
@@ -115,7 +126,9 @@ def _read_head_dim(reader: ConfigReader, architecture: Architecture, width: int)
     return head_dim
 
 
-def _rope(reader: ConfigReader, architecture: Architecture, head_dim: int, factors: Tensor | None) -> dict[str, Any]:
+def _rope(
+    reader: ConfigReader, architecture: Architecture, head_dim: int, factors: Factors, config: dict[str, Any]
+) -> dict[str, Any]:
     made: dict[str, Any] = {"rope_type": "default", "rope_theta": reader.take("rope.freq_base", float, 10_000.0)}
     if architecture.rotated == "part":
         rotated = reader.take_positive("rope.dimension_count", head_dim)
@@ -132,9 +145,27 @@ def _rope(reader: ConfigReader, architecture: Architecture, head_dim: int, facto
         made["original_max_position_embeddings"] = reader.take_positive("rope.scaling.original_context_length")
         for key in ("beta_fast", "beta_slow"):
             made |= {key: value} if (value := reader.optional(f"rope.scaling.yarn_{key}", float)) is not None else {}
-    if factors is not None:
-        made |= _llama3_of(factors, made, head_dim, reader.source)
+    if ROPE_TENSORS[0] in factors:
+        made |= _llama3_of(factors[ROPE_TENSORS[0]], made, head_dim, reader.source)
+    elif factors:
+        made |= _longrope_of(factors, reader)
+        config["original_max_position_embeddings"] = made["original_max_position_embeddings"]
+    if (local := config.pop("rope_local_base_freq", None)) is not None:
+        return {"full_attention": made, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
     return made
+
+
+def _longrope_of(factors: Factors, reader: ConfigReader) -> dict[str, Any]:
+    short, long = (factors.get(name) for name in ROPE_TENSORS[1:])
+    if short is None or long is None or short.ndim != 1 or long.ndim != 1:
+        raise FileError(f"{reader.source}: has one of {' and '.join(ROPE_TENSORS[1:])} and needs a list in both")
+    return {
+        "rope_type": "longrope",
+        "short_factor": [_short(value) for value in short.float().tolist()],
+        "long_factor": [_short(value) for value in long.float().tolist()],
+        "attention_factor": reader.take("rope.scaling.attn_factor", float, 1.0),
+        "original_max_position_embeddings": reader.take_positive("rope.scaling.original_context_length"),
+    }
 
 
 def _llama3_of(factors: Tensor, rope: Mapping[str, Any], head_dim: int, source: str) -> dict[str, Any]:
@@ -143,7 +174,7 @@ def _llama3_of(factors: Tensor, rope: Mapping[str, Any], head_dim: int, source: 
     made = _llama3_factors(Llama3ScalingConfig(factor=factor, original_length=8192), rope["rope_theta"], head_dim)
     if rope["rope_type"] != "default" or factors.shape != made.shape or not torch.allclose(factors.float(), made, 1e-4):
         raise FileError(
-            f"{source}: {ROPE_FACTORS!a} holds other factors of frequencies than Llama 3's; qkv has none such"
+            f"{source}: {ROPE_TENSORS[0]!a} holds other factors of frequencies than Llama 3's; qkv has none such"
         )
     more = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     return {"rope_type": "llama3", "factor": factor, **more}
@@ -171,6 +202,14 @@ def write_metadata(
     left = {key: value for key, value in config.items() if key not in _SAID_ELSEWHERE}
     made: dict[str, Any] = {"vocab_size": left.pop("vocab_size")}
     head_dim = head_dim_of(config, architecture)
+    size, context = left.get("sliding_window"), config[architecture.keys["context_length"]]
+    if size is not None and "attention.sliding_window" not in architecture.keys:
+        if size < context:
+            raise FileError(f"{source}: 'sliding_window' is {size}, and llama.cpp computes this family without windows")
+        del left["sliding_window"]
+    if size is not None and size < context and architecture.model_type == "phi3":
+        reason = f"without its windows, so texts of more than {size} tokens come out otherwise there"
+        warnings.warn(f"{source}: llama.cpp computes this family {reason}", stacklevel=2)
     if architecture.own_head_dim:
         made |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
         left.pop("head_dim", None)
@@ -217,6 +256,12 @@ def _write_scaling(
                 "rope.scaling.yarn_beta_slow": yarn.beta_slow,
             }, {}
         case Llama3ScalingConfig() if architecture.model_type == "llama":
-            return {}, {ROPE_FACTORS: _llama3_factors(rope.scaling, rope.theta, head_dim)}
+            return {}, {ROPE_TENSORS[0]: _llama3_factors(rope.scaling, rope.theta, head_dim)}
+        case LongRoPEScalingConfig() as long if architecture.model_type == "phi3":
+            factors = (torch.tensor(values) for values in (long.short_factors, long.long_factors))
+            return {
+                "rope.scaling.attn_factor": long.attention_factor,
+                "rope.scaling.original_context_length": long.original_length,
+            }, dict(zip(ROPE_TENSORS[1:], factors, strict=True))
         case other:
             raise FileError(f"{source}: GGUF has no {other.tag()} for this family; it has linear and yarn")

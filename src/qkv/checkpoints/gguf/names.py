@@ -6,14 +6,16 @@ from typing import Any, Final, final
 
 import torch
 
-from qkv.checkpoints.families import FAMILIES
-from qkv.checkpoints.families.family import parts_of
+from qkv.checkpoints.families import FAMILIES, Family, family_of
+from qkv.checkpoints.families.family import layers_of, sublayer
 from qkv.checkpoints.gguf.architectures import ARCHITECTURES, Architecture, architecture_of
 from qkv.checkpoints.gguf.kinds import KINDS, GGUFTensor
-from qkv.checkpoints.gguf.metadata import ROPE_FACTORS, head_dim_of, read_config, write_metadata
+from qkv.checkpoints.gguf.metadata import ROPE_TENSORS, head_dim_of, read_config, write_metadata
 from qkv.checkpoints.gguf.reader import GGUF
 from qkv.checkpoints.maps import KeyMap, Rule
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
+from qkv.models.transformer import TransformerConfig
+from qkv.nn.attention import AttentionConfig
 from qkv.shapes import Tensor
 
 _NAMES: Final = {data.model_type: name for name, data in ARCHITECTURES.items()} | {"mistral": "llama"}
@@ -45,8 +47,8 @@ def to_huggingface(file: GGUF) -> HuggingFace:
     source = str(file.path)
     name, architecture = architecture_of(file.metadata, source)
     tensors = dict(file.tensors)
-    factors = tensors.pop(ROPE_FACTORS, None)
-    config = read_config(file, name, architecture, None if factors is None else factors.data)
+    factors = {key: tensors.pop(key).data for key in ROPE_TENSORS if key in tensors}
+    config = read_config(file, name, architecture, factors)
     keys = _key_map(architecture, config, tensors, side=0)
     kinds = {rule.ours[0]: tensors[rule.theirs[0]].kind for rule in keys.rules if rule.theirs[0] in tensors}
     state = {key: tensor.data for key, tensor in tensors.items()}
@@ -69,15 +71,38 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
     family, name = FAMILIES[model_type], _NAMES[model_type]
     config = family.parse(model.config, source)
     said, architecture = family.write(config), ARCHITECTURES[name]
-    metadata, factors = write_metadata(said, parts_of(config).attention.position, architecture, source)
+    attentions = [sublayer(block, 0, AttentionConfig) for block in layers_of(config)]
+    full = next((one for one in attentions if one.mask.reach is None), attentions[0])  # windows have a key for theirs
+    metadata, factors = write_metadata(said, full.position, architecture, source)
     state = _with_head(model.state, architecture, tied=said["tie_word_embeddings"])
     keys = _key_map(architecture, said, state, side=1)
-    kinds = {rule.theirs[0]: _kind_of(model, rule.ours[0]) for rule in keys.rules if rule.ours[0] in state}
+    kinds = {rule.theirs[0]: _kind_of(rule.ours[0], state, model.kinds) for rule in keys.rules if rule.ours[0] in state}
     made = keys.to_theirs(state, source=source)
     tensors = {key: _tensor(kinds[key], data) for key, data in made.items()}
     tensors |= {key: _tensor("F32", data) for key, data in factors.items()}
     general = {"general.architecture": name, "general.type": "model", "general.quantization_version": 2}
     return general | {f"{name}.{key}": value for key, value in metadata.items()}, tensors
+
+
+def family_for_gguf(config: TransformerConfig, source: str) -> Family:
+    """The first family that expresses a model in a way that llama.cpp computes.
+
+    Raises:
+        ConfigError: No family can express it.
+        FileError: llama.cpp computes none of those that can; the message says why.
+    """
+    refusal = None
+    for name in _NAMES:
+        try:
+            family = family_of(config, name)
+            from_huggingface(HuggingFace(family.write(config), {}, {}), source=source)  # only to see whether it can
+        except ConfigError:
+            continue
+        except FileError as error:
+            refusal = refusal or error
+        else:
+            return family
+    raise refusal or ConfigError(f"{source}: no family that llama.cpp has can express this model; write another layout")
 
 
 # --- tensors --------------------------------------------------------------------------------------------------------
@@ -106,10 +131,10 @@ def _key_map(architecture: Architecture, config: Mapping[str, Any], present: Col
     return KeyMap(rules, n_layers)
 
 
-def _kind_of(model: HuggingFace, key: str) -> str:
-    dtypes = {kind.dtype: name for name, kind in KINDS.items() if kind.dtype}
-    dtype = model.state[key].dtype
-    kind = dtypes.get(dtype) if dtype != torch.uint8 else model.kinds.get(key)
+def _kind_of(key: str, state: Mapping[str, Tensor], kinds: Mapping[str, str]) -> str:
+    plain = {kind.dtype: name for name, kind in KINDS.items() if kind.dtype}
+    dtype = state[key].dtype
+    kind = plain.get(dtype) if dtype != torch.uint8 else kinds.get(key)
     if kind is None:
         raise FileError(f"the tensor {key!a} is of {dtype}, which GGUF does not hold; convert it first")
     return kind

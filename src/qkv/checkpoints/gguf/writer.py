@@ -73,6 +73,8 @@ def _encode(name: str, tensor: GGUFTensor, kind: str) -> GGUFTensor:
         data = tensor.data.to(dtype) if (dtype := KINDS[kind].dtype) else quantise(tensor.data, kind)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+    if data.is_floating_point() and not data.isfinite().all():
+        raise ConfigError(f"{name}: a weight is not finite in {kind}; choose BF16 or F32, or mend the model")
     return GGUFTensor(kind, tensor.shape, data)
 
 
