@@ -98,6 +98,8 @@ from qkv.nn.recurrent import RecurrentConfig as RecurrentConfig
 from qkv.ops import attend as attend
 from qkv.ops import attention_weights as attention_weights
 from qkv.presets import preset as preset
+from qkv.recorder import AttentionWeights as AttentionWeights
+from qkv.recorder import Recorder as Recorder
 from qkv.tasks import DataConfig as DataConfig
 from qkv.tasks import PairDataConfig as PairDataConfig
 from qkv.tasks import SampleConfig as SampleConfig

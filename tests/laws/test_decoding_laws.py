@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import qkv
 from qkv.errors import ConfigError
-from qkv.generation import BeamConfig, Engine, Finish, Row, SamplingConfig, beam_search, generate
+from qkv.generation import BeamConfig, Engine, Finish, Kept, Row, SamplingConfig, beam_search, generate
 from qkv.masks import Causal, Window
 from qkv.models.decoders import LuongConfig
 from qkv.models.recurrent_encoder import RecurrentEncoderConfig
@@ -20,7 +20,7 @@ from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.positions import LearnedPositionsConfig
 from qkv.nn.recurrent import RecurrentConfig
 from qkv.presets.translators import attention_is_all_you_need
-from qkv.recorder import Recorder
+from qkv.recorder import AttentionWeights, Recorder
 from qkv.tokens import Tokens, pad_ids
 from tiny import NORM, tiny_config, tiny_model, token_ids
 from tolerances import FLOAT64
@@ -235,8 +235,8 @@ class Shapes(Recorder):
     def __init__(self):
         self.seen = []
 
-    def attention(self, slot, problem, out):
-        self.seen.append((slot, tuple(problem.q.shape), problem.k.shape[2]))
+    def attention(self, name, problem, out):
+        self.seen.append((name, tuple(problem.q.shape), problem.k.shape[2]))
 
 
 def test_generation_is_recorded():
@@ -245,3 +245,26 @@ def test_generation_is_recorded():
     steps = [step.ids for step in generate(model, [[1, 2]], recorder=recorder, **options)]
     assert steps == [step.ids for step in generate(model, [[1, 2]], **options)]
     assert [seen[1:] for seen in recorder.seen[::2]] == [((1, 4, 2, 4), 2), ((1, 4, 1, 4), 3), ((1, 4, 1, 4), 4)]
+
+
+def test_a_generation_from_what_was_kept_is_recorded_each_time():
+    model, kept = tiny_model(), Kept()
+    for prompt, read in (([1, 2], 2), ([1, 2, 3], 1)):
+        recorder = Shapes()
+        list(generate(model, [prompt], max_new_tokens=1, sampling=GREEDY, kept=kept, recorder=recorder))
+        assert recorder.seen == [(f"blocks.{i}.attention", (1, 4, read, 4), len(prompt)) for i in range(2)]
+
+
+def test_weights_of_attention_are_found_by_name():
+    """Those that make of the values what each layer put out, of a shared block in the order of its rounds."""
+    model, recorder = tiny_model(layers=3), AttentionWeights()
+    with torch.no_grad():
+        model(token_ids(2, 5), recorder=recorder)
+    assert list(recorder.weights) == [f"blocks.{i}.attention" for i in range(3)]
+    for (weights,) in recorder.weights.values():
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]), rtol=0, atol=FLOAT64)
+        assert (weights.triu(1) == 0).all()
+    few = AttentionWeights(only={"blocks.1.attention"})
+    list(generate(model, [[1, 2]], max_new_tokens=2, sampling=GREEDY, recorder=few))
+    assert [w.shape for w in few.weights.pop("blocks.1.attention")] == [(1, 4, 2, 2), (1, 4, 1, 3)]
+    assert not few.weights

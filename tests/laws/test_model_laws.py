@@ -245,10 +245,10 @@ def test_a_pattern_of_blocks_with_two_masks():
 
 class Notes(Recorder):
     def __init__(self):
-        self.slots, self.errors = [], []
+        self.names, self.errors = [], []
 
-    def attention(self, slot, problem, out):
-        self.slots.append(slot)
+    def attention(self, name, problem, out):
+        self.names.append(name)
         self.errors.append(out.shape)
 
 
@@ -256,7 +256,7 @@ def test_a_recorder_changes_nothing_and_sees_every_application():
     model, ids, notes = tiny_model(layers=3), token_ids(2, 7), Notes()
     with torch.no_grad():
         assert torch.equal(model(ids, recorder=notes), model(ids))
-    assert notes.slots == [0, 1, 2]
+    assert notes.names == [f"blocks.{i}.attention" for i in range(3)]
     assert notes.errors == [(2, 4, 7, 4)] * 3
 
 

@@ -65,10 +65,10 @@ class Alignments(Recorder):
     def __init__(self):
         self.weights = []
 
-    def attention(self, slot, problem, out):
+    def attention(self, name, problem, out):
         raise AssertionError
 
-    def alignment(self, slot, weights):
+    def alignment(self, weights):
         self.weights.append(weights)
 
 

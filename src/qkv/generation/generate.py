@@ -38,7 +38,14 @@ class Kept:
         self._decoding: CachedDecoding | None = None
         self._text: Sequence[int] = ()
 
-    def start(self, model: Transformer, text: Sequence[int], capacity: int, largest: int | None) -> CachedDecoding:
+    def start(
+        self,
+        model: Transformer,
+        text: Sequence[int],
+        capacity: int,
+        largest: int | None,
+        recorder: Recorder | None = None,
+    ) -> CachedDecoding:
         """The decoding of a text, as from `Transformer.start`; where it is new it is made twice as large as asked.
 
         Args:
@@ -46,12 +53,15 @@ class Kept:
             text: Token ids. It may grow afterwards: what was read is the beginning of it.
             capacity: Tokens that will be read at least.
             largest: Tokens that can be read at most.
+            recorder: Handed queries, keys and outputs of every attention that is computed anew.
         """
         decoding = self._decoding
         held = 0 if decoding is None else self._rewind(decoding, text)
         if decoding is None or not held or decoding.cache.capacity < capacity:
-            decoding = model.start([text], capacity=2 * capacity if largest is None else min(2 * capacity, largest))
+            capacity = 2 * capacity if largest is None else min(2 * capacity, largest)
+            decoding = model.start([text], capacity=capacity, recorder=recorder)
         else:
+            decoding.recorder = recorder
             decoding.read([text[held:]])
         self._decoding, self._text = decoding, text
         return decoding
@@ -114,7 +124,7 @@ def generate(
 
     def start(texts: Sequence[Sequence[int]]) -> CachedDecoding:
         if kept is not None:
-            return kept.start(model, texts[0], capacity, None if limit is None else limit - 1)
+            return kept.start(model, texts[0], capacity, None if limit is None else limit - 1, recorder)
         return model.start(texts, capacity=capacity, recorder=recorder)
 
     return _steps(model, Engine(start, rows, log_probabilities=log_probabilities), rows)

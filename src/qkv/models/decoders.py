@@ -209,7 +209,7 @@ class Bahdanau(Decoder, config=BahdanauConfig):
             states, contexts, weights = attentive_gru(p)
             tops, hidden = states[1:], ((states[-1],),)
         if recorder is not None:
-            recorder.alignment(0, weights.transpose(0, 1))
+            recorder.alignment(weights.transpose(0, 1))
         seen = torch.cat([tops.transpose(0, 1), contexts.transpose(0, 1), y], dim=-1)
         return self.drop(torch.tanh(self.readout(seen))), state._replace(hidden=hidden)
 
@@ -293,7 +293,7 @@ class Luong(Decoder, config=LuongConfig):
             top, hidden = self.net(y, state=state.hidden)
             vectors, weights = self._look_back(top, state)
             if recorder is not None:
-                recorder.alignment(0, weights)
+                recorder.alignment(weights)
             return self.drop(vectors), state._replace(hidden=hidden)
         hidden, feed = state.hidden, state.feed
         assert feed is not None
@@ -308,7 +308,7 @@ class Luong(Decoder, config=LuongConfig):
             if recorder is not None:
                 alignment.append(weights)
         if recorder is not None:
-            recorder.alignment(0, torch.cat(alignment, dim=1))
+            recorder.alignment(torch.cat(alignment, dim=1))
         return torch.stack(fed, 1), state._replace(hidden=hidden, feed=feed)
 
     def _look_back(self, top: Float[Tensor, "N T D"], state: DecoderState) -> tuple[Tensor, Tensor]:

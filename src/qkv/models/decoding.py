@@ -49,7 +49,12 @@ class Decoding(ABC):
 
 @final
 class CachedDecoding(Decoding):
-    """Texts of a Transformer with a cache, and with the memory that its cross-attention reads."""
+    """Texts of a Transformer with a cache, and with the memory that its cross-attention reads.
+
+    Attributes:
+        cache: What was read.
+        recorder: Handed queries, keys and outputs of every attention.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class CachedDecoding(Decoding):
         memory: Memory | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self._encode, self._readout, self._stack, self._recorder = encode, readout, stack, recorder
+        self._encode, self._readout, self._stack, self.recorder = encode, readout, stack, recorder
         self.cache, self._memory = cache, memory
         self._texts: list[list[int]] = [[] for _ in cache.length]  # kept up where a length may turn all keys anew
 
@@ -71,7 +76,7 @@ class CachedDecoding(Decoding):
         if self._stack.rotates_by_length:
             texts = self._whole_where_stale(texts)
         ids, tokens = pad_ids(texts, device)
-        x, _ = self._encode(ids, tokens, cache=self.cache, memory=self._memory, recorder=self._recorder)
+        x, _ = self._encode(ids, tokens, cache=self.cache, memory=self._memory, recorder=self.recorder)
         last = torch.tensor([len(text) - 1 for text in texts], device=device)
         # Only the last tokens go through the head: (R, V) logits, never (R, T, V).
         self.logits = self._readout(x[torch.arange(len(texts), device=device), last, None])[:, 0]
@@ -91,7 +96,7 @@ class CachedDecoding(Decoding):
         if self._stack.rotates_by_length:
             return self.read(ids[:, None].tolist())
         ids = ids.to(self.cache.length.device)[:, None]
-        x, _ = self._encode(ids, cache=self.cache, memory=self._memory, recorder=self._recorder)
+        x, _ = self._encode(ids, cache=self.cache, memory=self._memory, recorder=self.recorder)
         self.logits = self._readout(x)[:, 0]
         return self.logits
 

@@ -21,9 +21,7 @@ from qkv.nn.mixer import AttentionLayer
 from qkv.nn.norms import NormConfig
 from qkv.nn.quantised import Table
 from qkv.nn.sublayer import Aux, SublayerConfig, merge
-from qkv.ops.backend import Problem
-from qkv.ops.reference import weights_of
-from qkv.recorder import Recorder
+from qkv.recorder import AttentionWeights, Recorder
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
@@ -166,11 +164,13 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
     def align(self, inputs: Pair, tokens: Tokens | None = None) -> Float[Tensor, "B T S"]:
         """See `PairModel`: the mean over the heads of all cross-attention."""
         check_sources(inputs.source, inputs.tokens)
-        readers = [isinstance(part, AttentionLayer) and part.reads_memory for _, part in self.decoder.keepers()]
-        kept = _Weights(frozenset(slot for slot, reads in enumerate(readers) if reads))
+        parts = self.decoder.keepers()
+        kept = AttentionWeights(
+            {name for name, part in parts if isinstance(part, AttentionLayer) and part.reads_memory}
+        )
         with torch.no_grad():
             self(inputs, tokens, recorder=kept)
-        return torch.stack(kept.weights).mean(0)
+        return torch.stack([weights.mean(1) for of_layer in kept.weights.values() for weights in of_layer]).mean(0)
 
     def start(
         self, source: Int[Tensor, "B S"], tokens: Tokens, prompts: Sequence[Sequence[int]], *, capacity: int
@@ -183,16 +183,3 @@ class EncoderDecoder(PairModel, config=EncoderDecoderConfig):
         decoding = CachedDecoding(self.decoder.encode, self.readout, self.decoder, cache, memory)
         decoding.read(prompts)
         return decoding
-
-
-@final
-class _Weights(Recorder):
-    """Keeps the weights of some applications of attention, as means over their heads."""
-
-    def __init__(self, slots: frozenset[int]) -> None:
-        self._slots = slots
-        self.weights: list[Tensor] = []
-
-    def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
-        if slot in self._slots:
-            self.weights.append(weights_of(problem.without_padding()).mean(1))

@@ -18,7 +18,6 @@ from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.embedders.embedder import Table
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.sublayer import Aux
-from qkv.ops.backend import Problem
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens, join_rows
@@ -168,10 +167,7 @@ class _Kept(Recorder):
 
     weights: Tensor
 
-    def attention(self, slot: int, problem: Problem, out: Float[Tensor, "B H T v"]) -> None:
-        raise AssertionError
-
-    def alignment(self, slot: int, weights: Float[Tensor, "B T S"]) -> None:
+    def alignment(self, weights: Float[Tensor, "B T S"]) -> None:
         self.weights = weights
 
 

@@ -102,17 +102,17 @@ class Stack(nn.Module):
         self.final_norm = nn.Identity() if final_norm is None else final_norm.build(d_model)
         self.masks, self._memory_masks = list[Mask](), list[Mask]()
         self._rotations = list[tuple[RoPEConfig, int]]()
-        self._slots = [self._seat(block) for block in self.blocks]
+        self._slots = [self._seat(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
 
-    def _seat(self, block: Block) -> int:
+    def _seat(self, path: str, block: Block) -> int:
         """Give every layer of a block that needs one its seat; returns how many have a slot."""
-        mixers = [part for part in sublayers_of(block) if isinstance(part, Mixer)]
-        for slot, part in enumerate(mixers):
+        mixers = {name: part for name, part in block.sublayers.items() if isinstance(part, Mixer)}
+        for slot, (name, part) in enumerate(mixers.items()):
             mask = rotation = 0
             if isinstance(part, AttentionLayer):
                 mask = _index(part.mask, self._memory_masks if part.reads_memory else self.masks)
                 rotation = 0 if part.rope is None else _index((part.rope, part.rotated), self._rotations)
-            part.seat = Seat(mask, rotation, slot)
+            part.seat = Seat(mask, rotation, slot, f"{path}.{name}")
         return len(mixers)
 
     @property
@@ -137,7 +137,7 @@ class Stack(nn.Module):
                 yield f"blocks.{i}.{name}", part
 
     def keepers(self) -> list[tuple[str, Mixer]]:
-        """The applications that have a slot in a cache and before a recorder, in the order of the slots."""
+        """The applications that have a slot in a cache, in the order of the slots."""
         return [(name, part) for name, part in self.applications() if isinstance(part, Mixer)]
 
     def draw(self, init: InitConfig, seed: int, prefix: str = "") -> None:
@@ -167,7 +167,7 @@ class Stack(nn.Module):
         aux, slot = None, 0
         for i in self.order:
             block = self.blocks[i]
-            if cache is not None or recorder is not None:
+            if cache is not None:
                 ctx = ctx.at(slot)
             if self.checkpoint_blocks and self.training:
                 x, report = checkpoint(block, x, ctx, use_reentrant=False)  # type: ignore[misc]

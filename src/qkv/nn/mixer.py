@@ -28,12 +28,14 @@ class Seat(NamedTuple):
     Attributes:
         mask: Index into `Context.masks`, or `Context.memory_masks`.
         rotation: Index into `Context.rotations`.
-        slot: Added to `Context.slot`: how many layers with a slot stand before this one in its block.
+        slot: Added to `Context.slot`: how many layers with a slot come before this one in its block.
+        name: Its path in the stack, for a recorder.
     """
 
     mask: int = 0
     rotation: int = 0
     slot: int = 0
+    name: str = ""
 
 
 class Mixer(Sublayer, ABC):
@@ -172,7 +174,7 @@ class AttentionLayer(Mixer, ABC):
         """Solve it, show it to the recorder if there is one, and put the heads of a token side by side."""
         out = solve(problem)
         if ctx.recorder is not None:
-            ctx.recorder.attention(ctx.slot + self.seat.slot, problem, out)
+            ctx.recorder.attention(self.seat.name, problem, out)
         return out.transpose(1, 2).flatten(2)
 
 

@@ -71,7 +71,7 @@ def test_values_of_the_parts(make, message):
     ("key", "value", "message"),
     [
         *(
-            (key, 0, f"{key}=0 must be at least 1")
+            (key, 0, f"{key}=0 must be (at least 1|from 1)")
             for key in ("steps", "context", "batch_size", "accumulation", "keep")
         ),
         ("evaluate_batches", 0, r"evaluate_batches=0 must be at least 1"),
@@ -79,7 +79,7 @@ def test_values_of_the_parts(make, message):
         ("batch_size", 10**9, "batch_size=1000000000 must be from 1 to 100000"),
         ("accumulation", 10**9, "accumulation=1000000000 must be from 1 to 100000"),
         ("seed", -1, r"seed=-1 must be at least 0"),
-        ("seed", 2**63, r"below 2\*\*63"),
+        ("seed", 2**63, r"more than 63 bits"),
         (
             "precision",
             "float16",
