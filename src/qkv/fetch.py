@@ -25,6 +25,9 @@ from typing import IO, Final, cast
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
 from qkv.errors import ConfigError, FileError
 
 MAX_MEMBERS: Final = 100_000
@@ -81,13 +84,14 @@ def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) ->
         for kept in sorted(folder.iterdir()) if folder.is_dir() else ():
             if _sha256(kept) == sha256:
                 return kept
+        sys.stderr.write(f"downloading {name} {version}\n")
         index = _Index()
         link = index.find(name, version, sha256)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             got = Path(temporary, unquote(link).rpartition("/")[2])
             with got.open("wb") as file:
-                file.writelines(index.read(link, MAX_EXPANDED))
+                file.writelines(index.read(link, MAX_EXPANDED, shown=True))
                 os.fsync(file.fileno())
             if (actual := _sha256(got)) != sha256:
                 raise FileError(
@@ -168,8 +172,8 @@ class _Index:
             "check the network, the name and `sha256`"
         )
 
-    def read(self, address: str, most: int) -> Iterator[bytes]:
-        """The content of an address, some at a time.
+    def read(self, address: str, most: int, *, shown: bool = False) -> Iterator[bytes]:
+        """The content of an address, some at a time; with `shown` a terminal shows how far it is.
 
         Raises:
             FileError: It cannot be read, or is longer than `most` bytes.
@@ -178,14 +182,22 @@ class _Index:
         if url.startswith("file:") and url.endswith("/"):
             url += "index.html"
         try:
-            with self._opener.open(Request(url, headers=login), timeout=_TIMEOUT) as response:
+            with self._opener.open(Request(url, headers=login), timeout=_TIMEOUT) as response, _bar(shown) as bar:
+                task = bar.add_task("", total=int(response.headers.get("Content-Length") or 0) or None)
                 while data := response.read(1 << 16):
+                    bar.advance(task, len(data))
                     most -= len(data)
                     if most < 0:
                         raise FileError(f"{_host(url)}: sends more than such a file can have; give another package")
                     yield data
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise FileError(f"{_host(url)}: {getattr(error, 'reason', None) or error}") from None
+
+
+def _bar(shown: bool) -> Progress:
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
 
 
 def _pip_settings() -> dict[str, str]:

@@ -157,6 +157,21 @@ def test_no_file_of_that_hash(index: Index, tmp_path: Path) -> None:
         fetch("other", "1.0", HASH, cache=tmp_path / "cache")
 
 
+def test_a_download_is_said_before_it_begins(
+    index: Index, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = index.add("data", "data-1.0.tar.gz", b"hello")
+    said, settings = [], {"index-url": index.address}
+    monkeypatch.setattr(fetching, "_pip_settings", lambda: said.append(capsys.readouterr().err) or settings)
+    with pytest.raises(FileError):
+        fetch("data", "1.0", HASH, cache=tmp_path / "cache")
+    assert said == ["downloading data 1.0\n"]
+    for err in ("downloading data 1.0\n", ""):  # the second time it is there
+        said.clear()
+        fetch("data", "1.0", sha256, cache=tmp_path / "cache")
+        assert "".join(said) + capsys.readouterr().err == err
+
+
 def test_a_wrong_hash(index: Index, tmp_path: Path) -> None:
     sha256 = index.add("data", "data-1.0.tar.gz", b"hello", listed=HASH)
     with pytest.raises(FileError, match=f"the download has SHA-256 {sha256[:12]}.*say {HASH[:12]}"):
