@@ -195,7 +195,7 @@ MISTAKES = {
         FILE,
         ("corpus.txt/run: cannot be written (Not a directory)", "choose another --out"),
     ),
-    "--resume without --out": (nothing, RESUME, OPTION, ("--resume needs the run to go on with", "add --out RUN")),
+    "--resume without --out": (nothing, RESUME, OPTION, ("--resume needs a run to continue", "add --out RUN")),
     "--resume of no run": (nothing, (*RESUME, "--out", "elsewhere"), FILE, ("elsewhere is no run", "give the folder")),
     "--resume with another recipe": (
         nothing,

@@ -246,7 +246,7 @@ def test_a_run_does_not_go_back(tmp_path):
 
 def test_resume_needs_a_run(tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path)
-    with pytest.raises(ConfigError, match=r"--resume needs the run to go on with; add --out RUN"):
+    with pytest.raises(ConfigError, match=r"--resume needs a run to continue; add --out RUN"):
         train(recipe, resume=True)
     with pytest.raises(FileError, match=r"nowhere is no run: it has no recipe\.yaml; give the folder"):
         train(recipe, out=tmp_path / "nowhere", resume=True)

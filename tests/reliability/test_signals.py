@@ -51,7 +51,7 @@ def test_the_step_is_finished_and_saved(tmp_path, number, code):
     assert errors == "\nqkv: stopping after this step; a second signal leaves at once\n"
     assert f"stopped by {number.name} after step 7; saved up to step 7 in {run}\n" in shown
     assert last_manifest(run)["step"] == 7
-    (command,) = re.findall(r"go on with: qkv (.*)\n", shown)
+    (command,) = re.findall(r"continue with: qkv (.*)\n", shown)
     assert command == f"train '{run}/recipe.yaml' --resume"
     assert train(run / "recipe.yaml", resume=True) == 0
     assert_same_run(run, tmp_path / "straight")

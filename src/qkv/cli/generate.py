@@ -33,7 +33,7 @@ def generate(
     samples: Whole = 1,
     stop: list[str] | None = None,
 ) -> None:
-    """Let a trained model go on with a text.
+    """Let a trained model continue a text.
 
     The prompt and what follows go to standard output; everything else goes to standard error.
 

@@ -104,7 +104,7 @@ def generate(
         context: Tokens of the longest text, prompt included; None: what the model's config says, or no limit.
         streams: For each row, the number of its stream of random numbers: with one seed and one number, two rows draw
             alike. None: 0, 1, 2, …
-        kept: What was read before, to go on with, for a single prompt.
+        kept: What was read before, to continue from, for a single prompt.
         recorder: Handed queries, keys and outputs of every attention, at each step.
         log_probabilities: Whether the steps say that of each token.
 

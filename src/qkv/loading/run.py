@@ -104,7 +104,7 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
 def _newest(folder: Path) -> Checkpoint:
     checkpoint = Store(folder / "checkpoints").latest()
     if checkpoint is None:
-        raise FileError(f"{folder}: the run has no checkpoint yet; go on with it, or wait for its first one")
+        raise FileError(f"{folder}: the run has no checkpoint yet; resume it, or wait for its first one")
     return checkpoint
 
 

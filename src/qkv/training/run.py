@@ -106,7 +106,7 @@ class Run:
 def require_free(path: Path) -> None:
     """Raise `ConfigError` where there is a file, or a folder with something in it."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is not empty; add --resume to go on with it, or choose another --out")
+        raise ConfigError(f"{path} exists and is not empty; add --resume to continue it, or choose another --out")
 
 
 def default_out(recipe: Path) -> Path:

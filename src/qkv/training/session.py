@@ -115,7 +115,7 @@ class Session:
         if interrupts.received is not None:
             name = signal.Signals(interrupts.received).name
             say(f"stopped by {name} after step {trainer.step}; saved up to step {self.saved_step} in {path}")
-            say(f"go on with: qkv train {shlex.quote(str(path / RECIPE))} --resume")
+            say(f"continue with: qkv train {shlex.quote(str(path / RECIPE))} --resume")
             return
         if self.failures:
             say(f"warning: not all was written; the first reason: {self.failures[0]}")

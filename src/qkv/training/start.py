@@ -49,9 +49,7 @@ def train(
     if resume:
         path = path or (file.parent if file.name == RECIPE else None)
         if path is None:
-            raise ConfigError(
-                "--resume needs the run to go on with; add --out RUN, or give RUN/recipe.yaml as the recipe"
-            )
+            raise ConfigError("--resume needs a run to continue; add --out RUN, or give RUN/recipe.yaml as the recipe")
         saved = Run.saved_recipe(path)
     else:
         path, saved = path or default_out(file), None

@@ -243,7 +243,7 @@ def test_a_folder_that_is_taken(tmp_path, monkeypatch):
     (run / "mine.txt").write_text("mine")
     monkeypatch.setattr(start, "_open", None)
     with pytest.raises(
-        ConfigError, match=r"run exists and is not empty; add --resume to go on with it, or choose another"
+        ConfigError, match=r"run exists and is not empty; add --resume to continue it, or choose another"
     ):
         train(recipe, out=run)
     assert [path.name for path in run.iterdir()] == ["mine.txt"]
