@@ -71,7 +71,7 @@ class TSVConfig(PairSourceConfig):
 @final
 @config
 class PackagePairsConfig(PairSourceConfig):
-    """Pairs in a CSV file of a PyPI package.
+    """Pairs in a CSV file of a PyPI package; rows with an empty cell are left out.
 
     Attributes:
         name: The package.
@@ -103,6 +103,7 @@ class PackagePairsConfig(PairSourceConfig):
         name, data = members[0]
         where = f"{archive.name}: {name}"
         rows = list(csv.reader(io.StringIO(decode_text(data, where), newline="")))
+        rows = [row for row in rows if all(cell.strip() for cell in row)]  # nobody can fill in a package
         yield from _columns(rows[self.header :], self.columns, where, "a comma between its columns")
 
 

@@ -1,12 +1,11 @@
 """AdamW over a model's parameters, with a state that is saved by the names of the parameters."""
 
-import math
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import nn
 
-from qkv.config import Config, config
+from qkv.config import Config, Positive, config, must
 from qkv.errors import ConfigError
 from qkv.shapes import Tensor
 
@@ -25,18 +24,14 @@ class AdamWConfig(Config):
         weight_decay: Per step and unit of learning rate, on weights with two axes (not on norms and biases).
     """
 
-    lr: float = 1e-3
+    lr: Annotated[float, must("be above 0 and finite", lambda x: x > 0)] = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, must("not be negative", lambda x: x >= 0)] = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"lr={self.lr} must be above 0 and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"betas={list(self.betas)} must be at least 0 and below 1")
-        if not (self.eps > 0 and 0 <= self.weight_decay < math.inf):
-            raise ConfigError(f"eps={self.eps} must be above 0 and weight_decay={self.weight_decay} at least 0")
 
 
 def make_optimizer(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:

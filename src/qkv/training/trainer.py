@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, final
 
@@ -40,6 +41,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         try:
+            with torch.device("meta"):
+                _check_memory(recipe.model.build())
             model = recipe.model.build() if base is None else starting_model(recipe, base)
             self.model: Model = model.to(self.device)
         except RuntimeError as error:  # torch has not the memory
@@ -185,6 +188,14 @@ class Trainer:
         """Something from the model as it is now; None: the recipe wants nothing."""
         settings = self.recipe.sample
         return None if settings is None else self.task.sample(self.model, self.recipe, settings)
+
+
+def _check_memory(model: Model) -> None:
+    """Raise `RuntimeError` where weights, gradients and moments would not fit this machine."""
+    bytes_needed = 16 * sum(p.numel() for p in model.parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if not torch.cuda.is_available() and bytes_needed > there:
+        raise RuntimeError(f"to train it takes {bytes_needed / 1e9:,.0f} GB and there are {there / 1e9:,.0f}")
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

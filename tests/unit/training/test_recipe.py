@@ -51,7 +51,7 @@ def test_a_warmup_longer_than_the_run():
         (lambda: AdamWConfig(lr=float("inf")), r"lr=inf must be a finite number"),
         (lambda: AdamWConfig(betas=(0.9, 1.0)), r"betas=\[0\.9, 1\.0\] must be at least 0 and below 1"),
         (lambda: AdamWConfig(eps=0.0), r"eps=0\.0 must be above 0"),
-        (lambda: AdamWConfig(weight_decay=-0.1), r"weight_decay=-0\.1 at least 0"),
+        (lambda: AdamWConfig(weight_decay=-0.1), r"weight_decay=-0\.1 must not be negative"),
         (lambda: CosineConfig(warmup=-1), r"warmup=-1 must not be negative"),
         (lambda: CosineConfig(final=1.5), r"final=1\.5 be between 0 and 1"),
         (lambda: WSDConfig(decay=1.5), r"decay=1\.5 is a share of the steps"),

@@ -1,5 +1,7 @@
 """Training from Python: a recipe as a path, a mapping or a config; data that are no files; the run with its model."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,22 @@ def test_nothing_held_out_is_not_evaluated(tmp_path):
     run = qkv.train(write_recipe(tmp_path, steps=3), sets=["data.validation=0"], out=tmp_path / "run")
     assert run.exit_code == 0
     assert not any("validation_loss" in entry for entry in run.metrics)
+
+
+@pytest.mark.parametrize("value", [10**30, 10**15, 10**8 + 1])
+@pytest.mark.parametrize(
+    "key",
+    ["accumulation", "model.blocks.n", "model.d_model", "model.blocks.pattern.sublayers.1.d_ff", "seed", "keep",
+     "batch_size", "context", "model.embed.vocab_size"],
+)  # fmt: skip
+def test_sizes_beyond_all_use_are_refused_at_once_and_leave_no_run(tmp_path, key, value):
+    """Or they are harmless; they neither hang nor fill the memory."""
+    start = time.process_time()
+    run = tmp_path / "run"
+    try:
+        qkv.train(write_recipe(tmp_path, steps=1), sets=[f"{key}={value}"], out=run)
+    except qkv.errors.ConfigError:
+        assert not run.exists()
+    else:
+        assert key in ("seed", "keep", "batch_size", "model.embed.vocab_size")
+    assert time.process_time() - start < 20
