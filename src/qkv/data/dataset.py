@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -243,13 +244,23 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Documen
         )
     end, sizes = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype), deque[int]()
 
+    seen, lost = set[str](), set[str]()
+
     def measured() -> Iterator[str]:
         for text in filter(None, documents):
+            lost.update(tokenizer.lost(set(text) - seen))
+            seen.update(text)
             sizes.append(len(text.encode("utf-8", "surrogatepass")))
             yield text
 
     for ids in tokenizer.encode_arrays(measured()):
         yield _Document(np.concatenate([end, ids, end]), sizes.popleft())
+    if lost:
+        warnings.warn(
+            f"the tokenizer has no token for {len(lost)} of the {len(seen)} characters of the text, such as "
+            f"{', '.join(map(repr, sorted(lost)[:5]))}; they are left out, or read as unknown",
+            stacklevel=2,
+        )
 
 
 def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]) -> Iterator[_Document]:

