@@ -13,7 +13,7 @@ from qkv.tasks.task import absolute
 from qkv.training.optimizer import AdamWConfig
 from qkv.training.schedule import CosineConfig, ScheduleConfig
 
-Rows = Annotated[int, must("be from 1 to 100000", lambda n: 1 <= n <= 100_000)]
+Rows = Annotated[Count, must("be from 1 to 100000", lambda n: n <= 100_000)]
 
 
 @final

@@ -280,9 +280,7 @@ def test_characters_that_a_strangers_tokenizer_lacks_are_named(
         warnings.simplefilter("error")
         prepare(config(corpus / "a.txt", TokenizerFileConfig(path=str(tmp_path))))
     (corpus / "a.txt").write_text("a line 01 Ж ß\n" * 20)
-    with pytest.warns(
-        UserWarning, match=r"no token for 2 of the \d+ characters of the text, such as 'ß', 'Ж'"
-    ):
+    with pytest.warns(UserWarning, match=r"no token for 2 of the \d+ characters of the text, such as 'ß', 'Ж'"):
         prepare(config(corpus / "a.txt", TokenizerFileConfig(path=str(tmp_path))))
 
 
