@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import final
@@ -59,6 +60,7 @@ class Display:
         console = console or Console()
         self._title, self._next, self._doing, self._note = title, 0.0, "", ""
         self.progress: Progress | None = None
+        self._later = threading.Timer(0.0, lambda: None)
         wide = console.is_terminal and not console.is_dumb_terminal and console.width >= _WIDTH + _FRAME
         self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=4) if wide else None
         if self._live is not None:
@@ -72,6 +74,7 @@ class Display:
 
     def update(self, progress: Progress) -> None:
         """Called after every update of the weights, which may take less than a millisecond."""
+        self._later.cancel()
         self.progress, self._doing = progress, ""
         now = time.monotonic()
         if self._live is None and (now >= self._next or progress.step == progress.steps):
@@ -79,10 +82,15 @@ class Display:
             self.say(_line(progress))
 
     def doing(self, what: str, done: int = 0, of: int = 0) -> None:
-        """Work that takes a while: in the panel, or as a line when it begins (if it is counted, every few seconds)."""
+        """Work that may take a while: in the panel, or as a line after a second (if it is counted, every few seconds)."""
+        self._later.cancel()
         self._doing = f"{what} {done:,}/{of:,}" if of else what
         now = time.monotonic()
-        if self._live is None and (not of or now >= self._next):
+        if self._live is None and not of:
+            self._later = threading.Timer(1.0, self.say, [what])
+            self._later.daemon = True
+            self._later.start()
+        elif self._live is None and now >= self._next:
             self._next = now + _SECONDS_BETWEEN_LINES
             self.say(self._doing)
 
@@ -102,6 +110,7 @@ class Display:
 
     def close(self) -> None:
         """Leave the last picture where it is."""
+        self._later.cancel()
         if self._live is not None:
             self._live.stop()
 
