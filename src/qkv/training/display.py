@@ -82,7 +82,7 @@ class Display:
             self.say(_line(progress))
 
     def doing(self, what: str, done: int = 0, of: int = 0) -> None:
-        """Work that may take a while: in the panel, or as a line after a second (if it is counted, every few seconds)."""
+        """Work that takes a while: in the panel, or as a line after a second (if counted, every few seconds)."""
         self._later.cancel()
         self._doing = f"{what} {done:,}/{of:,}" if of else what
         now = time.monotonic()
