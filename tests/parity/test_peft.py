@@ -206,6 +206,11 @@ def written(tmp_path_factory):
         ({"lora_alpha": 0.0}, r"'lora_alpha' is 0.0 and must be above 0"),
         ({"r": 3}, r"q_proj\.lora_A\.weight' has shape \(2, 36\) of torch\.float64, the model needs floats \(3, 36\)"),
         ({"r": 0}, r"'r' is 0 and must be from 1"),
+        ({"target_modules": ["v_proj"]}, r"q_proj' has an adapter and is not in 'target_modules'"),
+        (
+            {"target_modules": ["q_proj", "k_proj", "v_proj", "down_proj", "o_proj"]},
+            r"has no adapter and is in 'target_",
+        ),
     ],
 )
 def test_settings_that_are_refused(tmp_path, written, change, message):

@@ -1,5 +1,6 @@
 """Models in folders in the layout of Hugging Face, in and out: `config.json` and safetensors."""
 
+import functools
 import json
 import secrets
 import shutil
@@ -49,7 +50,7 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
     source = str(folder / "config.json")
     state, config = read_folder(folder, allow_pickle=allow_pickle), family.parse(data, source)
     model = build_empty(config.build, config.depth, len(state), source=source)
-    state = _normalise(state, family, folder, "head.weight" in model.state_dict())
+    state = _of_one_type(_normalise(state, family, folder, "head.weight" in model.state_dict()), data, folder)
     keys = family.keys(model.config)
     keys.check(state, model.state_dict(), source=str(folder))
     model.load_state_dict(keys.to_ours(state, source=str(folder)), assign=True)
@@ -57,7 +58,9 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
 
 
 def _normalise(state: dict[str, Tensor], family: Family, folder: Path, own_head: bool) -> dict[str, Tensor]:
-    """The prefix on every key, and no second copy of a tied table."""
+    """The prefix on every key, none of torch's wrappers before it, and no second copy of a tied table."""
+    while {key.partition(".")[0] for key in state} in ({"module"}, {"_orig_mod"}):
+        state = {key.partition(".")[2]: value for key, value in state.items()}
     if not any(key.startswith(family.prefix) for key in state):
         state = {key if key == family.head else family.prefix + key: value for key, value in state.items()}
     if not own_head and family.head in state:
@@ -68,6 +71,21 @@ def _normalise(state: dict[str, Tensor], family: Family, folder: Path, own_head:
                 "set 'tie_word_embeddings' to false"
             )
     return state
+
+
+def _of_one_type(state: dict[str, Tensor], data: Mapping[str, Any], folder: Path) -> dict[str, Tensor]:
+    """Weights of several types become what the config says, as in `transformers`; else the type that holds them all."""
+    types = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(types) < 2:
+        return state
+    dtype = getattr(torch, str(data.get("dtype") or data.get("torch_dtype")), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        dtype = functools.reduce(torch.promote_types, types)
+    made = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    for key, tensor in made.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all() and state[key].isfinite().all():
+            raise FileError(f"{folder}: {key!r} has a number beyond {dtype}, the config's type; set 'dtype' to float32")
+    return made
 
 
 # --- out ------------------------------------------------------------------------------------------------------------

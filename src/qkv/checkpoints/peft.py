@@ -7,7 +7,7 @@ our rows are sent through it. So a family that can be exported needs nothing of 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final, get_args
 
@@ -28,9 +28,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _HARMLESS = (
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules", "fan_in_fan_out",
-    "inference_mode", "layers_pattern", "layers_to_transform", "megatron_core", "peft_version", "qalora_group_size",
-    "revision", "target_modules", "task_type",
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "fan_in_fan_out",
+    "inference_mode", "layers_pattern", "megatron_core", "peft_version", "qalora_group_size",
+    "revision", "task_type",
 )  # fmt: skip
 """What does not change the function, or only says which modules have tensors, as the tensors themselves do."""
 _ONLY = {
@@ -74,6 +74,7 @@ def read_adapter(folder: Path, family: Family, model: TransformerConfig) -> Adap
         raise FileError(f"{source}: {min(tensors)!a} {reason}")
     if not found:
         raise FileError(f"{source}: holds no adapters; give a folder of PEFT's")
+    settings.check_targets({module.theirs: i in found for i, module in enumerate(modules)}, source)
     rank = max(len(pair.a) for pair in found.values())
     targets = tuple(name for name in get_args(Target) if any(name in modules[i].slices for i in found))
     state: dict[str, Tensor] = {}
@@ -216,6 +217,8 @@ class _Settings(NamedTuple):
     ranks: dict[str, Any]
     alphas: dict[str, Any]
     by_root: bool
+    targets: list[Any] | None
+    everywhere: bool  # whether `targets` hold for all layers
 
     @classmethod
     def read(cls, path: Path) -> "_Settings":
@@ -232,6 +235,8 @@ class _Settings(NamedTuple):
             source.take("rank_pattern", dict, {}),
             source.take("alpha_pattern", dict, {}),
             source.take("use_rslora", bool, False),
+            targets if isinstance(targets := source.optional("target_modules", object), list) else None,
+            not source.optional("layers_to_transform", object) and not source.optional("exclude_modules", object),
         )
         source.finish(*_HARMLESS)
         for key, value in (*settings.ranks.items(), *settings.alphas.items()):
@@ -241,6 +246,14 @@ class _Settings(NamedTuple):
         if not 0 <= settings.dropout < 1:
             raise FileError(f"{path}: 'lora_dropout' is {settings.dropout} and must be from 0 to below 1; mend it")
         return settings
+
+    def check_targets(self, adapted: Mapping[str, bool], source: Path) -> None:
+        """The modules that have tensors are those that 'target_modules' lists, since PEFT passes over the others."""
+        for name, there in adapted.items() if self.targets is not None else ():
+            listed = any(f".{name}".endswith(f".{target}") for target in self.targets or ())
+            if (there and not listed) or (listed and not there and self.everywhere):
+                reason = "has an adapter and is not in" if there else "has no adapter and is in"
+                raise FileError(f"{source}: {name!r} {reason} 'target_modules' of {CONFIG}; use files of one adapter")
 
     def strength(self, name: str = "") -> float:
         """What B A of a module is multiplied with."""

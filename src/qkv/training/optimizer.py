@@ -59,4 +59,9 @@ def load_optimizer(optimizer: torch.optim.AdamW, model: nn.Module, tensors: dict
     """Put saved state back. The tensors are copied: what is memory-mapped belongs to a file that will be pruned."""
     for name, p in model.named_parameters():
         if f"step.{name}" in tensors:
+            for moment in _MOMENTS:  # the fused optimiser looks at none of it, and would write past the end
+                saved = tensors[f"{moment}.{name}"]
+                shape, dtype = (torch.Size(), torch.float32) if moment == "step" else (p.shape, p.dtype)
+                if saved.shape != shape or saved.dtype != dtype:
+                    raise RuntimeError(f"{moment}.{name} is {saved.dtype} of shape {tuple(saved.shape)}")
             optimizer.state[p] = {moment: tensors[f"{moment}.{name}"].to(p.device, copy=True) for moment in _MOMENTS}

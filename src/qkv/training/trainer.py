@@ -94,7 +94,7 @@ class Trainer:
             restore_weights(self.recipe, self.model, checkpoint, self.fingerprint)
             load_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"))
             set_random_state(self.device, checkpoint.tensors("random"))
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise FileError(
                 f"{checkpoint.path}: does not fit the recipe ({reason}); resume with its own recipe"

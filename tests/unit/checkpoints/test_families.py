@@ -198,7 +198,11 @@ def test_windows_where_the_config_has_them():
         ("gemma2", {"sliding_window": None}, "layers have windows and 'sliding_window' gives no size"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "'query_pre_attn_scalar' is 0.0 and must be above 0"),
         ("gemma2", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
-        ("gemma3_text", {"rope_parameters": {"full_attention": {}, "other": {}}}, "x, rope_parameters: 'other' is not"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": {}, "other": {"rope_theta": 2.0}}},
+            "x, rope_parameters: 'other' is not",
+        ),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": ["1"]}}, "'short_factor' must be a list of num"),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "lacks 'long_factor'"),
         ("gpt_neox", {"rotary_pct": 0.5, "partial_rotary_factor": 0.25}, "'rotary_pct' is 0.5 and 'partial_rotary_f"),
@@ -297,3 +301,19 @@ def test_keys_that_change_nothing():
 def test_gemmas_first_files_have_two_activations():
     data = SMALL | {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
     assert layers_of(FAMILIES["gemma2"].read(ConfigReader(data, "x")))[0].sublayers[1].activation == "gelu_tanh"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_is_null_or_empty_says_nothing(kind):
+    """distilgpt2's `_num_labels`, GPT-2 XL's `output_past`, LLaMA's `max_sequence_length`; any key without a value."""
+    absent = {"gpt2": SMALL.keys(), "gpt_neox": {"num_key_value_heads"}}.get(kind, ())
+    plain = {key: value for key, value in SMALL.items() if key not in absent}
+    more = {
+        "_num_labels": 1, "output_past": True, "is_decoder": True, "max_sequence_length": 2048, "pruned_heads": {},
+        "add_cross_attention": False, "tie_encoder_decoder": False, "something_new": None, "others": [],
+    }  # fmt: skip
+    assert read(kind, plain | more) == read(kind, plain)
+    with pytest.raises(FileError, match="'add_cross_attention' is True"):
+        read(kind, plain | {"add_cross_attention": True})
+    with pytest.raises(FileError, match="'new' is not known"):
+        read(kind, plain | {"new": 0})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from qkv.checkpoints import read_folder, read_tensors, write_tensors
 from qkv.checkpoints.files import give_back
@@ -111,6 +113,38 @@ def test_what_does_not_fit_is_told_at_once(tmp_path, change, message):
     with pytest.raises(FileError, match=message) as caught:
         load_model(damaged(tmp_path / "it", change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", [None, "float16", "bfloat16", "float32"])
+def test_weights_of_several_types_become_one_as_in_transformers(tmp_path, named):
+    types = itertools.cycle((torch.float32, torch.bfloat16, torch.float16))
+
+    def mixed(data, state):
+        data.pop("torch_dtype")
+        data |= {"dtype": named} if named else {}
+        for (name, tensor), dtype in zip(list(state.items()), types, strict=False):
+            state[name] = tensor.to(dtype)
+
+    folder = damaged(tmp_path / "it", lambda data, state: mixed(data, state))
+    ours = load_model(folder)
+    if named:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        assert {p.dtype for p in ours.parameters()} == {p.dtype for p in theirs.parameters()}
+        with torch.no_grad():
+            ids = torch.arange(7)[None]
+            got, want = ours(ids).float(), theirs(ids).logits.float()
+        assert (got - want).abs().max() < 4e-2 * want.abs().max()
+    else:
+        assert {p.dtype for p in ours.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrappers_of_torch_are_passed_over(tmp_path, wrapper):
+    def wrapped(data, state):
+        for name in list(state):
+            state[wrapper + name] = state.pop(name)
+
+    assert same(load_model(damaged(tmp_path / "it", wrapped)), load_model(damaged(tmp_path / "plain", lambda *_: None)))
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------

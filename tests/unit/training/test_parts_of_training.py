@@ -218,3 +218,24 @@ def test_the_innermost_module_is_named_and_random_numbers_stay():
     assert first_non_finite(model, compute) == "the weight embed.weight"
     assert torch.equal(torch.get_rng_state(), before)
     assert not model.embed._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved"),
+    [
+        ("exp_avg", torch.zeros(2, 3)),
+        ("exp_avg_sq", torch.zeros(3, 2, dtype=torch.float64)),
+        ("step", torch.zeros(2)),
+        ("step", torch.zeros((), dtype=torch.int64)),
+    ],
+)
+def test_moments_of_another_shape_or_type_are_refused(moment, saved):
+    """The fused optimizer would write past their end."""
+    model = torch.nn.Linear(2, 3, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    good = optimizer_tensors(optimizer, model)
+    load_optimizer(optimizer, model, good)
+    with pytest.raises(RuntimeError, match=rf"{moment}\.weight is .* of shape"):
+        load_optimizer(optimizer, model, good | {f"{moment}.weight": saved})

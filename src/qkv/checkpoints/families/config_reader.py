@@ -16,6 +16,7 @@ MAX_LAYERS = 10_000
 
 ACTIVATION_NAMES: dict[str, ActivationName] = {
     "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "linear": "identity",
@@ -30,10 +31,11 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
 
 _HARMLESS = frozenset({
     # what is kept beside a model
-    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "architectures", "auto_map",
+    "_attn_implementation_autoset", "_num_labels", "_model_name_or_path", "_name_or_path", "architectures", "auto_map",
     "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "cls_token_id", "decoder_start_token_id",
     "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing", "id2label", "initializer_range",
-    "is_encoder_decoder", "label2id", "mask_token_id", "model_type", "output_attentions", "output_hidden_states",
+    "is_decoder", "is_encoder_decoder", "label2id", "mask_token_id", "max_sequence_length", "model_type",
+    "output_attentions", "output_hidden_states", "output_past", "predict_special_tokens",
     "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params",
     "tokenizer_class", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unk_token_id",
     "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
@@ -45,6 +47,9 @@ _HARMLESS = frozenset({
     "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })  # fmt: skip
 """Keys that do not change what a decoder computes."""
+
+
+_OFF = ("add_cross_attention", "tie_encoder_decoder")  # of decoders that read an encoder's output
 
 
 @final
@@ -114,7 +119,7 @@ class ConfigReader:
             FileError: It has another.
         """
         found = self._rest.pop(key, value)
-        if found is not None and found != value:
+        if found is not None and found != value and not (value is None and found in ([], {})):
             reason = f"is {found!r}, which qkv does not implement for this family; only {value!r}"
             raise FileError(f"{self.source}: {key!r} {reason}")
 
@@ -122,9 +127,12 @@ class ConfigReader:
         """Refuse what was not read.
 
         Raises:
-            FileError: A key is left that is neither in `ignored` nor mere bookkeeping.
+            FileError: A key is left that says something, and is neither in `ignored` nor mere bookkeeping.
         """
-        for key in sorted(self._rest.keys() - _HARMLESS - {*ignored}):
+        for key in _OFF:
+            self.require(key, value=False)
+        said = {key for key, value in self._rest.items() if value is not None and value not in ([], {})}
+        for key in sorted(said - _HARMLESS - {*ignored}):
             raise FileError(f"{self.source}: {key!r} is not known to qkv, and it might change what the model computes")
 
 
