@@ -87,12 +87,16 @@ class Display:
         self._doing = f"{what} {done:,}/{of:,}" if of else what
         now = time.monotonic()
         if self._live is None and not of:
-            self._later = threading.Timer(1.0, self.say, [what])
+            self._later = threading.Timer(1.0, self._say_if_possible, [what])
             self._later.daemon = True
             self._later.start()
         elif self._live is None and now >= self._next:
             self._next = now + _SECONDS_BETWEEN_LINES
             self.say(self._doing)
+
+    def _say_if_possible(self, message: str) -> None:
+        with contextlib.suppress(OSError):
+            self.say(message)
 
     def note(self, message: str) -> None:
         """A message from within a signal's handler, where locks may be held and a line be half written."""
