@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
 import qkv
 from qkv.errors import QkvError
@@ -50,12 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a character that the terminal does not know is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # of a character that the terminal does not know
+    words = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = _with_dashes(sys.argv[1:] if arguments is None else arguments)
         code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return code or 0
+    except UnknownOptionError as error:
+        return _fail(f"{error}{_behind_dashes(words)}", _USAGE)
     except CycloptsError as error:
         return _fail(str(error), _USAGE)
     except QkvError as error:
@@ -86,6 +88,12 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
     meant = {place for place, word in enumerate(words) if word == "-" and place > 1 and words[place - 1] != "--stop"}
     named = {f"{option}=-": f"{option}={STANDARD_INPUT}" for option in ("--file", "-f")}
     return [STANDARD_INPUT if place in meant else named.get(word, word) for place, word in enumerate(words)]
+
+
+def _behind_dashes(words: Sequence[str]) -> str:
+    """How to give a text that begins with a dash, where the verb takes texts."""
+    takes_texts = bool(words) and words[0] in ("generate", "translate", "inspect")
+    return f" A text that begins with a dash goes behind --: qkv {words[0]} MODEL -- TEXT." if takes_texts else ""
 
 
 def _close_output() -> None:

@@ -39,5 +39,5 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
         torch.manual_seed(seed)
         built = config.build()
     report = ask(built.to(getattr(torch, dtype)))
-    print(report)
+    print(f"{report}\n\n{report.legend}")
     return 0 if report.holds else 1

@@ -1,6 +1,5 @@
 """`qkv generate`."""
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
-from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_model
+from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, json_line, open_model
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _print(done: list["Completion"], as_json: bool, *, begin: bool = True) -> No
     for place, one in enumerate(done):
         if as_json:
             finish = one.finish.name.lower() if one.finish else None
-            line = json.dumps({"prompt": one.prompt, "text": one.text, "finish": finish}, ensure_ascii=False)
+            line = json_line({"prompt": one.prompt, "text": one.text, "finish": finish})
         else:
             line = ("" if begin and place == 0 else _SEPARATOR) + one.prompt + one.text
         print(line, flush=True)

@@ -1,8 +1,10 @@
 """What the verbs that let a model write have in common: how it is opened, and how its tokens are drawn."""
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from cyclopts import Parameter, Token
 
@@ -58,6 +60,11 @@ class SamplingOptions:
 
 
 USUAL = SamplingOptions()
+
+
+def json_line(data: Mapping[str, Any]) -> str:
+    """The data as a line for standard output, with escapes where that is not Unicode."""
+    return json.dumps(data, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"))
 
 
 def open_model(source: str, *, expand: DType | None = None, quantize: Width | None = None) -> "Loaded":

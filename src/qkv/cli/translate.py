@@ -1,6 +1,5 @@
 """`qkv translate`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
 from qkv.cli.generate import read_lines
-from qkv.cli.opening import Whole
+from qkv.cli.opening import Whole, json_line
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,5 +77,5 @@ def _texts(text: str, file: Path | None) -> list[str]:
 def _line(source: str, found: "Translation", scores: bool, as_json: bool) -> str:
     if as_json:
         facts = {"source": source, "text": found.text, "score": found.score, "log_probability": found.log_probability}
-        return json.dumps(facts | {"ended": found.ended}, ensure_ascii=False)
+        return json_line(facts | {"ended": found.ended})
     return f"{found.score:.4f}\t{found.text}" if scores else found.text

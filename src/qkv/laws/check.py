@@ -59,6 +59,13 @@ class Report:
         """Whether every law holds that was asked about."""
         return all(verdict.holds for verdict in self.verdicts)
 
+    @property
+    def legend(self) -> str:
+        """What each law says, a line each."""
+        laws = [*(verdict.law for verdict in self.verdicts), *self.left_out]
+        width = max(len(law.name) for law in laws)
+        return "\n".join(f"{law.name:<{width}}  {law.says}" for law in laws)
+
     def __str__(self) -> str:
         rows = [("law", "difference", "allowed", "", "")]
         for v in self.verdicts:

@@ -317,3 +317,28 @@ def test_what_is_null_or_empty_says_nothing(kind):
         read(kind, plain | {"add_cross_attention": True})
     with pytest.raises(FileError, match="'new' is not known"):
         read(kind, plain | {"new": 0})
+
+
+@pytest.mark.parametrize(
+    ("kind", "scaling", "longest"),
+    [
+        ("llama", {"rope_type": "linear", "factor": 4.0}, 128),
+        ("llama", {"rope_type": "dynamic", "factor": 4.0}, 128),
+        ("qwen2", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ("llama", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 32),  # counted already
+        ("gemma3_text", {"rope_type": "linear", "factor": 8.0}, 32),
+        (
+            "llama",
+            {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+             "original_max_position_embeddings": 8},
+            32,
+        ),
+    ],
+)  # fmt: skip
+def test_the_longest_text_is_that_under_the_scaling(kind, scaling, longest):
+    """As vLLM derives it (`_get_and_verify_max_len`): times the factor, but for files that have counted it in."""
+    config = read(kind, SMALL | {"rope_scaling": scaling})
+    assert config.limit == longest
+    written = FAMILIES[kind].write(config)
+    assert written["max_position_embeddings"] == (longest if scaling["rope_type"] == "yarn" else 32)
+    assert read(kind, written) == config

@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
 from qkv.checkpoints.families.family import Family, context_of, parts_of, renamed, stack, sublayer, write_keys
-from qkv.checkpoints.families.rope import PLAIN, RopeKeys, read_parameters, read_rope, write_rope
+from qkv.checkpoints.families.rope import PLAIN, RopeKeys, reach, read_parameters, read_rope, unstretched, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule, Split, fuse_glu, fuse_qkv
 from qkv.errors import FileError
 from qkv.masks import And, Causal, Window
@@ -151,7 +151,7 @@ def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
         blocks=stack([blocks[kind] for kind in kinds]),
         final_norm=norm,
         head=LMHeadConfig(**made["head"]),
-        context=model["context"],
+        context=model["context"] if spec.local_rope else reach(model["context"], ropes[FULL]),
     )
 
 
@@ -206,6 +206,8 @@ def _draft(spec: Decoder, config: TransformerConfig) -> dict[str, Any]:
         del data["head_dim"]  # it follows, and some loaders do not know the key
     if spec.query_scalar:
         data["query_pre_attn_scalar"] = data["head_dim"] if attention.scale is None else round(attention.scale**-2)
+    if not spec.local_rope:
+        data["max_position_embeddings"] = unstretched(context_of(config), attention.position)
     return data | _draft_windows(spec, layers) | _draft_rope(spec, layers, context_of(config))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
 from qkv.checkpoints.families.family import Family, context_of, parts_of, renamed, uniform, write_keys
-from qkv.checkpoints.families.rope import RopeKeys, read_rope, write_rope
+from qkv.checkpoints.families.rope import RopeKeys, reach, read_rope, unstretched, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.blocks import ParallelPreNormConfig, PreNormConfig
@@ -33,6 +33,7 @@ def _read(source: ConfigReader) -> TransformerConfig:
     made = read_keys(source, _KEYS, {})
     made["embed"]["dropout"] = made["attention"]["dropout"]
     made["attention"]["position"] = read_rope(source, made["model"]["context"], _ROPE)
+    made["model"]["context"] = reach(made["model"]["context"], made["attention"]["position"])
     kind = ParallelPreNormConfig if source.take("use_parallel_residual", bool, True) else PreNormConfig
     source.finish("classifier_dropout", "is_decoder")
     return uniform(made, kind)
@@ -42,7 +43,9 @@ def _draft(config: TransformerConfig) -> dict[str, Any]:
     _, layers, attention, _ = parts_of(config)
     names = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"],
              "use_parallel_residual": isinstance(layers[0], ParallelPreNormConfig)}  # fmt: skip
-    return names | write_keys(config, _KEYS, FFNConfig) | write_rope(attention.position, context_of(config), _ROPE)
+    rope, context = attention.position, context_of(config)
+    names |= write_keys(config, _KEYS, FFNConfig) | {"max_position_embeddings": unstretched(context, rope)}
+    return names | write_rope(rope, context, _ROPE)
 
 
 def _keys(config: TransformerConfig) -> KeyMap:

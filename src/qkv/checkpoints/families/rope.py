@@ -118,6 +118,31 @@ def write_rope(position: AttentionPositionConfig | None, context: int, names: Ro
     return data
 
 
+def reach(context: int, rope: AttentionPositionConfig | None) -> int:
+    """Tokens of the longest text under the scaling, from what `max_position_embeddings` says.
+
+    That counts the texts before they are stretched, but for Llama 3.1, LongRoPE and most files with YaRN.
+    """
+    match rope.scaling if isinstance(rope, RoPEConfig) else None:
+        case LinearScalingConfig(factor=factor) | DynamicNTKScalingConfig(factor=factor):
+            return max(context, int(context * factor))
+        case YaRNScalingConfig(factor=factor, original_length=original):
+            return max(context, int(original * factor))
+        case _:
+            return context
+
+
+def unstretched(context: int, rope: AttentionPositionConfig | None) -> int:
+    """The other way round."""
+    match rope.scaling if isinstance(rope, RoPEConfig) else None:
+        case LinearScalingConfig(factor=factor):
+            return math.ceil(context / max(1.0, factor) - 1e-6)
+        case DynamicNTKScalingConfig(original_length=original):
+            return original
+        case _:
+            return context
+
+
 def _older_longrope(data: dict[str, Any], config: LongRoPEScalingConfig, context: int, names: RopeKeys) -> None:
     """Older loaders of Phi-3 take three keys in the dict and no more."""
     scaling = data["rope_scaling"]
