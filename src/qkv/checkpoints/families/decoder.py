@@ -127,6 +127,8 @@ def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
     norm = RMSNormConfig(**made["norm"])
     attention["n_kv_heads"] = attention["n_kv_heads"] or attention["n_heads"]
     attention["head_dim"] = attention["head_dim"] or model["d_model"] // attention["n_heads"]
+    if attention["head_dim"] < 1:
+        raise FileError(f"{source.source}: has {attention['n_heads']} heads, more than its width; mend the file")
     if spec.qk_norm:
         attention["qk_norm"] = norm
     if spec.query_scalar:
