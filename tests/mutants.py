@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant("padding is kept in the cache", "caches.py",
            "torch.where(new.valid, length[:, None] + _rank(new), self.places)", "length[:, None] + torch.arange(n)", LAWS),
     Mutant("ragged rows start at the longest", "models/transformer.py",
-           "0 if cache is None else cache.bound if cache.even else cache.length", "0 if cache is None else cache.bound", LAWS),
+           "start=cache.bound if cache.even else cache.length", "start=cache.bound", LAWS),
     Mutant("a ring one place too small", "caches.py", "return Ring(batch, reach + self._rollback, device)", "return Ring(batch, reach + self._rollback - 1, device)", CACHES),
     Mutant("a ring keeps the first tokens", "caches.py", "rank >= count[:, None] - self.places", "rank < self.places", CACHES),
     Mutant("a ring is read after it was written", "caches.py", "before = None if bound == 0 else self._tokens(length)", "before = None if bound == 0 else self._tokens(length + count)", CACHES),

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from qkv.caches import Cache
+from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask
 from qkv.ops.rotary import Rotation
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Tokens, placed
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,20 @@ class Memory:
 
     x: Float[Tensor, "B S M"]
     tokens: Tokens
+
+    @staticmethod
+    def of(memory: "Memory | Float[Tensor, 'B S M'] | None") -> "Memory | None":
+        """The same; vectors alone are one full sequence per row.
+
+        Raises:
+            ConfigError: It is of another kind.
+        """
+        if memory is None or isinstance(memory, Memory):
+            return memory
+        shape = tuple(getattr(memory, "shape", ()))
+        if len(shape) != 3:
+            raise ConfigError(f"memory is {shape or type(memory).__name__}; give vectors (B, S, M), or a Memory")
+        return Memory(memory, placed(memory, None))
 
 
 @final

@@ -36,6 +36,8 @@ class Documents(NamedTuple):
             rows = torch.arange(batch, device=device)
             return Documents(place, place.new_full((batch,), length), rows, tokens.shape, full=True)
         place = tokens.valid.flatten().nonzero()[:, 0]
+        if not len(place):
+            return Documents(place.view(0, 0), place, place, tokens.shape)
         document = place // length * (int(tokens.segment.max()) + 1) + tokens.segment.flatten()[place]
         if tokens.layout is Layout.GENERAL:  # elsewhere the tokens of a document lie in a run
             place = place[torch.argsort(document * int(tokens.index.max() + 1) + tokens.index.flatten()[place])]
@@ -43,7 +45,7 @@ class Documents(NamedTuple):
         _, number, lengths = torch.unique_consecutive(document, return_inverse=True, return_counts=True)
         start = lengths.cumsum(0) - lengths
         within = torch.arange(len(place), device=device) - start[number]
-        found = place.new_zeros(len(lengths), int(lengths.max()) if len(lengths) else 0)
+        found = place.new_zeros(len(lengths), int(lengths.max()))
         found[number, within] = place
         return Documents(found, lengths, place[start] // length, tokens.shape)
 

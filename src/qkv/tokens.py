@@ -75,7 +75,7 @@ class Tokens:
         Raises:
             ConfigError: A row does not fit into `length`.
         """
-        width = max(lengths) if length is None else length
+        width = max(lengths, default=0) if length is None else length
         for row, n in enumerate(lengths):
             _check_fits(row, n, width)
         slot = torch.arange(width, device=device)
@@ -169,6 +169,26 @@ class Tokens:
         """The tokens of both side by side, row by row."""
         pairs = zip(self._tensors, other._tensors, strict=True)
         return Tokens(*(torch.cat(pair, 1) for pair in pairs), layout=Layout.GENERAL)
+
+
+def placed(x: Tensor, tokens: Tokens | None) -> Tokens:
+    """Where inputs or a stream, (B, T, …), stand: as given; None: each row is one full sequence.
+
+    Raises:
+        ConfigError: `tokens` is of another kind or has another shape, or `x` has no rows.
+    """
+    if x.dim() < 2:
+        raise ConfigError(f"the input is {tuple(x.shape)} and must be (B, T) or (B, T, F); give one text as x[None]")
+    if tokens is None:
+        return Tokens.full(*x.shape[:2], device=x.device)
+    if not isinstance(tokens, Tokens):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"tokens is a {type(tokens).__name__}; give Tokens.padded(lengths), or Tokens.from_padding(mask) of a mask "
+            "that is True at tokens"
+        )
+    if tokens.shape != x.shape[:2]:
+        raise ConfigError(f"tokens are {tokens.shape} and inputs {tuple(x.shape[:2])} (B, T); make them equal")
+    return tokens
 
 
 def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:

@@ -157,7 +157,7 @@ def test_cross_attention_is_computed_once_and_changes_nothing():
         assert len(calls) == 4
         close(got, want)
         close(want[1:], model(ids[1:], memory=Memory(vectors[1:, :4], Tokens.full(1, 4))))
-    with pytest.raises(ConfigError, match="reads a memory and the model was given none"):
+    with pytest.raises(ConfigError, match="reads a memory and was given none"):
         model(ids)
     with pytest.raises(ConfigError, match="memory is 3 wide and cross-attention takes 10"):
         model(ids, memory=Memory(vectors[..., :3], memory.tokens))

@@ -80,10 +80,10 @@ def test_cross_attention_ignores_the_order_of_keys_and_follows_that_of_queries()
     x, memory = torch.randn(2, 5, 16).double(), torch.randn(2, 9, 10).double()
     keys, queries = torch.randperm(9), torch.randperm(5)
     with torch.no_grad():
-        want, _ = layer(x, layer.alone(x, memory))
-        close(layer(x, layer.alone(x, memory[:, keys]))[0], want)
-        close(layer(x[:, queries], layer.alone(x[:, queries], memory))[0], want[:, queries])
-    with pytest.raises(ConfigError, match=r"layer\.alone"):
+        want, _ = layer(x, memory=memory)
+        close(layer(x, memory=memory[:, keys])[0], want)
+        close(layer(x[:, queries], memory=memory)[0], want[:, queries])
+    with pytest.raises(ConfigError, match="give it memory="):
         layer(x)
 
 
@@ -121,7 +121,7 @@ def test_torch_multihead_attention(kind):
         ours.o_proj.load_state_dict(theirs.out_proj.state_dict())
         mask = torch.ones(5, 5, dtype=torch.bool).triu(1) if kind == "self" else None
         want, _ = theirs(x, source, source, attn_mask=mask, need_weights=False)
-        got, _ = ours(x) if kind == "self" else ours(x, ours.alone(x, memory))
+        got, _ = ours(x) if kind == "self" else ours(x, memory=memory)
     close(got, want)
 
 

@@ -12,7 +12,7 @@ from qkv.errors import ConfigError
 from qkv.nn.quantised import Table
 from qkv.nn.sublayer import Aux, Sublayer
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Tokens, placed
 
 
 @config
@@ -105,8 +105,7 @@ class Model(Configured, nn.Module, ABC):
         """The head's outputs for a stream; without `tokens` each row is one full sequence."""
         if self.head is None:
             return x
-        tokens = Tokens.full(*x.shape[:2], device=x.device) if tokens is None else tokens
-        return self.head(x, tokens, self.table)
+        return self.head(x, placed(x, tokens), self.table)
 
     def head_loss(
         self, x: Float[Tensor, "B T D"], tokens: Tokens, targets: Tensor, scale: float | None

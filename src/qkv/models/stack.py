@@ -152,7 +152,7 @@ class Stack(nn.Module):
         *,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The stream after the final norm, and what the sublayers report.
 
@@ -161,7 +161,7 @@ class Stack(nn.Module):
             tokens: Where its tokens stand.
             cache: From `make_cache`; the new tokens are added to it.
             recorder: Handed queries, keys and outputs of every attention.
-            memory: What cross-attention reads.
+            memory: What cross-attention reads; vectors alone are one full sequence per row.
         """
         ctx = self.context(x, tokens, cache=cache, recorder=recorder, memory=memory)
         aux, slot = None, 0
@@ -203,7 +203,7 @@ class Stack(nn.Module):
         *,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
     ) -> Context:
         """What the blocks read besides the stream. Arguments as in `run`."""
         keys = {} if cache is None else cache.begin(tokens)
@@ -217,7 +217,7 @@ class Stack(nn.Module):
                     "an empty cache, or use `start`, which does so"
                 )
         rotations = tuple(position.rotation(tokens, width, x.dtype) for position, width in self._rotations)
-        memory_masks = ()
+        memory_masks, memory = (), Memory.of(memory)
         if memory is not None:
             memory_masks = tuple(lower(mask, tokens, memory.tokens) for mask in self._memory_masks)
         return Context(tokens, masks, rotations, cache, recorder, memory, memory_masks)

@@ -22,7 +22,7 @@ from qkv.nn.quantised import Table
 from qkv.nn.sublayer import Aux, SublayerConfig
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Layout, Tokens
+from qkv.tokens import Layout, Tokens, placed
 
 
 @final
@@ -122,7 +122,7 @@ class Transformer(Stack, Model):
         stream: bool = False,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
     ) -> Float[Tensor, "B T out"] | tuple[Tensor, Aux | None]:
         """The outputs of the head for every token: logits (B, T, V) for a language model.
 
@@ -134,7 +134,7 @@ class Transformer(Stack, Model):
             stream: What `encode` gives, instead of outputs.
             cache: From `make_cache`; the new tokens are added to it.
             recorder: Handed queries, keys and outputs of every attention.
-            memory: What cross-attention reads.
+            memory: What cross-attention reads; vectors alone are one full sequence per row.
 
         Raises:
             ConfigError: The input is longer than the position table or the cache.
@@ -155,7 +155,7 @@ class Transformer(Stack, Model):
         *,
         cache: Cache | None = None,
         recorder: Recorder | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The stream after the final norm, and what the sublayers report. Arguments as in `forward`."""
         return self(inputs, tokens, stream=True, cache=cache, recorder=recorder, memory=memory)
@@ -203,9 +203,9 @@ class Transformer(Stack, Model):
 
 def _place(inputs: Tensor, tokens: Tokens | None, cache: Cache | None) -> Tokens:
     """Where the inputs stand: after what the cache holds, if there is one."""
+    there = placed(inputs, tokens)
+    if cache is None or cache.bound == 0:
+        return there
     if tokens is None:
-        start = 0 if cache is None else cache.bound if cache.even else cache.length
-        return Tokens.full(inputs.shape[0], inputs.shape[1], start=start, device=inputs.device)
-    if tokens.shape != inputs.shape[:2]:
-        raise ConfigError(f"tokens are {tokens.shape} and inputs {tuple(inputs.shape[:2])} (B, T); make them equal")
-    return tokens if cache is None or cache.bound == 0 else tokens.shifted(cache.length)
+        return Tokens.full(*there.shape, start=cache.bound if cache.even else cache.length, device=inputs.device)
+    return there.shifted(cache.length)

@@ -97,7 +97,7 @@ class Attention(AttentionLayer, config=AttentionConfig):
         """Queries (B, H, T, K), keys (B, G, T, K) and values (B, G, T, v), normed and rotated."""
         batch, length, _ = x.shape
         per_key = self.n_heads // self.n_kv_heads
-        qkv = self.qkv_proj(x).view(batch, length, self.n_kv_heads, -1)
+        qkv = self.qkv_proj(x).unflatten(-1, (self.n_kv_heads, -1))
         heads, v = qkv.split([(per_key + 1) * self.head_dim, self.value_dim], dim=-1)
         heads = heads.view(batch, length, self.n_kv_heads, per_key + 1, self.head_dim)  # the group's queries, its key
         if self.q_norm is not None and self.k_norm is not None:

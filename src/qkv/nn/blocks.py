@@ -8,11 +8,12 @@ from typing import ClassVar, final
 from torch import nn
 
 from qkv.config import Config, Configured, config
-from qkv.context import Context
+from qkv.context import Context, Memory
 from qkv.errors import ConfigError
 from qkv.nn.norms import Norm, NormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
 from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
 
 
 @config
@@ -66,13 +67,19 @@ class Block(Configured, nn.Module, ABC):
         """
 
     @final
-    def forward(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """The stream after this block, and what its sublayers report."""
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        ctx: Context | Tokens | None = None,
+        *,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
+        """The stream after this block, and what its sublayers report. Arguments as in `Sublayer.forward`."""
         reports: list[Aux] = []
 
         def function(name: str, sublayer: nn.Module) -> Function:
             def update(h: Tensor) -> Tensor:
-                out, aux = sublayer(h, ctx)
+                out, aux = sublayer(h, ctx, memory=memory)
                 if aux is not None:
                     reports.append(aux.under(name))
                 return out

@@ -56,11 +56,13 @@ class CrossAttention(AttentionLayer, config=CrossAttentionConfig):
         """What each token reads in the memory.
 
         Raises:
-            ConfigError: There is no memory, or it has another width.
+            ConfigError: There is no memory, or it has another width or number of rows.
         """
         if ctx.memory is None:
-            raise ConfigError("cross-attention reads a memory and the model was given none; call it with memory=")
+            raise ConfigError("cross-attention reads a memory and was given none; give it memory=")
         memory = ctx.memory.x
+        if len(memory) != len(x):
+            raise ConfigError(f"the memory has {len(memory)} rows and the stream {len(x)}; give each row its own")
         if memory.shape[-1] != self.kv_proj.in_features:
             raise ConfigError(
                 f"the memory is {memory.shape[-1]} wide and cross-attention takes {self.kv_proj.in_features}; set "

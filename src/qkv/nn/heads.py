@@ -1,6 +1,7 @@
 """Heads of a model: the stream to outputs, and the loss that trains them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 import torch
@@ -42,6 +43,13 @@ class Head(Part, ABC):
     @abstractmethod
     def count(self, targets: Tensor, tokens: Tokens) -> int:
         """How many tokens have a target."""
+
+
+def _check_targets(targets: Tensor, shape: Sequence[int]) -> None:
+    if targets.shape != torch.Size(shape):
+        raise ConfigError(
+            f"targets are {tuple(targets.shape)} and the outputs {tuple(shape)}; give each token its target"
+        )
 
 
 @config
@@ -134,6 +142,7 @@ class LMHead(Head):
         self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None, targets: Int[Tensor, "B T"], scale: float
     ) -> Float[Tensor, ""]:
         """Cross-entropy in nats, without the logits of all tokens at once."""
+        _check_targets(targets, tokens.shape)
         targets = torch.where(tokens.valid, targets, IGNORE)
         weight = self._weight(table)
         if isinstance(weight, Packed):
@@ -150,6 +159,9 @@ class LMHead(Head):
 
     def count(self, targets: Int[Tensor, "B T"], tokens: Tokens) -> int:
         """How many tokens have a target: those that are no padding and whose target is not -100."""
+        _check_targets(targets, tokens.shape)
+        if targets.is_floating_point():
+            raise ConfigError(f"targets are of {targets.dtype} and must be ids such as torch.long")
         return int(((targets != IGNORE) & tokens.valid).sum())
 
 
@@ -206,6 +218,7 @@ class VectorHead(Head):
     ) -> Float[Tensor, ""]:
         """Squared error, averaged over the numbers of a vector and summed over the tokens that are no padding."""
         wide = torch.promote_types(x.dtype, torch.float32)
+        _check_targets(targets, (*x.shape[:2], self.proj.out_features))
         error = (self.proj(x).to(wide) - targets.to(wide)).square().mean(-1)
         return torch.where(tokens.valid, error, 0.0).sum() * scale
 

@@ -148,23 +148,13 @@ class AttentionLayer(Mixer, ABC):
         weights = sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear))
         return 2 * weights + 2 * self.heads.n_heads * n_keys * (self.heads.head_dim + self.heads.value_dim)
 
-    def alone(self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "B S M"] | None = None) -> Context:
-        """See `Sublayer`.
-
-        Raises:
-            ConfigError: The layer reads a memory, and there is none.
-        """
-        if self.reads_memory and memory is None:
-            raise ConfigError("cross-attention reads a memory; call it as layer(x, layer.alone(x, memory))")
-        tokens = Tokens.full(*x.shape[:2], device=x.device)
-        there = tokens if memory is None else Tokens.full(*memory.shape[:2], device=x.device)
+    def alone(self, x: Float[Tensor, "B T D"], tokens: Tokens, memory: Memory | None) -> Context:
+        there = memory.tokens if self.reads_memory and memory is not None else tokens
         masks = (lower(self.mask, tokens, there),) * (self.seat.mask + 1)  # in a stack it has a seat, and looks there
         rotations = ()
         if self.rope is not None:
-            rotation = self.rope.rotation(tokens, self.rotated, x.dtype)
-            rotations = (rotation,) * (self.seat.rotation + 1)
-        kept = None if memory is None else Memory(memory, there)
-        return Context(tokens, masks, rotations, memory=kept, memory_masks=masks)
+            rotations = (self.rope.rotation(tokens, self.rotated, x.dtype),) * (self.seat.rotation + 1)
+        return Context(tokens, masks, rotations, memory=memory, memory_masks=masks)
 
     def problem(self, q: Tensor, k: Tensor, v: Tensor, mask: LoweredMask, *, training: bool) -> Problem:
         """What is to be solved; a layer may add a bias, sinks or a soft-cap."""
@@ -203,6 +193,8 @@ class Stateful(Mixer, ABC):
     def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], None]:
         """Document by document; with a cache, each row goes on where it was."""
         documents, slot = Documents.of(ctx.tokens), ctx.slot + self.seat.slot
+        if not documents.place.numel():
+            return documents.scatter(documents.gather(x)), None
         rows = (None if ctx.cache is None else ctx.cache.recall(slot)) or self.fresh(len(x), x)
         out, after = self.run(documents.gather(x), documents, tuple(part[documents.row] for part in rows))
         if ctx.cache is not None:

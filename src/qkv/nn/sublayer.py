@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from qkv.config import Config, Share, config
-from qkv.context import Context
+from qkv.context import Context, Memory
+from qkv.errors import ConfigError
 from qkv.masks import Mask
 from qkv.nn.part import Part
 from qkv.shapes import Float, Int, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Tokens, placed
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def _sum(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
 class Sublayer(Part, ABC):
     """Base of attention, FFN and whatever else updates the stream.
 
-    It works alone, without a stack around it: `update, aux = sublayer(x)` takes each row of x as one full sequence.
+    It works alone, without a stack around it: `update, aux = sublayer(x)` takes each row of x as one full sequence,
+    `sublayer(x, Tokens.padded(lengths))` texts as they are, and cross-attention its `memory`.
     """
 
     def __init__(self, config: "SublayerConfig") -> None:
@@ -63,19 +65,36 @@ class Sublayer(Part, ABC):
 
     @final
     def forward(
-        self, x: Float[Tensor, "B T D"], ctx: Context | None = None
+        self,
+        x: Float[Tensor, "B T D"],
+        ctx: Context | Tokens | None = None,
+        *,
+        memory: Memory | Float[Tensor, "B S M"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Aux | None]:
-        """The update to the stream, after residual dropout, and the report if there is one."""
-        update, aux = self.update(x, self.alone(x) if ctx is None else ctx)
+        """The update to the stream, after residual dropout, and the report if there is one.
+
+        Args:
+            x: The stream.
+            ctx: From a stack; or, for a layer alone, where the tokens stand (None: one full sequence per row).
+            memory: What cross-attention reads, for a layer alone.
+
+        Raises:
+            ConfigError: What is given does not fit together.
+        """
+        if not isinstance(ctx, Context):
+            if x.dim() != 3:
+                raise ConfigError(f"a layer reads (B, T, D) and was given {tuple(x.shape)}; give one text as x[None]")
+            ctx = self.alone(x, placed(x, ctx), Memory.of(memory))
+        update, aux = self.update(x, ctx)
         return F.dropout(update, self.dropout, self.training) if self.dropout else update, aux
 
     @abstractmethod
     def update(self, x: Float[Tensor, "B T D"], ctx: Context) -> tuple[Float[Tensor, "B T D"], Aux | None]:
         """The update without dropout."""
 
-    def alone(self, x: Float[Tensor, "B T D"]) -> Context:
-        """The context of this layer without a stack around it: each row of `x` is one full sequence."""
-        return Context(Tokens.full(*x.shape[:2], device=x.device), ())
+    def alone(self, x: Float[Tensor, "B T D"], tokens: Tokens, memory: Memory | None) -> Context:
+        """The context of this layer without a stack around it."""
+        return Context(tokens, (), memory=memory)
 
     @abstractmethod
     def residual_weights(self) -> list[Tensor]:

@@ -69,6 +69,9 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The vector of each id. An id that there is not raises `ConfigError` on CPUs; a GPU stops the process."""
+        if inputs.dim() != 2 or inputs.is_floating_point():
+            kind = f"{tuple(inputs.shape)} of {inputs.dtype}"
+            raise ConfigError(f"token ids are whole numbers, (B, T), and these {kind}; give ids such as torch.long")
         try:
             x = look_up(inputs, self.weight)
         except IndexError:

@@ -58,6 +58,8 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
         self.proj = nn.Linear(config.n_features, d_model, bias=config.bias)
 
     def embed(self, inputs: Float[Tensor, "B T features"]) -> Float[Tensor, "B T D"]:
+        if inputs.dim() != 3:
+            raise ConfigError(f"vectors are (B, T, F) and these {tuple(inputs.shape)}; give one text as x[None]")
         if inputs.shape[-1] != self.proj.in_features:
             raise ConfigError(
                 f"the vectors have {inputs.shape[-1]} features and the model takes {self.proj.in_features}"
