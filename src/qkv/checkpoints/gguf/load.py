@@ -171,8 +171,8 @@ def _expanded_one(tensor: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     made = torch.empty(KINDS[kind].shape(rows.shape), dtype=dtype)
     step, at = max(1, _PART // rows[0].nbytes), 0
     for part in _in_turn(rows, (slice(a, a + step) for a in range(0, len(rows), step))):
-        numbers = made[at : at + step] = expand(part, kind, dtype)
-        if not numbers.isfinite().all():
+        made[at : at + step] = expand(part, kind, dtype)
+        if not torch.stack(torch.aminmax(made[at : at + step])).isfinite().all():  # a NaN is both
             raise ShapeError(f"found numbers that are not finite in {dtype}, needs finite ones")
         at += step
     return made.T if turned else made
