@@ -99,6 +99,8 @@ def save_model(
     max_shard_bytes: int = 5 << 30,
     stop_ids: Sequence[int] = (),
     begin_id: int | None = None,
+    pad_id: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a model as a folder that `transformers` and the servers built on it load: whole, or not at all.
@@ -110,6 +112,8 @@ def save_model(
         max_shard_bytes: Weights in one file, unless a single one is larger.
         stop_ids: Tokens that end a text.
         begin_id: What a text begins with.
+        pad_id: What short rows are filled with.
+        sampling: How tokens are drawn, in the words of `generation_config.json`.
         files: Further files to put there by name, such as `tokenizer.json`.
 
     Raises:
@@ -119,10 +123,12 @@ def save_model(
     chosen = family_of(model.config, family)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     stop = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids) or None
-    ids = {"bos_token_id": begin_id, "eos_token_id": stop, "pad_token_id": None}
+    ids = {"bos_token_id": begin_id, "eos_token_id": stop, "pad_token_id": pad_id}
     dtype = str(max(state.values(), key=lambda tensor: tensor.nbytes).dtype).removeprefix("torch.")
     config = chosen.write(model.config) | ids | {"torch_dtype": dtype}
-    texts = {"config.json": _json(config), "generation_config.json": _json(ids)} | dict(files or {})
+    texts = {"config.json": _json(config), "generation_config.json": _json(ids | dict(sampling or {}))} | dict(
+        files or {}
+    )
     for name in texts:
         if not is_plain_name(name):
             raise ConfigError(f"{name!r} cannot name a file of a model; use letters, digits, '_', '-' and '.'")

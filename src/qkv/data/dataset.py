@@ -86,14 +86,19 @@ class Split:
         return digest.hexdigest()
 
     @classmethod
-    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str]) -> "Split":
+    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None) -> "Split":
         """A split in memory, for example to evaluate a trained model on any text.
+
+        Args:
+            tokenizer: Text to ids.
+            documents: The texts.
+            begin_id: What each begins with; None: the token that ends one.
 
         Raises:
             ConfigError: The tokenizer has no end-of-text token, or does not know a character.
             FileError: There is no text.
         """
-        return cls._of(_encode(tokenizer, documents), "the documents hold no text; give files with text")
+        return cls._of(_encode(tokenizer, documents, begin_id), "the documents hold no text; give files with text")
 
     @classmethod
     def from_conversations(cls, tokenizer: Tokenizer, conversations: Iterable[Example]) -> "Split":
@@ -236,13 +241,14 @@ class _Document(NamedTuple):
     counted: np.ndarray | None = None
 
 
-def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Document]:
-    """Of each document that holds text: its ids between end-of-text tokens, and its UTF-8 bytes."""
+def _encode(tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None) -> Iterator[_Document]:
+    """Of each document that holds text: its ids between what begins and what ends one, and its UTF-8 bytes."""
     if tokenizer.end_of_text is None:
         raise ConfigError(
             "the tokenizer has no end-of-text token to put between documents; name it with end_of_text=ID"
         )
     end, sizes = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype), deque[int]()
+    begin = end if begin_id is None else np.array([begin_id], dtype=tokenizer.dtype)
 
     seen, lost = set[str](), set[str]()
 
@@ -254,7 +260,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[_Documen
             yield text
 
     for ids in tokenizer.encode_arrays(measured()):
-        yield _Document(np.concatenate([end, ids, end]), sizes.popleft())
+        yield _Document(np.concatenate([begin, ids, end]), sizes.popleft())
     if lost:
         warnings.warn(
             f"the tokenizer has no token for {len(lost)} of the {len(seen)} characters of the text, such as "

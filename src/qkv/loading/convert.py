@@ -82,8 +82,18 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         write(ready, target, files)
         return target
     assert ready.facts is not None
-    facts = {"stop_ids": ready.facts.stop_ids, "begin_id": ready.facts.begin_id}
-    save_model(ready.model, target, files=ready.files() | files, **facts)
+    facts = ready.facts
+    sampling = {} if facts.sampling is None else facts.sampling.to_dict()
+    drawn = {key: value for key, value in sampling.items() if value is not None and key not in ("type", "seed")}
+    save_model(
+        ready.model,
+        target,
+        files=ready.files() | files,
+        stop_ids=facts.stop_ids,
+        begin_id=facts.begin_id,
+        pad_id=facts.pad_id,
+        sampling=drawn and {"do_sample": True} | drawn,
+    )
     return target
 
 

@@ -1,9 +1,15 @@
 """What is known of a model of text besides its weights."""
 
-from typing import Literal, final
+from pathlib import Path
+from typing import Final, Literal, final
 
-from qkv.config import Config, config
+from qkv.config import Config, config, dump_yaml, read_yaml
 from qkv.data import Tokenizer
+from qkv.errors import ConfigError, FileError
+from qkv.fetch import write_atomic
+from qkv.generation import SamplingConfig
+
+_FILE: Final = "facts.yaml"
 
 
 @final
@@ -17,6 +23,7 @@ class Facts(Config):
         stop_ids: Tokens that end a text.
         pad_id: The token that other libraries fill short rows with.
         pad_side: On which side they do so.
+        sampling: How its makers draw tokens, which exports say; None: they do not say.
         longest: Tokens of what a model of pairs reads, at most; None: any.
         longest_target: Tokens of what it writes, its end included; None: as of what it reads.
     """
@@ -26,6 +33,7 @@ class Facts(Config):
     stop_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     pad_side: Literal["left", "right"] | None = None
+    sampling: SamplingConfig | None = None
     longest: int | None = None
     longest_target: int | None = None
 
@@ -40,3 +48,20 @@ class Facts(Config):
         """Those of a model of pairs that qkv trained: a target begins and ends with the token that ends a document."""
         end = target.end_of_text
         return cls(begin_id=end, stop_ids=() if end is None else (end,), longest=longest)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Facts | None":
+        """Those that `save` wrote into a folder; None: it has none. Raises `FileError` where the file is damaged."""
+        if not (folder / _FILE).is_file():
+            return None
+        try:
+            return cls.from_dict(read_yaml(folder / _FILE))
+        except ConfigError as error:
+            raise FileError(f"{folder / _FILE}: not the facts of a model: {error}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write them into the folder of a run. Raises `FileError` where that cannot be done."""
+        try:
+            write_atomic(folder / _FILE, dump_yaml(self.to_dict()).encode())
+        except OSError as error:
+            raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None

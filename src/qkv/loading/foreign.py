@@ -1,6 +1,7 @@
 """Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files, models of transly."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from qkv.checkpoints.huggingface import family_of_folder, load_model
 from qkv.config import expand_home
 from qkv.data import Tokenizer, unit_tokenizer
 from qkv.data.gguf_vocabulary import read_vocabulary
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
+from qkv.generation import SamplingConfig
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
 from qkv.loading.ready import Options, tokenizer_in
@@ -30,13 +32,34 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded:
     """
     model, tokenizer = load_model(folder, allow_pickle=options.allow_pickle), tokenizer_in(folder)
     begin, pad = (_special_ids(folder, f"{name}_token_id")[:1] for name in ("bos", "pad"))
+    prefix = () if tokenizer is None else tokenizer.prefix
+    stop_ids = _special_ids(folder, "eos_token_id")
+    begins = len(prefix) == 1 and (prefix == begin or prefix[0] not in stop_ids)  # it may end texts instead
+    begin = prefix if begins else begin  # where two files differ, the tokenizer's decides
+    words, drawn = (_settings(folder / name) for name in ("tokenizer_config.json", "generation_config.json"))
+    side = words.get("padding_side")
     facts = Facts(
         begin_id=begin[0] if begin else None,
-        begins=tokenizer is not None and begin != () and tokenizer.prefix == begin,
-        stop_ids=_special_ids(folder, "eos_token_id"),
+        begins=begins,
+        stop_ids=stop_ids,
         pad_id=pad[0] if pad else None,
+        pad_side=side if side in ("left", "right") else None,
+        sampling=_sampling(drawn) if drawn.get("do_sample") is True else None,
     )
     return Loaded.of(model, tokenizer, facts)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _sampling(drawn: dict[str, Any]) -> SamplingConfig | None:
+    """What a file says about sampling; None where it says what nobody can draw by."""
+    names = {field.name for field in fields(SamplingConfig)} - {"seed"}
+    try:
+        return SamplingConfig(**{key: drawn[key] for key in names if drawn.get(key) not in (None, 0)})
+    except ConfigError:
+        return None
 
 
 def _special_ids(folder: Path, key: str) -> tuple[int, ...]:

@@ -1,9 +1,13 @@
 """A model with its tokenizer: prompts in, text out."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack, final, overload
+from typing import Any, TypedDict, Unpack, final, overload
+
+import torch
 
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
@@ -23,12 +27,19 @@ class HowToWrite(TypedDict, total=False):
     Attributes:
         max_new_tokens: Tokens to generate at most; 100 by default, and 500 for an answer of `chat`.
         stop: Strings before which the text ends, wherever tokens begin and end.
-        sampling: How tokens are drawn; None: `SamplingConfig()`.
+        sampling: How tokens are drawn, as `SamplingConfig` or its fields; None: `SamplingConfig()`.
+        temperature: As in `SamplingConfig`, and so are the others: they change what `sampling` says.
     """
 
     max_new_tokens: int
     stop: Stop
-    sampling: SamplingConfig | None
+    sampling: SamplingConfig | Mapping[str, Any] | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    seed: int | None
 
 
 @final
@@ -88,7 +99,18 @@ class Loaded(Ready):
 
     def files(self) -> dict[str, bytes]:
         files = {} if self.tokenizer is None else self.tokenizer.files()
+        if self.tokenizer is not None:
+            settings = json.loads(files["tokenizer_config.json"])
+            pad = self.facts.pad_id is not None and self.tokenizer.name_of(self.facts.pad_id)
+            more = {"pad_token": pad, "padding_side": self.facts.pad_side, "model_max_length": self.config.limit}
+            settings |= {key: value for key, value in more.items() if value}
+            files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
         return files if self.template is None else files | {"chat_template.jinja": self.template.source.encode()}
+
+    def to(self, device: str | torch.device) -> "Loaded":
+        """The same, with the model's weights moved to a device, which changes the model itself."""
+        self.model.to(device)
+        return self
 
     @overload
     def generate(self, prompt: str, **how: Unpack[HowToWrite]) -> str: ...
@@ -140,11 +162,12 @@ class Loaded(Ready):
         """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
         return self._write(self.encode_prompts([prompt]), self.facts.stop_ids, **how).single()
 
-    def chat(self, messages: Sequence[Message], **how: Unpack[HowToWrite]) -> str:
+    def chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> str:
         """The assistant's answer to a conversation.
 
         Args:
-            messages: From the first to the last, such as `[{"role": "user", "content": "Hello!"}]`.
+            messages: From the first to the last, such as `[{"role": "user", "content": "Hello!"}]`; a text
+                is what the user says.
             how: See `HowToWrite`.
 
         Raises:
@@ -153,7 +176,7 @@ class Loaded(Ready):
         """
         return "".join(self.stream_chat(messages, **how))
 
-    def stream_chat(self, messages: Sequence[Message], **how: Unpack[HowToWrite]) -> Iterator[str]:
+    def stream_chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> Iterator[str]:
         """The answer of `chat`, piece by piece as it comes. Arguments and errors as there."""
         return self.answer(self.encode_chat(messages), **how).single()
 
@@ -186,9 +209,11 @@ class Loaded(Ready):
                 "'bos_token_id' (in our own layout 'begin_id')"
             )
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+    def encode_chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The ids that a conversation is read as, up to where the answer begins. Errors as for `chat`."""
         template, tokenizer = self._chat_parts()
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         return tokenizer.encode_rendered(template.prompt(messages)).ids
 
     def answer(self, ids: Sequence[int], *, kept: Kept | None = None, **how: Unpack[HowToWrite]) -> "Writing":
@@ -223,14 +248,16 @@ class Loaded(Ready):
         kept: Kept | None = None,
         max_new_tokens: int = 100,
         stop: Stop = (),
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        **drawing: Any,
     ) -> "Writing":
         assert self.tokenizer is not None
+        drawn = dataclasses.asdict(sampling) if isinstance(sampling, SamplingConfig) else dict(sampling or {})
         steps = generate(
             self.model,
             ids,
             max_new_tokens=max_new_tokens,
-            sampling=sampling or SamplingConfig(),
+            sampling=SamplingConfig(**drawn | drawing),
             stop_ids=stop_ids,
             streams=streams,
             kept=kept,

@@ -8,6 +8,7 @@ from qkv.config import config
 from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
 from qkv.data.dataset import HeldOut
 from qkv.errors import ConfigError
+from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
 from qkv.loading.ready import tokenizer_in
 from qkv.models.model import Model
@@ -82,7 +83,7 @@ class DataConfig(TaskConfig):
     @classmethod
     def open(cls, folder: Path, model: Model) -> Loaded:
         assert isinstance(model, Transformer)
-        return Loaded.of(model, tokenizer_in(folder))
+        return Loaded.of(model, tokenizer_in(folder), Facts.load(folder))
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:

@@ -56,6 +56,8 @@ class NextToken(Task):
     def save(self, folder: Path) -> None:
         if self.dataset.tokenizer is not None:
             self.dataset.tokenizer.save(folder)
+        if self.start is not None:
+            self.start.facts.save(folder)
 
     def opened(self, model: Model) -> Loaded:
         """The model with its tokenizer, as it is in the middle of training."""

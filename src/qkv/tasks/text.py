@@ -90,4 +90,5 @@ def read_texts(opened: Loaded, asked: Asked) -> Split:
     """The texts that an evaluation was asked for."""
     assert opened.tokenizer is not None
     named = {} if asked.field is None else {"field": asked.field}
-    return Split.from_text(opened.tokenizer, FilesConfig(path=str(asked.data), **named).documents())
+    begin = opened.facts.begin_id if opened.facts.begins else None
+    return Split.from_text(opened.tokenizer, FilesConfig(path=str(asked.data), **named).documents(), begin)
