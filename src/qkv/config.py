@@ -250,11 +250,23 @@ def _class_of(tag: object, bases: list[type[Config]], path: str) -> type[Config]
 
 
 _MAX_BYTES = 1 << 18  # of a file; PyYAML reads a quarter of a megabyte in a second
+_MAX_DEPTH = 100
 _MAX_VALUES = 10_000  # each alias counted as what it stands for
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: `1e-3` is a number (YAML 1.1 reads a string), and a key given twice is an error."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # A recursion that Python does not count: unbounded, it ends the process.
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"values more than {_MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
