@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from glob import glob
 from pathlib import Path
-from typing import IO, Any, ClassVar, Final, Literal, cast, final
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 
@@ -213,11 +213,11 @@ def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> Any:
     """The file, unpacked if it is packed with gzip."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    return cast("IO[bytes]", gzip.open(path)) if packed else path.open("rb")
+    return gzip.GzipFile(path) if packed else path.open("rb")
 
 
 def _unreadable(path: Path, error: Exception) -> FileError:

@@ -4,15 +4,15 @@ import json
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
 from tokenizers.processors import TemplateProcessing
 
 import qkv
-from qkv.data import Split
+from qkv.data import Dataset, Split
 from qkv.errors import ConfigError
 from qkv.loading.convert import convert
 from qkv.presets import llama
@@ -69,7 +69,8 @@ def test_transformers_pads_what_was_exported(folder, tmp_path):
 def test_training_all_weights_keeps_them(folder, tmp_path):
     start = qkv.load(folder)
     (tmp_path / "run").mkdir()
-    Text(SimpleNamespace(tokenizer=start.tokenizer), start).save(tmp_path / "run")
+    nothing = Split(np.zeros(2, np.uint16), np.array([0, 2]), 0)
+    Text(Dataset(nothing, nothing, start.tokenizer), start).save(tmp_path / "run")
     assert DataConfig.open(tmp_path / "run", start.model).facts == FACTS
 
 
