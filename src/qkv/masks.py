@@ -53,7 +53,9 @@ class Mask(Config, ABC):
             tokens: Where the tokens stand (the first row of the batch is drawn), or how many of one full text. Of more
                 than 64 several share a sign. Up to a few thousand: the square is made.
         """
-        tokens = Tokens.full(1, tokens) if isinstance(tokens, int) else tokens
+        tokens = Tokens.full(1, max(tokens, 0)) if isinstance(tokens, int) else tokens
+        if not tokens.valid.numel():
+            return ""
         seen = dense(self, tokens, tokens)[0]
         size = -(-seen.shape[-1] // 64)
         full = F.max_pool2d((~seen).float(), size, ceil_mode=True) == 0

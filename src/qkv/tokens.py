@@ -73,13 +73,15 @@ class Tokens:
         """One document of `lengths[b]` tokens per row, padded to `length` (default: the longest) on `side`.
 
         Raises:
-            ConfigError: A row does not fit into `length`.
+            ConfigError: A row does not fit into `length`, or `side` is neither.
         """
+        if side not in ("left", "right"):
+            raise ConfigError(f"side={side!r} is unknown; give 'left' or 'right'")
         width = max(lengths, default=0) if length is None else length
         for row, n in enumerate(lengths):
             _check_fits(row, n, width)
         slot = torch.arange(width, device=device)
-        n = torch.tensor(list(lengths), device=device)[:, None]
+        n = torch.tensor(list(lengths), dtype=torch.long, device=device)[:, None]
         index = slot - (width - n) if side == "left" else slot.expand(len(lengths), width)
         valid = (index >= 0) & (index < n)
         return _from_index(index * valid, valid.long(), Layout.RAGGED)
@@ -94,7 +96,7 @@ class Tokens:
             ConfigError: The documents of a row do not fit into `length`.
         """
         totals = [sum(row) for row in lengths]
-        width = max(totals) if length is None else length
+        width = max(totals, default=0) if length is None else length
         index, segment = torch.zeros(2, len(lengths), width, dtype=torch.long)
         for row, sizes in enumerate(lengths):
             _check_fits(row, totals[row], width)

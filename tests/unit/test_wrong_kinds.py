@@ -29,6 +29,10 @@ WRONG = {
     "SamplingConfig(seed=10**30)": "seed has more than 63 bits",
     "Causal().replace(size=3)": "Causal has no 'size'",
     "Tokens.full(1, 4).with_blocks(0)": "size=0 must be at least 1",
+    "Tokens.padded([3, 2], side='middle')": "side='middle' is unknown; give 'left' or 'right'",
+    "Tokens.padded([]).shape, Tokens.packed([]).shape": "((0, 0), (0, 0))",
+    "'nothing' if Causal().draw(0) == '' else 0": "nothing",
+    "preset(3)": "no preset 3; known: ",
 }
 
 

@@ -89,6 +89,16 @@ class Loaded(Ready):
         return self.model.config
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return self.facts.stop_ids
+
+    @property
+    def begin_id(self) -> int | None:
+        """The token that begins a text."""
+        return self.facts.begin_id
+
+    @property
     def vocab_size(self) -> int | None:
         """Tokens of the model; None: it reads something else."""
         embed = self.config.embed

@@ -53,7 +53,7 @@ def preset(name: str, **changes: Any) -> Any:
     """
     rows: dict[str, Callable[..., Any]] = {**PRESETS, **PAIR_PRESETS}
     if name not in rows:
-        raise ConfigError(f"no preset {name!r}; {suggest(name, rows)}")
+        raise ConfigError(f"no preset {name!r}; {suggest(str(name), rows)}")
     sizes = signature(rows[name]).parameters
     made = rows[name](**{key: value for key, value in changes.items() if key in sizes})
     parts = {key: value for key, value in changes.items() if key not in sizes}
