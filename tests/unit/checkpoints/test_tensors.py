@@ -211,7 +211,7 @@ def test_a_crafted_header_costs_at_most_a_second(tmp_path, case):
     with pytest.raises(FileError) as caught:
         read_tensors(path)
     assert "at most" not in str(caught.value)  # within the limits
-    assert time.process_time() - start < 2.0  # a second, and as much again for the checking of signatures
+    assert time.process_time() - start < 3.0  # a second, and twice as much again for the checking of signatures
 
 
 @settings(max_examples=150, deadline=None)
