@@ -389,7 +389,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
     refused(r"the recipe has neither model nor start; give one of them", start=None, adapter=None)
     refused(r"adapter needs trained weights to sit on; add start", start=None, model="small")
     refused(r"model is another one than that of start\.path=.*; leave model out", model="small")
-    refused(r"start\.dropout=1\.0 must be at least 0 and below 1", start={"path": str(base), "dropout": 1.0})
+    refused(r"start: dropout=1\.0 must be at least 0 and below 1", start={"path": str(base), "dropout": 1.0})
     tokenizer = {"tokenizer": {"type": "CharacterTokenizer"}}
     refused(r"with start the tokenizer is the checkpoint's; leave data\.tokenizer out", data=data["data"] | tokenizer)
     refused(r"no slice 'k'|targets", adapter={"targets": []})
