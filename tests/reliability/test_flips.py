@@ -143,7 +143,7 @@ def render(folder):
 
 
 def settings(folder):
-    source = "{% generation %}{{ messages[0].role }}{% endgeneration %}"
+    source = "{% for m in messages %}{% generation %}{{ m.role }}{{ m.content }}{% endgeneration %}{% endfor %}"
     token = {"content": "</s>", "special": True}
     zoo.hugging_face(folder, settings={"eos_token": token, "bos_token": "a", "chat_template": source})
 
