@@ -278,6 +278,6 @@ def test_a_run_on_pairs_that_asks_for_a_billion_layers_is_refused_at_once(tmp_pa
     path = tmp_path / "recipe.yaml"
     path.write_text(path.read_text().replace(good, bad))
     start = time.process_time()
-    with bounded(), pytest.raises(FileError, match=r"asks for 1000000001 layers and there are \d+ tensors"):
+    with bounded(), pytest.raises(FileError, match=r"must be from 0 to|asks for 1000000001 layers"):
         qkv.load(tmp_path)
     assert time.process_time() - start < SECONDS
