@@ -16,7 +16,7 @@ from qkv.loading.ready import Options, Ready
 from qkv.loading.run import RECIPE, open_run, read_run_config
 from qkv.loading.saved import MODEL, open_saved
 from qkv.models.model import ModelConfig
-from qkv.nn.quantised import Packed, Width, quantise
+from qkv.nn.quantised import Width, is_packed, quantise
 
 R = TypeVar("R", bound=Ready)
 
@@ -88,7 +88,7 @@ def load(
             raise ConfigError(
                 f"quantize={quantize!r} is for language models and {source} is {ready.what}; leave it out"
             )
-        if any(isinstance(part, Packed) for part in ready.model.modules()):
+        if is_packed(ready.model):
             raise ConfigError(f"{source}: its weights are packed already; leave quantize out")
         quantise(ready.model, quantize)
     return ready
@@ -105,6 +105,15 @@ def load_as(kind: type[R], source: str | Path, *, dtype: torch.dtype | None = No
     if not isinstance(ready, kind):
         raise ConfigError(f"{source} is {ready.what} and this is for {kind.what}; use {ready.verbs}")
     return ready
+
+
+def load_plain(source: str | Path, say: Callable[[str], None]) -> Any:
+    """As `load`, with packed weights expanded to float32, which `say` is told."""
+    ready = load(source)
+    if not is_packed(ready.model):
+        return ready
+    say(f"{source}: its packed weights are expanded to float32")
+    return load(source, dtype=torch.float32)
 
 
 def config_of(source: str | Path) -> ModelConfig:

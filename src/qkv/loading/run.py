@@ -1,8 +1,11 @@
 """Runs of `qkv train`: the newest whole checkpoint, and adapters with what they sit on."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
+
+import torch
 
 from qkv.checkpoints import Checkpoint, Store, peft
 from qkv.checkpoints.formats import digest_of_base
@@ -18,6 +21,7 @@ from qkv.loading.saved import ready_in
 from qkv.models.model import ModelConfig
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig
+from qkv.nn.quantised import is_packed
 from qkv.tasks import DataConfig, TaskConfig
 
 RECIPE: Final = "recipe.yaml"
@@ -59,10 +63,12 @@ def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, option
     start, adapter = recipe.start, recipe.adapter
     assert adapter is not None
     options = Options(options.open, above=(*options.above, folder.resolve()))
+    wide = replace(options, dtype=torch.float32)
     if expand_home(start).resolve() in options.above:
         raise FileError(f"{folder / RECIPE}: its adapters sit on {start}, which sits on them; fix 'start'")
     try:
         base = options.open(find(start), options)
+        base = options.open(find(start), wide) if is_packed(base.model) else base
     except FileError as error:
         raise FileError(f"{folder}: what its adapters sit on cannot be loaded: {error}") from None
     if checkpoint.state.get("base") != digest_of_base(base.model.state_dict()):

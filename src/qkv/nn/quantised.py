@@ -172,6 +172,11 @@ def project(x: Float[Tensor, "*batch D"], table: Table) -> Float[Tensor, "*batch
     return table(x) if isinstance(table, Packed) else F.linear(x, table)
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether some of its weights are packed."""
+    return any(isinstance(part, Packed) for part in model.modules())
+
+
 def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, width: Width) -> Packed:
     """A linear map with its weights rounded: to 255 multiples of a row's scale, or to 16 steps from a group's lowest.
 

@@ -1,10 +1,11 @@
 """`qkv eval`: a model, measured as its task says."""
 
+import warnings
 from dataclasses import replace
 
 from qkv.config import expand_home
 from qkv.errors import ConfigError
-from qkv.loading.layouts import load
+from qkv.loading.layouts import load_plain
 from qkv.tasks import Asked, Report, task_of
 from qkv.training.run import RECIPE, Run
 
@@ -17,7 +18,7 @@ def evaluate_model(asked: Asked) -> Report:
         ConfigError: Options that the task does not have; or there are no data.
     """
     path = expand_home(asked.path)
-    opened, task = load(path), None
+    opened, task = load_plain(path, lambda note: warnings.warn(note, stacklevel=3)), None
     if asked.data is None and (path / RECIPE).is_file():
         recipe, checkpoint = Run.saved_recipe(path), Run(path, keep=1).store.latest()
         known = None if checkpoint is None else checkpoint.state.get("data")

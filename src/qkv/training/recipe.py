@@ -22,7 +22,7 @@ class StartConfig(Config):
     """Trained weights to begin with.
 
     Attributes:
-        path: What `qkv.load` takes: a run, a folder in Hugging Face's layout, a GGUF file whose weights are not packed.
+        path: What `qkv.load` takes: a run, a folder in Hugging Face's layout, a GGUF file (if packed, made float32).
             Where the data are pairs: a run on pairs.
         dropout: Probability of dropout on the embeddings and on every sublayer's update, or between the layers of a
             recurrent model; None: as the checkpoint says.

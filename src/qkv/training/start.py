@@ -8,9 +8,8 @@ from typing import Any
 
 from qkv.config import expand_home
 from qkv.errors import ConfigError
-from qkv.loading.layouts import load
+from qkv.loading.layouts import load_plain
 from qkv.models.model import Model
-from qkv.nn.quantised import Packed
 from qkv.tasks import Start, Task
 from qkv.training.display import Display
 from qkv.training.memory import keep_pages
@@ -79,12 +78,7 @@ def _open(config: RecipeConfig, display: Display, run: Path | None = None) -> tu
         task = config.data.prepare()
         return config.resolved(task), task, None
     path = config.start.path if run is None else str(run)
-    base = load(path)
-    if any(isinstance(part, Packed) for part in base.model.modules()):
-        raise ConfigError(
-            f"start.path={path}: its weights are packed, and only plain ones can be trained on; "
-            f"`qkv convert {path} FOLDER --to hf`, and start from FOLDER"
-        )
+    base = load_plain(path, display.say)
     task = config.data.prepare(Start(path, base))
     return config.resolved(task, base.model.config), task, base.model
 

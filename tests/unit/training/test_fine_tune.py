@@ -16,8 +16,8 @@ from qkv.config import dump_yaml, read_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.loading.convert import convert
 from qkv.nn.adapters import LoRAConfig, add_adapters, load_adapters
-from qkv.tasks import Start
-from qkv.training import read_recipe, train, trainer
+from qkv.tasks import Asked, Start
+from qkv.training import evaluate_model, read_recipe, train, trainer
 from runs import (
     assert_same_run,
     fast,  # noqa: F401 - a fixture
@@ -397,12 +397,27 @@ def test_recipes_that_do_not_fit_their_start(tmp_path, base):
     refused(r"the source Files is text, but there is no tokenizer")
 
 
-def test_packed_weights_are_refused(tmp_path, base, monkeypatch):
-    monkeypatch.setattr("qkv.training.start.load", lambda path: qkv.load(path, quantize="int8"))
-    with pytest.raises(
-        ConfigError, match=r"its weights are packed, .*; `qkv convert .* --to hf`, and start from FOLDER"
-    ):
-        train(write_fine_tune(base), out=tmp_path / "run")
+@pytest.fixture
+def packed(tmp_path):
+    words = ["what is this and that Hello " * 20]
+    run = write_chat_run(tmp_path / "chat", d_model=64, d_ff=96, texts=words)
+    return convert(run, tmp_path / "packed.gguf", to="gguf", dtype="q4_1")
+
+
+@pytest.mark.parametrize("adapter", [None, LORA | {"dropout": 0.0}])
+def test_packed_weights_are_expanded(tmp_path, packed, adapter, capsys):
+    recipe = write_fine_tune(packed, adapter=adapter, dropout=0.0, steps=1, optimizer={"lr": 1e-9})
+    assert qkv.cli.main(["train", str(recipe), "--out", str(tmp_path / "tuned")]) == 0
+    assert "its packed weights are expanded to float32" in "".join(capsys.readouterr())
+    before, after = qkv.load(packed, dtype=torch.float32).model, qkv.load(tmp_path / "tuned").model
+    torch.testing.assert_close(after(IDS), before(IDS), rtol=0, atol=1e-4)
+
+
+def test_packed_weights_are_measured(tmp_path, packed):
+    plain, text = convert(packed, tmp_path / "plain", to="hf", certify=False), write_corpus(tmp_path)
+    with pytest.warns(UserWarning, match="expanded to float32"):
+        found = evaluate_model(Asked(path=packed, data=text))
+    assert found.to_dict() == evaluate_model(Asked(path=plain, data=text)).to_dict()
 
 
 def test_frozen_weights_are_not_copied(base):
