@@ -155,7 +155,7 @@ class _Index:
 
     def find(self, name: str, version: str, sha256: str) -> str:
         """The address of the file of that hash, from pages as PEP 503 has them."""
-        indexes = [self._settings.get("index-url", "https://pypi.org/simple")]
+        indexes = [self._settings.get("index-url") or _default_index()]
         problems: list[str] = []
         for index in indexes + self._settings.get("extra-index-url", "").split():
             page = f"{index.rstrip('/')}/{re.sub('[-_.]+', '-', name).lower()}/"
@@ -202,11 +202,23 @@ def _bar(shown: bool) -> Progress:
 
 def _pip_settings() -> dict[str, str]:
     """Values by their names on pip's command line; the environment comes before files."""
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)  # "": there is no pip
-    found = [line.split("=", 1) for line in done.stdout.splitlines() if "=" in line]
+    found = [line.split("=", 1) for line in _pip("config", "list").splitlines() if "=" in line]
     files = {key.rpartition(".")[2]: ast.literal_eval(value) for key, value in found}
     return files | {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith("PIP_")}
+
+
+def _default_index() -> str:
+    """Where pip looks when nothing is configured, which it says in its help alone."""
+    found = re.search(r"--index-url.*?\(default\s+([^\s)]+)\)", _pip("download", "--help"), re.DOTALL)
+    if found is None:
+        raise FileError("no package index is known, and there is no pip to ask; set PIP_INDEX_URL")
+    return found[1]
+
+
+def _pip(*arguments: str) -> str:
+    """What pip prints; nothing where there is no pip."""
+    command, wide = [sys.executable, "-m", "pip", *arguments], os.environ | {"COLUMNS": "200"}
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", env=wide, check=False).stdout
 
 
 def _without_login(address: str) -> tuple[str, dict[str, str]]:

@@ -328,3 +328,13 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypat
         write_atomic(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     assert path.read_bytes() == b"old"
+
+
+def test_where_nothing_is_configured_it_is_the_index_of_pip(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    address = fetching._default_index()
+    assert address.startswith("https://")
+    assert address.endswith("/simple")
+    monkeypatch.setattr(fetching, "_pip", lambda *_: "")
+    with pytest.raises(FileError, match="there is no pip to ask; set PIP_INDEX_URL"):
+        fetching._default_index()
