@@ -415,7 +415,7 @@ def survives(mutant: Mutant, work: Path) -> bool:
     path = work / "src" / "qkv" / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) < 1:
-        sys.exit(f"{mutant.name}: {mutant.file} has no {mutant.old!r} any more; mend tests/mutants.py")
+        sys.exit(f"{mutant.name}: {mutant.file} has no {mutant.old!r} any more; fix tests/mutants.py")
     header = "import torch\n" if "torch.arange(x.shape" in mutant.new else ""
     changed = text.replace(mutant.old, mutant.new, 1)
     if header:
@@ -441,7 +441,7 @@ def main() -> None:
         shutil.copy(ROOT / "pyproject.toml", work)
         for tests in sorted({mutant.tests for mutant in chosen}):
             if not run(tests, work):
-                sys.exit(f"{tests} fails without any fault; mend that first")
+                sys.exit(f"{tests} fails without any fault; fix that first")
         for mutant in chosen:
             alive = survives(mutant, work)
             left += [mutant.name] if alive else []

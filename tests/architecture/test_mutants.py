@@ -8,7 +8,7 @@ from mutants import MUTANTS, ROOT
 def test_every_fault_can_be_planted():
     texts = {mutant.file: (ROOT / "src/qkv" / mutant.file).read_text(encoding="utf-8") for mutant in MUTANTS}
     stale = [f"{mutant.name}: {mutant.file}" for mutant in MUTANTS if mutant.old not in texts[mutant.file]]
-    assert not stale, f"mend tests/mutants.py: {stale}"
+    assert not stale, f"fix tests/mutants.py: {stale}"
 
 
 def test_the_tests_that_ought_to_find_them_exist():

@@ -220,7 +220,7 @@ def test_a_file_without_a_model(tmp_path, text, message):
 
 
 def test_what_is_neither_a_preset_nor_a_path(tmp_path):
-    with pytest.raises(ConfigError, match="no preset 'gpt3'; did you mean 'gpt2'"):
+    with pytest.raises(ConfigError, match="gpt3: no such file or folder, and no preset 'gpt3'; did you mean 'gpt2'"):
         find_config("gpt3")
     with pytest.raises(FileError, match=r"nothing\.yaml: cannot be read"):
         find_config("nothing.yaml")

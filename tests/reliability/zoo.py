@@ -649,7 +649,7 @@ TOKENIZERS = {
     "a Precompiled of noise": Case(
         tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}), "tokenizer"
     ),
-    "a post-processor without its token": Case(tokenizer(post_processor=TEMPLATED), code=PASSES),
+    "a post-processor without its token": Case(tokenizer(post_processor=TEMPLATED), "failed on an empty text"),
     "a decoder unknown": Case(tokenizer(decoder={"type": "Shell"}), "not a tokenizer.json"),
     "a decoder that doubles": Case(
         tokenizer(decoder={"type": "Sequence", "decoders": [
@@ -671,7 +671,8 @@ TOKENIZERS = {
         lambda f: (hugging_face(f), sparse(f / "tokenizer_config.json")), "more than 4194304 bytes"
     ),
     "settings: a key twice": Case(
-        lambda f: hugging_face(f, settings='{"chat_template": "a", "chat_template": "b"}'), "", code=PASSES),
+        lambda f: hugging_face(f, settings='{"chat_template": "a", "chat_template": "b"}'), "is given twice"
+    ),
     "settings: a template of numbers": Case(lambda f: hugging_face(f, settings={"chat_template": 7}), "neither a text"),
     "settings: no default template": Case(
         lambda f: hugging_face(f, settings={"chat_template": [{"name": "x", "template": ""}]}), "neither a text"

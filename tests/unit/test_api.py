@@ -7,6 +7,7 @@ import tokenizers
 import torch
 
 import qkv
+from chats import write_chat_run
 from qkv.checkpoints import Store, write_tensors
 from qkv.checkpoints.families import FAMILIES
 from qkv.config import dump_yaml, read_yaml
@@ -274,3 +275,10 @@ def test_mistakes_show_when_the_stream_is_made(loaded):
         loaded.stream("a" * 40)
     with pytest.raises(ConfigError, match="a stop string is empty"):
         loaded.stream("a", stop=[""])
+
+
+@pytest.mark.parametrize("how", [{"dtype": torch.int32}, {"device": "gpu"}, {"device": "cuda:99"}])
+def test_a_type_or_device_that_there_is_not(tmp_path, how):
+    write_chat_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"the weights cannot become dtype=.* on device=.*; give a type such as"):
+        qkv.load(tmp_path / "run", **how)

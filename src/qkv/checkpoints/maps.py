@@ -256,7 +256,7 @@ def build_empty(build: Callable[[], M], depth: int, n_tensors: int, *, source: s
         FileError: It has more layers than its weights can be of, or cannot be built.
     """
     if depth > max(n_tensors, _MAX_SHARED):
-        raise FileError(f"{source}: asks for {depth} layers and there are {n_tensors} tensors of weights; mend 'model'")
+        raise FileError(f"{source}: asks for {depth} layers and there are {n_tensors} tensors of weights; fix 'model'")
     try:
         with torch.device("meta"):
             return build()

@@ -241,10 +241,10 @@ class _Settings(NamedTuple):
         source.finish(*_HARMLESS)
         for key, value in (*settings.ranks.items(), *settings.alphas.items()):
             if not re.fullmatch(r"\w[\w.]*", key) or type(value) not in (int, float) or not 0 < value < math.inf:
-                reason = "is not the end of a name and a number; mend it"
+                reason = "is not the end of a name and a number; fix it"
                 raise FileError(f"{path}: the pattern {key!a}: {value!r} {reason}")
         if not 0 <= settings.dropout < 1:
-            raise FileError(f"{path}: 'lora_dropout' is {settings.dropout} and must be from 0 to below 1; mend it")
+            raise FileError(f"{path}: 'lora_dropout' is {settings.dropout} and must be from 0 to below 1; fix it")
         return settings
 
     def check_targets(self, adapted: Mapping[str, bool], source: Path) -> None:

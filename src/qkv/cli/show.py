@@ -75,6 +75,7 @@ def find_config(model: str) -> "ModelConfig":
     """
     from qkv.checkpoints.named import NAMED
     from qkv.config import expand_home
+    from qkv.errors import ConfigError
     from qkv.loading.layouts import config_of
     from qkv.presets import preset
     from qkv.training.recipe_files import built_in_recipe
@@ -84,8 +85,12 @@ def find_config(model: str) -> "ModelConfig":
         return config_of(path if path.exists() else model)
     if path.exists() or path.suffix in (".yaml", ".yml", ".json") or len(path.parts) > 1:
         return _read(path)
-    recipe = built_in_recipe(model)
-    return preset(model) if recipe is None else _read(recipe)
+    if recipe := built_in_recipe(model):
+        return _read(recipe)
+    try:
+        return preset(model)
+    except ConfigError as error:
+        raise ConfigError(f"{model}: no such file or folder, and {error}") from None
 
 
 def _read(path: Path) -> "ModelConfig":

@@ -44,9 +44,16 @@ def to_type(model: Any, dtype: torch.dtype | None, device: str | torch.device | 
     """Put a model's weights into another type, and on another device.
 
     Raises:
-        ConfigError: A weight is beyond float16.
+        ConfigError: There is no such type of weights or device, or a weight is beyond float16.
     """
-    model.to(device=device, dtype=dtype)
+    try:
+        model.to(device=device, dtype=dtype)
+    except (RuntimeError, TypeError, AssertionError) as error:  # whatever torch says of types and devices
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the weights cannot become dtype={dtype!r} on device={device!r} ({reason}); give a type such as "
+            "torch.bfloat16, and a device that is there"
+        ) from None
     for name, tensor in model.state_dict().items() if dtype is torch.float16 else ():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ConfigError(f"{name!r} is not finite in float16, whose numbers end at 65504; use bfloat16 or float32")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Final, Literal, final
 
+from qkv.checkpoints.files import write_whole
 from qkv.config import Config, config, dump_yaml, read_yaml
 from qkv.data import Tokenizer
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import write_atomic
 from qkv.generation import SamplingConfig
 
 _FILE: Final = "facts.yaml"
@@ -61,7 +61,4 @@ class Facts(Config):
 
     def save(self, folder: Path) -> None:
         """Write them into the folder of a run. Raises `FileError` where that cannot be done."""
-        try:
-            write_atomic(folder / _FILE, dump_yaml(self.to_dict()).encode())
-        except OSError as error:
-            raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+        write_whole(folder / _FILE, [dump_yaml(self.to_dict()).encode()])

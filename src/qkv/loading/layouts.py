@@ -77,7 +77,7 @@ def load(
         ConfigError: Options that exclude each other, or that the model does not have.
         FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
-    elsewhere = torch.device(device).type != "cpu"  # where nothing is packed
+    elsewhere = not str(device).startswith("cpu")  # where nothing is packed
     if quantize is not None and (dtype is not None or elsewhere):
         raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")
     wanted = torch.bfloat16 if dtype is None and elsewhere else dtype

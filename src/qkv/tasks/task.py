@@ -10,6 +10,7 @@ from qkv.config import Config, config, expand_home
 from qkv.data import Batches
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import SamplingConfig
+from qkv.loading.ready import Ready
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
@@ -147,8 +148,8 @@ class Task(ABC):
 class TaskConfig(Config, ABC):
     """Base of what the `data` of a recipe may be."""
 
-    opens: ClassVar[type]
-    """What `qkv.load` hands out for its runs."""
+    opens: ClassVar[type[Ready]]
+    """What `qkv.load` hands out for its runs: `qkv.loading.ready.Bare`, or a `Ready` of its own."""
     keeps_start: ClassVar[bool] = False
     """Whether a run holds all that its `start` brought, and does not ask for that again once it has a checkpoint."""
 
@@ -165,7 +166,7 @@ class TaskConfig(Config, ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, folder: Path, model: Model) -> Any:
+    def open(cls, folder: Path, model: Model) -> Ready:
         """What `qkv.load` hands out for a run, whose model this is, in evaluation mode."""
 
     @classmethod

@@ -78,10 +78,10 @@ class ConfigReader:
             return default
         if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             if not abs(value) <= sys.float_info.max:  # NaN, too
-                raise FileError(f"{self.source}: {key!r} is not a finite number; mend the file")
+                raise FileError(f"{self.source}: {key!r} is not a finite number; fix the file")
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; mend the file")
+            raise FileError(f"{self.source}: {key!r} is {value!r} and must be of type {kind.__name__}; fix the file")
         return cast(T, value)
 
     def take_positive(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
@@ -90,14 +90,14 @@ class ConfigReader:
 
     def _positive(self, key: str, value: int, most: int = 2**31 - 1) -> int:
         if not 1 <= value <= most:
-            raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to {most}; mend the file")
+            raise FileError(f"{self.source}: {key!r} is {value} and must be from 1 to {most}; fix the file")
         return value
 
     def take_factor(self, key: str, default: float | None = None) -> float:
         """By what something is multiplied or divided; as `take`, and above 0."""
         value = self.take(key, float, default)
         if value <= 0:
-            raise FileError(f"{self.source}: {key!r} is {value} and must be above 0; mend the file")
+            raise FileError(f"{self.source}: {key!r} is {value} and must be above 0; fix the file")
         return value
 
     def optional(self, key: str, kind: type[T], default: T | None = None) -> T | None:

@@ -128,7 +128,7 @@ def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
     attention["n_kv_heads"] = attention["n_kv_heads"] or attention["n_heads"]
     attention["head_dim"] = attention["head_dim"] or model["d_model"] // attention["n_heads"]
     if attention["head_dim"] < 1:
-        raise FileError(f"{source.source}: has {attention['n_heads']} heads, more than its width; mend the file")
+        raise FileError(f"{source.source}: has {attention['n_heads']} heads, more than its width; fix the file")
     if spec.qk_norm:
         attention["qk_norm"] = norm
     if spec.query_scalar:
@@ -176,7 +176,7 @@ def _read_windows(spec: Decoder, source: ConfigReader, n: int) -> tuple[list[str
     if len(kinds) != n or not all(kind in (FULL, SLIDING) for kind in kinds):
         raise FileError(f"{source.source}: 'layer_types' must say {FULL!r} or {SLIDING!r} for each of {n} layers")
     if size is None and SLIDING in kinds:
-        raise FileError(f"{source.source}: layers have windows and 'sliding_window' gives no size; mend the file")
+        raise FileError(f"{source.source}: layers have windows and 'sliding_window' gives no size; fix the file")
     return kinds, size
 
 

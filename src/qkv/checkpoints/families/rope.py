@@ -204,7 +204,7 @@ def _usual_factor(factor: float, original: int) -> float:
 def _numbers(rope: ConfigReader, key: str) -> tuple[float, ...]:
     values = rope.take(key, list)
     if not all(isinstance(value, (int, float)) for value in values):
-        raise FileError(f"{rope.source}: {key!r} must be a list of numbers; mend the file")
+        raise FileError(f"{rope.source}: {key!r} must be a list of numbers; fix the file")
     return tuple(float(value) for value in values)
 
 

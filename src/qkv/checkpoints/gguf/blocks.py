@@ -45,7 +45,7 @@ def quantise(x: Tensor, kind: str) -> Tensor:
 
     def quantise_part(part: Tensor) -> Tensor:
         if not part.isfinite().all():
-            raise ConfigError(f"a weight is not finite, and {kind} cannot hold it; mend the model")
+            raise ConfigError(f"a weight is not finite, and {kind} cannot hold it; fix the model")
         return _QUANTISE[kind](part.float())
 
     made = _by_parts(x.detach().reshape(-1, block), KINDS[kind].size, torch.uint8, quantise_part)

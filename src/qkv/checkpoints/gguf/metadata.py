@@ -105,7 +105,7 @@ def _read_shapes(file: GGUF, reader: ConfigReader, architecture: Architecture, d
     table = file.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2 or table.shape[1] != d_model:
         shape = None if table is None else table.shape
-        raise FileError(f"{file.path}: 'token_embd.weight' is {shape} and must have rows of {d_model}; mend the file")
+        raise FileError(f"{file.path}: 'token_embd.weight' is {shape} and must have rows of {d_model}; fix the file")
     reader.require("vocab_size", table.shape[0])
     made = {"vocab_size": table.shape[0], "tie_word_embeddings": "output.weight" not in file.tensors}
     if architecture.model_type == "llama":

@@ -74,7 +74,7 @@ def _encode(name: str, tensor: GGUFTensor, kind: str) -> GGUFTensor:
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     if data.is_floating_point() and not data.isfinite().all():
-        raise ConfigError(f"{name}: a weight is not finite in {kind}; choose BF16 or F32, or mend the model")
+        raise ConfigError(f"{name}: a weight is not finite in {kind}; choose BF16 or F32, or fix the model")
     return GGUFTensor(kind, tensor.shape, data)
 
 

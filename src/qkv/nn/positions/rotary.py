@@ -64,5 +64,7 @@ class RoPEConfig(Config):
         if self.scaling is None:
             plain = frequencies(self.theta, width, position.device)
             return rotation(position, plain, self.layout, magnitude=1.0, dtype=wide)
-        scaled = self.scaling.frequencies(self.theta, width, tokens.lengths[:1] if alike else tokens.lengths)
+        # To know the lengths of several texts a GPU is waited for; most scalings ask for their device alone.
+        lengths = tokens.lengths if self.scaling.by_length else tokens.index[:, :1]
+        scaled = self.scaling.frequencies(self.theta, width, lengths[:1] if alike else lengths)
         return rotation(position, scaled, self.layout, magnitude=self.scaling.magnitude, dtype=wide)
