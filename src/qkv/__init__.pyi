@@ -31,6 +31,7 @@ from qkv.loading.facts import Facts as Facts
 from qkv.loading.layouts import load as load
 from qkv.loading.loaded import Completion as Completion
 from qkv.loading.loaded import Loaded as Loaded
+from qkv.loading.loaded import Score as Score
 from qkv.loading.ready import Bare as Bare
 from qkv.loading.run import export_adapter as export_adapter
 from qkv.loading.saved import save as save

@@ -1,9 +1,10 @@
-"""Text from a model: sampling, generation token by token, continuous batching, and beam search."""
+"""Text from a model: sampling, token by token, continuous batching, beam search, and how likely a text is."""
 
 from qkv.generation.beam import BeamConfig, Hypothesis, beam_search
 from qkv.generation.engine import Engine, Finish, Row
 from qkv.generation.generate import Kept, Step, generate
 from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
+from qkv.generation.scoring import score
 from qkv.generation.stops import StopFilter
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "generate",
     "next_ids",
     "row_generators",
+    "score",
 ]

@@ -112,7 +112,9 @@ def generate(
         ConfigError: The model has no vocabulary, or a prompt is empty, fills the context, or holds an unknown id.
         QkvError: (While it runs.) The logits are not finite.
     """
-    limit = _check(model, prompts, max_new_tokens, context)
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    limit = check_prompts(model, prompts, context)
     if kept is not None and len(prompts) != 1:
         raise ConfigError(f"a kept cache is of one text and there are {len(prompts)} prompts; give one")
     numbers = range(len(prompts)) if streams is None else streams
@@ -130,31 +132,38 @@ def generate(
     return _steps(model, Engine(start, rows, log_probabilities=log_probabilities), rows)
 
 
-def _check(
-    model: Transformer, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int | None
+def check_prompts(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    context: int | None = None,
+    *,
+    more: int = 1,
+    what: str = "prompt",
 ) -> int | None:
-    """Refuse what cannot be generated; returns how many tokens a text can have."""
+    """How many tokens a text of the model can have; None: any.
+
+    Raises:
+        ConfigError: It is no language model, or one of `what` cannot be read with room for `more` tokens after it.
+    """
     embed = model.config.embed
     if not (isinstance(model.config.head, LMHeadConfig) and isinstance(embed, TokenEmbedderConfig)):
         raise ConfigError("only a model with an LMHead can generate text; this one has none")
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens={max_new_tokens} must be at least 1")
     if not prompts:
-        raise ConfigError("there are no prompts; give at least one")
+        raise ConfigError(f"there are no {what}s; give at least one")
     limits = [model.config.limit if context is None else context, embed.max_length]
     limit = min((n for n in limits if n is not None), default=None)
     vocab_size = embed.vocab_size
     assert vocab_size is not None
     for row, prompt in enumerate(prompts):
         if not prompt:
-            raise ConfigError(f"prompt {row} is empty; begin it with a token, such as the tokenizer's end_of_text")
-        if limit is not None and len(prompt) >= limit:
+            raise ConfigError(f"{what} {row} is empty; begin it with a token, such as the tokenizer's end_of_text")
+        if limit is not None and len(prompt) > limit - more:
             raise ConfigError(
-                f"prompt {row} has {len(prompt)} tokens and the context {limit}; cut it to {limit - 1} or fewer"
+                f"{what} {row} has {len(prompt)} tokens and the context {limit}; cut it to {limit - more} or fewer"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
             raise ConfigError(
-                f"prompt {row} has ids from {min(prompt)} to {max(prompt)} and the model's vocabulary {vocab_size} "
+                f"{what} {row} has ids from {min(prompt)} to {max(prompt)} and the model's vocabulary {vocab_size} "
                 "tokens; use the model's own tokenizer"
             )
     return limit

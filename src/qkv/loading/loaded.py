@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, final, overload
 
@@ -11,7 +12,7 @@ import torch
 
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
-from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate
+from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate, score
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
@@ -44,6 +45,25 @@ class HowToWrite(TypedDict, total=False):
 
 @final
 @dataclass(frozen=True)
+class Score:
+    """How likely tokens are, each after those before it, as the model alone has it: natural logarithms.
+
+    Attributes:
+        tokens: The text that each token adds; empty where a character needs more of them, and for one that ends a text.
+        log_probabilities: Of each of them, in nats.
+    """
+
+    tokens: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The sum: the log-probability of all of them."""
+        return math.fsum(self.log_probabilities)
+
+
+@final
+@dataclass(frozen=True)
 class Completion:
     """How a text went on.
 
@@ -51,11 +71,13 @@ class Completion:
         prompt: How it began.
         text: What the model wrote after that.
         finish: Why it ended there; `Finish.STOP` also where a stop string was found.
+        score: How likely each token was that was drawn, also one that ended the text, and those of a stop string.
     """
 
     prompt: str
     text: str
     finish: Finish | None
+    score: Score
 
 
 @final
@@ -166,7 +188,39 @@ class Loaded(Ready):
             return []
         writing = self._write(self.encode_prompts(prompts), self.facts.stop_ids, streams=streams, **how)
         texts = ["".join(row) for row in zip(*writing, strict=True)]
-        return [Completion(*row) for row in zip(prompts, texts, writing.finish, strict=True)]
+        return [Completion(*row) for row in zip(prompts, texts, writing.finish, writing.scores, strict=True)]
+
+    @overload
+    def score(self, text: str, *, batch_size: int = 8) -> Score: ...
+    @overload
+    def score(self, text: list[str] | tuple[str, ...], *, batch_size: int = 8) -> list[Score]: ...
+
+    def score(self, text: str | list[str] | tuple[str, ...], *, batch_size: int = 8) -> Score | list[Score]:
+        """The log-probability of each token of a text, given those before it.
+
+        Where `facts.begins`, as of most models, the token that begins a text is put before it, and all tokens of the
+        text count. Else there is nothing before the first token, and it is left out.
+
+        Args:
+            text: The text, or a list of them, of any lengths. They have no influence on each other.
+            batch_size: Texts that are read at once.
+
+        Raises:
+            ConfigError: There is no tokenizer, or a text does not fit the model.
+        """
+        texts = self.encode_prompts([text] if isinstance(text, str) else text)
+        found = score(self.model, texts, batch_size=batch_size) if texts else []
+        scores = [Score(self._pieces(ids), tuple(row)) for ids, row in zip(texts, found, strict=True)]
+        return scores[0] if isinstance(text, str) else scores
+
+    def _pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The text that each token adds, from the second on."""
+        assert self.tokenizer is not None
+        row = _Row(self.tokenizer.stream(ids[:1]), StopFilter(()))
+        for token in ids[1:]:
+            row.push(token, None, 0.0)
+        row.flush()
+        return tuple(row.tokens)
 
     def stream(self, prompt: str, **how: Unpack[HowToWrite]) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
@@ -271,6 +325,7 @@ class Loaded(Ready):
             stop_ids=stop_ids,
             streams=streams,
             kept=kept,
+            log_probabilities=True,
         )
         stops = _several(stop)
         return Writing(steps, [_Row(self.tokenizer.stream(row), StopFilter(stops)) for row in ids])
@@ -285,7 +340,8 @@ class Writing:
 
     def __iter__(self) -> Iterator[list[str]]:
         for step in self._steps:
-            yield [row.push(*new) for row, new in zip(self._rows, zip(step.ids, step.finish, strict=True), strict=True)]
+            drawn = zip(step.ids, step.finish, step.log_probabilities, strict=True)
+            yield [row.push(*new) for row, new in zip(self._rows, drawn, strict=True)]
             if all(row.finish for row in self._rows):
                 break
         yield [row.flush() for row in self._rows]
@@ -299,6 +355,11 @@ class Writing:
         """Why each row has ended; None where it goes on."""
         return [row.finish for row in self._rows]
 
+    @property
+    def scores(self) -> list[Score]:
+        """How likely the tokens of each row were."""
+        return [Score(tuple(row.tokens), tuple(row.log_probabilities)) for row in self._rows]
+
 
 @final
 @dataclass
@@ -308,14 +369,23 @@ class _Row:
     text: TextStream
     stops: StopFilter
     finish: Finish | None = None
+    tokens: list[str] = field(default_factory=list[str])
+    log_probabilities: list[float] = field(default_factory=list[float])
 
-    def push(self, token: int | None, finish: Finish | None) -> str:
-        text = "" if token is None else self.stops.push(self.text.push(token))
+    def push(self, token: int | None, finish: Finish | None, log_probability: float | None) -> str:
+        if self.finish or log_probability is None:
+            return ""
+        self.log_probabilities.append(log_probability)
+        self.tokens.append("" if token is None else self.text.push(token))
+        text = self.stops.push(self.tokens[-1])
         self.finish = Finish.STOP if self.stops.stopped else finish
         return text
 
     def flush(self) -> str:
-        return self.stops.push(self.text.flush()) + self.stops.flush()
+        rest = self.text.flush()
+        if rest:
+            self.tokens[-1] += rest
+        return self.stops.push(rest) + self.stops.flush()
 
 
 def _several(stop: Stop) -> tuple[str, ...]:
