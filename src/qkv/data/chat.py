@@ -29,8 +29,7 @@ class ChatTemplate:
     The result is a `Rendered`: it knows which characters came out of a message. `Tokenizer.encode_rendered` reads
     special tokens in the template's own text only: nobody ends a turn by writing `<|im_end|>` into a message.
 
-    Time and memory are bounded: whatever the template, rendering a few messages ends within a few seconds. Long
-    conversations may take longer, in proportion.
+    Time and memory are bounded, in proportion to the length of the conversation.
 
     Attributes:
         source: The template, in Jinja.

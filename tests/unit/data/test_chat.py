@@ -314,8 +314,6 @@ HOSTILE = {
     "shared dict()": NS + "{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x | string }}",
     "width": "{{ '%1000000000d' % 1 }}",
     "width *": "{{ '%*d' % (10 ** 9, 1) }}",
-    "odd": "{{ '%1000000000d' is odd or undefined_function() }}",
-    "divisible": "{{ '%1000000000d' is divisibleby(1) or undefined_function() }}",
     "date": "{{ strftime_now('%1000000000d') }}",
     "center": "{{ 'x'.center(10 ** 9) }}",
     "indent": "{{ 'x' | indent(10 ** 9) }}",
@@ -348,7 +346,7 @@ HOSTILE = {
 }
 
 
-HARMLESS = {"self", "compare", "words"}
+HARMLESS = {"self", "compare", "words", "block", "date", "varargs"}
 """These do nothing and end soon enough."""
 
 JUDGE = """
