@@ -8,13 +8,9 @@ import pytest
 import torch
 
 import qkv
+from qkv import Batch, Batches, ConfigError, Measure, Ready, Task, TaskConfig, Tokens
 from qkv.cli import main
 from qkv.config import config, dump_yaml
-from qkv.data import Batch, Batches
-from qkv.errors import ConfigError
-from qkv.loading.ready import Ready
-from qkv.tasks import Measure, Task, TaskConfig
-from qkv.tokens import Tokens
 from qkv.training import train
 from runs import assert_same_run, fast, kill_at, metrics  # noqa: F401 - `fast` is a fixture
 
@@ -110,7 +106,7 @@ class Rows(Batches):
 
     def rows(self, epoch, first, end):
         order = torch.arange(len(self.values))
-        if self._shuffle:
+        if self.shuffle:
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(epoch))
         some = self.values[order[first:end]]
         return Batch(some, some.sort(1).values, Tokens.full(*some.shape))

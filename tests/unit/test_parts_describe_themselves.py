@@ -201,6 +201,25 @@ def test_toy_parts_are_checked_against_the_laws(tmp_path, capsys):
     assert capsys.readouterr().out.count("holds") == 10
 
 
+@config
+class ToyPoolConfig(HeadConfig):
+    def build(self, d_model, embed):
+        return ToyPool(d_model)
+
+
+class ToyPool(ToyHead):
+    def forward(self, x, tokens, table):
+        return self.proj((x * tokens.valid[..., None]).sum(1))
+
+
+def test_a_head_that_pools_leaves_the_laws_the_stream(tmp_path, capsys):
+    model = toy().replace(head=ToyPoolConfig())
+    assert model.build()(torch.randint(16, (3, 5))).shape == (3, 2)
+    (tmp_path / "toy.yaml").write_text(dump_yaml(model.to_dict()))
+    assert main(["check", str(tmp_path / "toy.yaml"), "--dtype", "float64"]) == 0
+    assert capsys.readouterr().out.count("holds") == 10
+
+
 def test_what_nobody_can_draw_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ToyBits, "example", Embedder.example)
     (tmp_path / "toy.yaml").write_text(dump_yaml(toy().to_dict()))

@@ -47,7 +47,7 @@ def tokens_of(lengths: Sequence[Sequence[int]], width: int) -> Tokens:
 
 
 class Batches(ABC):
-    """The batches of a split, the same in every process for the same seed.
+    """The batches of a split, the same in every process for the same seed. What it is given are its attributes.
 
     Args:
         context: Tokens of a row at most.
@@ -65,7 +65,7 @@ class Batches(ABC):
         for name, value, least in (("context", context, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
             if value < least:
                 raise ConfigError(f"{name}={value} must be at least {least}")
-        self._context, self._batch_size, self._seed, self._shuffle = context, batch_size, seed, shuffle
+        self.context, self.batch_size, self.seed, self.shuffle = context, batch_size, seed, shuffle
 
     @property
     @abstractmethod
@@ -79,8 +79,8 @@ class Batches(ABC):
     @final
     def __len__(self) -> int:
         """Batches in an epoch."""
-        full, rest = divmod(self.n_rows, self._batch_size)
-        return max(full, 1) if self._shuffle else full + (rest > 0)
+        full, rest = divmod(self.n_rows, self.batch_size)
+        return max(full, 1) if self.shuffle else full + (rest > 0)
 
     @final
     def batch(self, epoch: int, index: int) -> Batch:
@@ -91,8 +91,8 @@ class Batches(ABC):
         """
         if not 0 <= index < len(self) or epoch < 0:
             raise IndexError(f"batch {index} of epoch {epoch}: there are {len(self)} batches in an epoch")
-        first = index * self._batch_size
-        return self.rows(epoch if self._shuffle else 0, first, first + self._batch_size)
+        first = index * self.batch_size
+        return self.rows(epoch if self.shuffle else 0, first, first + self.batch_size)
 
 
 class _Plan(NamedTuple):
@@ -144,11 +144,11 @@ class PackedBatches(Batches):
         return self._plain.n_rows
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
-        if self._shuffle and self._latest[0] != epoch:
-            random = np.random.default_rng([self._seed, epoch])
-            long = self._lengths > self._context
-            offsets = random.integers(0, self._context, len(long)) * long
-            plan = _plan(self._begins, self._lengths, offsets, self._context, random, self._plain.n_rows)
+        if self.shuffle and self._latest[0] != epoch:
+            random = np.random.default_rng([self.seed, epoch])
+            long = self._lengths > self.context
+            offsets = random.integers(0, self.context, len(long)) * long
+            plan = _plan(self._begins, self._lengths, offsets, self.context, random, self._plain.n_rows)
             self._latest = (epoch, plan)
         plan = self._latest[1]
         return self._fill(plan, range(first, min(end, plan.n_rows)))
@@ -156,7 +156,7 @@ class PackedBatches(Batches):
     def _fill(self, plan: _Plan, rows: range) -> Batch:
         values, counted = self._split.values, self._split.counted
         dtype = np.float32 if values.ndim == 2 else np.int64
-        inputs = np.zeros((len(rows), self._context, *values.shape[1:]), dtype)
+        inputs = np.zeros((len(rows), self.context, *values.shape[1:]), dtype)
         targets = np.full_like(inputs, 0 if values.ndim == 2 else IGNORE)
         lengths: list[tuple[int, ...]] = []
         for i, row in enumerate(rows):
@@ -170,7 +170,7 @@ class PackedBatches(Batches):
                 if counted is not None:
                     targets[i, place : place + length][~counted[wanted]] = IGNORE
                 place += length
-        tokens = tokens_of(lengths, self._context)
+        tokens = tokens_of(lengths, self.context)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens)
 
 

@@ -255,17 +255,17 @@ class PairBatches(Batches):
         """The pairs of an epoch in the order of its batches."""
         size = self._lengths.max(0)
         n = len(size)
-        if not self._shuffle:
+        if not self.shuffle:
             return np.argsort(size, kind="stable")
-        random = np.random.default_rng([self._seed, epoch])
+        random = np.random.default_rng([self.seed, epoch])
         order = random.permutation(n)
-        pool = self._batch_size * _POOL
+        pool = self.batch_size * _POOL
         parts = [order[at : at + pool] for at in range(0, n, pool)]
         order = np.concatenate([part[np.argsort(size[part], kind="stable")] for part in parts])
-        full = n // self._batch_size
+        full = n // self.batch_size
         if not full:
             return order
-        batches = order[: full * self._batch_size].reshape(full, -1)
+        batches = order[: full * self.batch_size].reshape(full, -1)
         return batches[random.permutation(full)].ravel()
 
     def _fill(self, numbers: np.ndarray) -> Batch:

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
+from qkv.caches import Cache
 from qkv.errors import ConfigError
 from qkv.masks import sees_ahead
 from qkv.models.decoders import FixedVectorConfig
@@ -67,7 +68,7 @@ class Subject(ABC):
 
 @final
 class ModelSubject(Subject):
-    """A model of qkv.
+    """A model of qkv; where its head pools, and so has no output for each token, the stream before the head.
 
     Raises:
         ConfigError: The model reads a memory, or takes what nobody can draw.
@@ -80,25 +81,34 @@ class ModelSubject(Subject):
         self.causal = not any(sees_ahead(mask) for mask in model.masks)
         self.can = frozenset({"padded", "packed", "steps"} if self.causal else {"padded", "packed"})
         self.longest = model.config.longest
-        self.draw(1, 1, seed=0)  # raises where the embedder cannot say what it takes
+        length = min(2, self.longest or 2)
+        with torch.no_grad():
+            outputs = model(self.draw(1, length, seed=0))  # raises where the embedder cannot say what it takes
+        self._pools = outputs.dim() < 3 or outputs.shape[1] != length
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
         x = self.model.embed.example(batch, length, torch.Generator().manual_seed(seed))
         return x.to(next(self.model.parameters()).dtype) if x.is_floating_point() else x
 
     def run(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+        return self._outputs(inputs)
 
     def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
-        return self.model(inputs, Tokens.padded(lengths, inputs.shape[1], side=side))
+        return self._outputs(inputs, Tokens.padded(lengths, inputs.shape[1], side=side))
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
-        return self.model(inputs, Tokens.packed(lengths, inputs.shape[1]))
+        return self._outputs(inputs, Tokens.packed(lengths, inputs.shape[1]))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         cache = self.model.make_cache(inputs.shape[0], inputs.shape[1])
         starts = [0, *cuts[:-1]]
-        return torch.cat([self.model(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
+        return torch.cat([self._outputs(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
+
+    def _outputs(self, inputs: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
+        """For each token."""
+        if self._pools:
+            return self.model.encode(inputs, tokens, cache=cache)[0]
+        return self.model(inputs, tokens, cache=cache)
 
 
 @final

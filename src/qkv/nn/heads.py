@@ -31,7 +31,7 @@ class Head(Part, ABC):
         return self.matrix_flops()
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B T out"]:
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "B ..."]:
         """The outputs: for each token, or of a head that pools for each document."""
 
     @abstractmethod
