@@ -248,7 +248,7 @@ MUTANTS = [
     Mutant("only the first misfit is told", "checkpoints/maps.py", "faults[:_TOLD]", "faults[:1]", FOLDERS),
     Mutant("what was fused stays in memory", "checkpoints/maps.py", "give_back(tensor for", "list(tensor for", FOLDERS),
     Mutant("a page that a neighbour shares is given back", "checkpoints/files.py", "first, end = -(-begin // mmap.PAGESIZE)", "first, end = begin // mmap.PAGESIZE", FOLDERS),
-    Mutant("half a folder is left", "checkpoints/huggingface.py", "shutil.rmtree(partial, ignore_errors=True)", "pass", FOLDERS),
+    Mutant("half a folder is there", "disk.py", "        with suppress(FileNotFoundError):\n            folder.replace(Path(place, \"before\"))\n", "        folder.mkdir(exist_ok=True)\n", "tests/unit/loading/test_saved.py"),
     # Fine-tuning
     Mutant('slices in the order of their names', "nn/adapters.py",
            'torch.block_diag(*(self.lora_b[name] for name in self.names))', 'torch.block_diag(*(self.lora_b[name] for name in sorted(self.names)))', ADAPTERS),

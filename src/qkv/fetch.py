@@ -17,9 +17,9 @@ import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final, cast
 from urllib.parse import unquote, urljoin, urlsplit
@@ -28,6 +28,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 
 MAX_MEMBERS: Final = 100_000
@@ -49,6 +50,11 @@ def cache_dir() -> Path:
     if own := os.environ.get("QKV_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkv"
+
+
+def caching(folder: Path) -> AbstractContextManager[None]:
+    """Turns the `OSError`s of who writes into the cache into `FileError`s."""
+    return writing(f"cache {folder}", "free space or point QKV_CACHE elsewhere")
 
 
 def check_package(name: str, version: str, sha256: str) -> None:
@@ -80,7 +86,7 @@ def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) ->
     """
     check_package(name, version, sha256)
     folder = (cache or cache_dir() / "packages") / sha256
-    try:
+    with caching(folder):
         for kept in sorted(folder.iterdir()) if folder.is_dir() else ():
             if _sha256(kept) == sha256:
                 return kept
@@ -88,19 +94,22 @@ def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) ->
         index = _Index()
         link = index.find(name, version, sha256)
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            got = Path(temporary, unquote(link).rpartition("/")[2])
-            with got.open("wb") as file:
-                file.writelines(index.read(link, MAX_EXPANDED, shown=True))
-                os.fsync(file.fileno())
-            if (actual := _sha256(got)) != sha256:
-                raise FileError(
-                    f"{name}=={version}: the download has SHA-256 {actual[:12]}..., the index and the config say "
-                    f"{sha256[:12]}...; try again"
-                )
-            return got.replace(folder / got.name)
-    except OSError as error:
-        raise FileError(f"cache {folder}: {error.strerror or error}; free space or point QKV_CACHE elsewhere") from None
+        got = folder / unquote(link).rpartition("/")[2]
+        write_whole(got, _checked(index.read(link, MAX_EXPANDED, shown=True), sha256, f"{name}=={version}"))
+        return got
+
+
+def _checked(pieces: Iterator[bytes], sha256: str, what: str) -> Iterator[bytes]:
+    """The pieces; `FileError` behind the last where they have another hash."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+    if (actual := digest.hexdigest()) != sha256:
+        raise FileError(
+            f"{what}: the download has SHA-256 {actual[:12]}..., the index and the config say {sha256[:12]}...; "
+            "try again"
+        )
 
 
 def read_archive(path: Path, pattern: str) -> list[tuple[str, bytes]]:
@@ -122,20 +131,6 @@ def read_archive(path: Path, pattern: str) -> list[tuple[str, bytes]]:
     except Exception as error:  # the standard readers raise almost anything on crafted files
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     raise FileError(f"{path}: not a readable .tar.gz, .whl or .zip ({reason}); get it again")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever happens meanwhile."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _sha256(path: Path) -> str:

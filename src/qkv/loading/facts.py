@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Final, Literal, final
 
-from qkv.checkpoints.files import write_whole
 from qkv.config import Config, config, dump_yaml, read_yaml
 from qkv.data import Tokenizer
+from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig
 
@@ -61,4 +61,5 @@ class Facts(Config):
 
     def save(self, folder: Path) -> None:
         """Write them into the folder of a run. Raises `FileError` where that cannot be done."""
-        write_whole(folder / _FILE, [dump_yaml(self.to_dict()).encode()])
+        with writing(folder / _FILE):
+            write_whole(folder / _FILE, [dump_yaml(self.to_dict()).encode()])

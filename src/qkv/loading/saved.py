@@ -1,6 +1,5 @@
 """Our own layout: any model as `model.yaml` and safetensors, with its tokenizers beside them."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +9,11 @@ import torch
 from torch import nn
 
 from qkv.checkpoints import check_fit, read_folder, write_tensors
-from qkv.checkpoints.files import sync_folder
 from qkv.checkpoints.formats import FORMAT, from_format
 from qkv.config import dump_yaml, expand_home, read_yaml
 from qkv.data.pairs import SIDES
+from qkv.disk import whole_folder, write_whole, writing
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import write_atomic
 from qkv.loading.building import build_with, model_config
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
@@ -108,22 +106,11 @@ def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
     text = dump_yaml({"format": FORMAT, "model": ready.config.to_dict()} | named | facts)
     files = {MODEL: text.encode()} | ready.files() | dict(files)
     _require_free(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            whole = Path(place) / "whole"
-            whole.mkdir()
-            write_tensors(whole / "model.safetensors", state, {"format": "pt"})
-            for name, data in files.items():
-                (whole / name).parent.mkdir(exist_ok=True)
-                write_atomic(whole / name, data)
-            sync_folder(whole)
-            if folder.exists():
-                folder.replace(Path(place) / "before")
-            whole.replace(folder)
-            sync_folder(folder.parent)
-    except OSError as error:
-        raise FileError(f"{folder}: cannot be written ({error.strerror}); choose another place") from None
+    with writing(folder), whole_folder(folder) as whole:
+        write_tensors(whole / "model.safetensors", state, {"format": "pt"})
+        for name, data in files.items():
+            (whole / name).parent.mkdir(exist_ok=True)
+            write_whole(whole / name, [data])
 
 
 def _plain_state(model: Any) -> dict[str, torch.Tensor]:

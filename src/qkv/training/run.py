@@ -9,8 +9,8 @@ from typing import Any, final
 
 from qkv.checkpoints import Store
 from qkv.config import dump_yaml, read_yaml
+from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
-from qkv.fetch import write_atomic
 from qkv.tasks import Task
 from qkv.training.recipe import RecipeConfig
 
@@ -33,10 +33,8 @@ class Run:
     def create(path: Path, recipe: RecipeConfig, task: Task) -> "Run":
         """A new run folder; `ConfigError` where there is something in it."""
         require_free(path)
-        try:
+        with writing(path, "choose another --out"):
             (path / CHECKPOINTS).mkdir(parents=True)
-        except OSError as error:
-            raise FileError(f"{path}: cannot be written ({error.strerror}); choose another --out") from None
         task.save(path)
         run = Run(path, recipe.keep)
         run.save_recipe(recipe)  # last, and whole: it makes the folder a run
@@ -75,10 +73,8 @@ class Run:
         return [entry for entry in map(_parse, lines) if entry is not None]
 
     def _replace(self, name: str, text: str) -> None:
-        try:
-            write_atomic(self.path / name, text.encode("utf-8"))
-        except OSError as error:
-            raise FileError(f"{self.path / name}: cannot be written ({error.strerror}); free some space") from None
+        with writing(self.path / name, "free some space"):
+            write_whole(self.path / name, [text.encode("utf-8")])
 
     def add_sample(self, step: int, text: str) -> None:
         """Add a text to `samples.txt`."""

@@ -12,8 +12,9 @@ from typing import Any, final
 import numpy as np
 
 from qkv.config import expand_home
+from qkv.disk import write_whole
 from qkv.errors import ConfigError
-from qkv.fetch import cache_dir, write_atomic
+from qkv.fetch import cache_dir, caching
 from qkv.loading.layouts import load
 from qkv.models.model import Model
 from qkv.training.recipe import RecipeConfig
@@ -108,9 +109,10 @@ def _kept(documents: list[Any]) -> dict[str, Any]:
         ]
         contents = ["".join(json.dumps(line) + "\n" for line in lines).encode()]
     folder = cache_dir() / "given" / hashlib.sha256(b"\0".join(contents)).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, content in enumerate(contents):
-        write_atomic(folder / f"{number:08}{suffix}", content)
+    with caching(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, content in enumerate(contents):
+            write_whole(folder / f"{number:08}{suffix}", [content])
     return {"type": kind, "path": str(folder if kind == "VectorFiles" else folder / f"{0:08}{suffix}")}
 
 

@@ -165,8 +165,8 @@ def test_a_crash_leaves_nothing_that_looks_whole(corpus: Path, cache: Path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_atomic", full)
-        with pytest.raises(FileError, match="No space left on device; free space or point QKV_CACHE elsewhere"):
+        patch.setattr(module, "write_whole", full)
+        with pytest.raises(FileError, match=r"\(No space left on device\); free space or point QKV_CACHE elsewhere"):
             prepare(config(corpus))
     assert list((cache / "tokens").iterdir()) == []
     assert prepare(config(corpus)).train.n_documents == 2

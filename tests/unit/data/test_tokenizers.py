@@ -260,7 +260,7 @@ def test_crafted_files(text: str, tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileError, match=r"cannot be read \(No such file or directory\); give a tokenizer\.json"):
         Tokenizer.load(tmp_path)
-    with pytest.raises(FileError, match="the tokenizer cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         BPE.save(tmp_path / "no" / "where")
     BPE.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")

@@ -178,8 +178,8 @@ def test_what_fails_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("qkv.loading.saved.write_atomic", full)
-    with pytest.raises(FileError, match="saved: cannot be written \\(No space left on device\\); choose another place"):
+    monkeypatch.setattr("qkv.loading.saved.write_whole", full)
+    with pytest.raises(FileError, match="saved: cannot be written \\(No space left on device\\); free some space"):
         qkv.save(made(small("small")), tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from qkv.checkpoints.files import check_name, write_whole
+from qkv.checkpoints.files import check_name
 from qkv.checkpoints.gguf.blocks import quantise
 from qkv.checkpoints.gguf.kinds import ARRAY, KINDS, NUMBERS, STRING, GGUFTensor, alignment_of
 from qkv.checkpoints.tensors import raw_bytes
+from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 
 _FILE_TYPES: Final = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
@@ -34,7 +35,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, GG
         alignment, header = alignment_of(metadata), _header(metadata, tensors)
     except ValueError as error:
         raise FileError(f"{path}: {error}; change what is to be written") from None
-    write_whole(path, _pieces(header, tensors, alignment))
+    with writing(path):
+        write_whole(path, _pieces(header, tensors, alignment))
 
 
 def _pieces(header: bytes, tensors: Mapping[str, GGUFTensor], alignment: int) -> Iterator[Any]:
