@@ -49,7 +49,7 @@ def test_every_option_reaches_the_sampling(run, capsys, monkeypatch):
     sampling = {"temperature": 1.5, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "seed": 7}
     flags = [word for name, value in sampling.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["generate", str(run), "a", "--max-new-tokens", "30", "--stop", "ef", "--stop", "hg", *flags]) == 0
-    assert given == {"max_new_tokens": 30, "stop": ["ef", "hg"], "sampling": SamplingConfig(**sampling)}
+    assert given == {"max_new_tokens": 30, "stop": ["ef", "hg"], "beams": None, "length_penalty": None} | sampling
 
 
 def test_several_samples_one_after_the_other(run, capsys):

@@ -28,9 +28,11 @@ OPTIONS = {
     "eval": ["--beams", "--conversations", "--field", "--json", "--length-penalty"],
     "generate": [
         "--batch-size",
+        "--beams",
         "--expand",
         "--file",
         "--json",
+        "--length-penalty",
         "--max-new-tokens",
         "--min-p",
         "--quantize",

@@ -73,14 +73,13 @@ def test_logits_are_read_in_parts(monkeypatch):
 
 @pytest.mark.parametrize("stop", [(), ("\n", "a", "e", "\x00")])
 def test_what_was_written_says_how_likely_it_was(loaded, stop):
-    ids = loaded.encode_prompts(["Hello", "x"])
-    for prompt, done in zip(ids, loaded.complete(["Hello", "x"], max_new_tokens=15, seed=1, stop=stop), strict=True):
+    ids, sampling = loaded.encode_prompts(["Hello", "x"]), qkv.SamplingConfig(seed=1, temperature=0.9)
+    found = loaded.complete(["Hello", "x"], max_new_tokens=15, sampling=sampling, stop=stop)
+    for prompt, done in zip(ids, found, strict=True):
         assert "".join(done.score.tokens).startswith(done.text)
         assert len(done.score.tokens) == len(done.score.log_probabilities) > 0
         # Bytes that are no UTF-8 do not come back as they were, so the ids are drawn once more.
-        steps = qkv.generate(
-            loaded.model, [prompt], max_new_tokens=15, sampling=qkv.SamplingConfig(seed=1), log_probabilities=True
-        )
+        steps = qkv.generate(loaded.model, [prompt], max_new_tokens=15, sampling=sampling)
         written = [step.ids[0] for step in steps][: len(done.score.tokens)]
         (again,) = score(loaded.model, [[*prompt, *[0 if token is None else token for token in written]]])
         assert done.score.log_probabilities == pytest.approx(again[len(prompt) - 1 :], abs=FLOAT32)

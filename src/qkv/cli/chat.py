@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qkv.cli.generate import read_standard_input
-from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, open_model
+from qkv.cli.opening import NOTHING, DType, SamplingOptions, Whole, Width, open_model
 from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def chat(
     *,
     system: str | None = None,
     max_new_tokens: Whole = 1000,
-    draw: SamplingOptions = USUAL,
+    draw: SamplingOptions = NOTHING,
     expand: DType | None = None,
     quantize: Width | None = None,
 ) -> None:
@@ -46,13 +47,10 @@ def chat(
     """
     from qkv.loading.conversation import Conversation
 
-    sampling = draw.config()
-    conversation = Conversation(
-        open_model(model, expand=expand, quantize=quantize),
-        system=system,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-    )
+    given = draw.given()
+    loaded = open_model(model, expand=expand, quantize=quantize)
+    sampling = replace(loaded.sampling, **given)
+    conversation = Conversation(loaded, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
     if sys.stdin.isatty():
         _talk(conversation)
         return

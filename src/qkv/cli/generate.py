@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
-from qkv.cli.opening import USUAL, DType, SamplingOptions, Whole, Width, json_line, open_model
+from qkv.cli.opening import NOTHING, DType, SamplingOptions, Whole, Width, json_line, open_model
 from qkv.errors import ConfigError, FileError
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ def generate(
     batch_size: Whole = 8,
     as_json: Annotated[bool, Parameter("--json")] = False,
     max_new_tokens: Whole = 200,
-    draw: SamplingOptions = USUAL,
+    draw: SamplingOptions = NOTHING,
     expand: DType | None = None,
     quantize: Width | None = None,
     samples: Whole = 1,
+    beams: Whole | None = None,
+    length_penalty: float | None = None,
     stop: list[str] | None = None,
 ) -> None:
     """Let a trained model continue a text.
@@ -47,10 +49,14 @@ def generate(
         draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
-        samples: How many texts to write, one after the other.
+        samples: How many texts to write, one after the other; of a search the best ones.
+        beams: Search for the likeliest text, and keep so many unfinished ones. By default tokens are drawn by chance.
+        length_penalty: Of a search: 0 prefers the likeliest text, 1 (the default) the likeliest per token; more favours
+            longer ones.
         stop: End the text before this string. May be given several times.
     """
-    how: HowToWrite = {"max_new_tokens": max_new_tokens, "stop": stop or (), "sampling": draw.config()}
+    how: HowToWrite = {"max_new_tokens": max_new_tokens, "stop": stop or (), **draw.given()}
+    how |= {"beams": beams, "length_penalty": length_penalty}
     prompts = _prompts(prompt, file, samples, batch_size)
     loaded = open_model(model, expand=expand, quantize=quantize)
     if prompts is None:

@@ -4,13 +4,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, final
 
 from cyclopts import Parameter, Token
 
 if TYPE_CHECKING:
-    from qkv.generation import SamplingConfig
-    from qkv.loading.loaded import Loaded
+    from qkv.loading.loaded import HowToWrite, Loaded
 
 
 def _whole(kind: object, tokens: Sequence[Token]) -> int:
@@ -30,10 +29,11 @@ Width = Literal["int8", "int4"]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The options of sampling. Their defaults are those of a reader, not of `SamplingConfig`, which filters nothing.
+    """The options of sampling. Those that are not given are as the makers of the model say, if they do.
 
     Attributes:
-        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest.
+        temperature: Below 1 the likely tokens become likelier; 0 always takes the likeliest. By default as the makers
+            of the model say, else 0.8.
         top_k: Draw from the k likeliest tokens only.
         top_p: Draw from the likeliest tokens that together have this probability.
         min_p: Draw from the tokens with at least this share of the likeliest one's probability.
@@ -41,25 +41,27 @@ class SamplingOptions:
         seed: Of the random numbers: the same seed and the same texts give the same answers.
     """
 
-    temperature: float = 0.8
+    temperature: float | None = None
     top_k: Whole | None = None
     top_p: float | None = None
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     seed: Whole | None = None
 
-    def config(self) -> "SamplingConfig":
-        """What the library calls it.
+    def given(self) -> "HowToWrite":
+        """Those that are given, as the library calls them.
 
         Raises:
             ConfigError: A number is out of its range.
         """
         from qkv.generation import SamplingConfig
 
-        return SamplingConfig(**asdict(self))
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        SamplingConfig(**given)
+        return cast("HowToWrite", given)
 
 
-USUAL = SamplingOptions()
+NOTHING = SamplingOptions()
 
 
 def json_line(data: Mapping[str, Any]) -> str:

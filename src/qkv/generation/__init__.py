@@ -2,12 +2,13 @@
 
 from qkv.generation.beam import BeamConfig, Hypothesis, beam_search
 from qkv.generation.engine import Engine, Finish, Row
-from qkv.generation.generate import Kept, Step, generate
-from qkv.generation.sampling import SamplingConfig, next_ids, row_generators
+from qkv.generation.generate import Kept, Step, generate, search
+from qkv.generation.sampling import USUAL, SamplingConfig, next_ids, row_generators
 from qkv.generation.scoring import score
 from qkv.generation.stops import StopFilter
 
 __all__ = [
+    "USUAL",
     "BeamConfig",
     "Engine",
     "Finish",
@@ -22,4 +23,5 @@ __all__ = [
     "next_ids",
     "row_generators",
     "score",
+    "search",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 
@@ -58,35 +58,40 @@ class Hypothesis:
 
     Attributes:
         ids: Its tokens, without the end.
-        log_probability: In nats, of all of it and, where it ended, of its end.
+        log_probabilities: Of each of them and, where it ended, of its end, in nats.
+        log_probability: Of all of it.
         score: What hypotheses are ordered by.
         ended: Whether it came to its end; else it was cut off.
     """
 
     ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
     log_probability: float
     score: float
     ended: bool
 
 
 @torch.inference_mode()
-def beam_search(decoding: Decoding, *, end_ids: Sequence[int], search: BeamConfig) -> list[list[Hypothesis]]:
+def beam_search(
+    decoding: Decoding, *, end_ids: Sequence[int], search: BeamConfig | Sequence[BeamConfig]
+) -> list[list[Hypothesis]]:
     """The best texts of each row, best first; at most `search.beams` of each, none twice.
 
     Args:
         decoding: From the `start` of any model; a text is what comes after what its row holds.
         end_ids: Tokens that end a text.
-        search: How to search.
+        search: How to search, for all rows or for each.
 
     Raises:
         ConfigError: There is no row.
         QkvError: The logits are not finite.
     """
-    sentences = [_Sentence(search, frozenset(end_ids)) for _ in decoding.logits]
+    searches = [search] * len(decoding.logits) if isinstance(search, BeamConfig) else search
+    sentences = [_Sentence(one, frozenset(end_ids)) for one in searches]
     if not sentences:
         raise ConfigError("there is nothing to search for; give at least one row")
     going = list(sentences)
-    for n in range(1, search.max_new_tokens + 1):
+    for n in range(1, max(one.max_new_tokens for one in searches) + 1):
         check_finite(decoding.logits)
         log_p = log_probabilities(decoding.logits).cpu()
         start, rows, ids = 0, [], []
@@ -105,44 +110,51 @@ def beam_search(decoding: Decoding, *, end_ids: Sequence[int], search: BeamConfi
     return [sentence.done for sentence in sentences]
 
 
+class _Live(NamedTuple):
+    """A text that goes on; as in `Hypothesis`."""
+
+    ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    log_probability: float
+
+
 @final
 class _Sentence:
     """The search for one row: unfinished texts, and finished ones, each at most as many as there are beams."""
 
     def __init__(self, search: BeamConfig, end_ids: frozenset[int]) -> None:
         self._search, self._end_ids = search, end_ids
-        self.live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]  # ids, log-probability
+        self.live = [_Live((), (), 0.0)]
         self.done: list[Hypothesis] = []
 
     def step(self, log_p: Float[Tensor, "k V"], n: int) -> list[tuple[int, int]]:
         """Extend the texts to `n` tokens; returns for each that goes on its parent's number and its new token."""
         kept, before, self.live = list[tuple[int, int]](), self.live, []
         for rank, (log_probability, parent, token) in enumerate(self._candidates(before, log_p)):
-            ids, ended = before[parent][0], token in self._end_ids
+            ended, step = token in self._end_ids, log_p[parent, token].item()
+            ids, steps = before[parent].ids, (*before[parent].log_probabilities, step)
             if ended or n == self._search.max_new_tokens:
                 if rank < self._search.beams:  # an end that is none of the likeliest is no end
-                    self._finish(ids if ended else (*ids, token), log_probability, n, ended=ended)
+                    self._finish(_Live(ids if ended else (*ids, token), steps, log_probability), n, ended=ended)
             elif len(kept) < self._search.beams:
                 kept.append((parent, token))
-                self.live.append(((*ids, token), log_probability))
+                self.live.append(_Live((*ids, token), steps, log_probability))
         if self._decided(n):
             self.live, kept = [], []
         return kept
 
-    def _candidates(
-        self, live: list[tuple[tuple[int, ...], float]], log_p: Float[Tensor, "k V"]
-    ) -> list[tuple[float, int, int]]:
+    def _candidates(self, live: list[_Live], log_p: Float[Tensor, "k V"]) -> list[tuple[float, int, int]]:
         """The likeliest extensions, best first: as many that go on as there are beams, whichever of them are ends."""
-        total = (log_p.new_tensor([score for _, score in live])[:, None] + log_p).flatten()
+        total = (log_p.new_tensor([text.log_probability for text in live])[:, None] + log_p).flatten()
         found = total.topk(min(len(total), self._search.beams * (1 + len(self._end_ids))))
         pairs = zip(found.values.tolist(), found.indices.tolist(), strict=True)
         vocab = log_p.shape[1]
         return [(value, place // vocab, place % vocab) for value, place in pairs if value > float("-inf")]
 
-    def _finish(self, ids: tuple[int, ...], log_probability: float, n: int, *, ended: bool) -> None:
-        if any(ended and text.ended and text.ids == ids for text in self.done):
+    def _finish(self, text: _Live, n: int, *, ended: bool) -> None:
+        if any(ended and other.ended and other.ids == text.ids for other in self.done):
             return  # by another of the ends, a likelier one
-        self.done.append(Hypothesis(ids, log_probability, self._search.score(log_probability, n), ended))
+        self.done.append(Hypothesis(*text, self._search.score(text.log_probability, n), ended))
         self.done.sort(key=lambda text: -text.score)
         del self.done[self._search.beams :]
 
@@ -153,4 +165,4 @@ class _Sentence:
         if self._search.beams == 1:
             return True
         worst = self.done[-1].score
-        return all(self._search.bound(log_probability, n + 1) <= worst for _, log_probability in self.live)
+        return all(self._search.bound(text.log_probability, n + 1) <= worst for text in self.live)

@@ -1,13 +1,15 @@
-"""Generation: one token after another, for several prompts at once."""
+"""Generation: several prompts at once, by drawing one token after another or by a search."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from qkv.errors import ConfigError
+from qkv.generation.beam import BeamConfig, Hypothesis, beam_search
 from qkv.generation.engine import Engine, Finish, Row
 from qkv.generation.sampling import SamplingConfig
 from qkv.models.decoding import CachedDecoding
+from qkv.models.model import evaluating
 from qkv.models.transformer import Transformer
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.heads import LMHeadConfig
@@ -132,6 +134,68 @@ def generate(
     return _steps(model, Engine(start, rows, log_probabilities=log_probabilities), rows)
 
 
+def search(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    beams: BeamConfig,
+    stop_ids: Sequence[int] = (),
+    ranks: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """Go on from each prompt with the best text that a beam search finds; handed out as by `generate`, once found.
+
+    Args:
+        model: A language model with causal masks. It is in evaluation mode while this runs.
+        prompts: Token ids; the lengths may differ. Equal ones are searched for once.
+        beams: How to search. A text also ends where the model's context does.
+        stop_ids: Tokens that end a row.
+        ranks: Which text each row is: 0 the best, 1 the second, …; None: the best.
+
+    Raises:
+        ConfigError: As in `generate`, or a rank is none of the beams.
+        QkvError: (While it runs.) The logits are not finite.
+    """
+    limit, ranks = check_prompts(model, prompts), [0] * len(prompts) if ranks is None else ranks
+    if max(ranks) >= beams.beams:
+        raise ConfigError(f"{max(ranks) + 1} texts are asked for and beams={beams.beams}; raise beams")
+    return _found(model, [tuple(prompt) for prompt in prompts], limit, beams, stop_ids, ranks)
+
+
+def _found(
+    model: Transformer,
+    prompts: list[tuple[int, ...]],
+    limit: int | None,
+    beams: BeamConfig,
+    stop_ids: Sequence[int],
+    ranks: Sequence[int],
+) -> Iterator[Step]:
+    once = list(dict.fromkeys(prompts))
+    room = [beams.max_new_tokens if limit is None else min(beams.max_new_tokens, limit - len(p)) for p in once]
+    with evaluating(model):
+        decoding = model.start(once, capacity=max(len(prompt) + n for prompt, n in zip(once, room, strict=True)) - 1)
+        texts = beam_search(decoding, end_ids=stop_ids, search=[replace(beams, max_new_tokens=n) for n in room])
+    rows: list[list[_Drawn]] = []
+    for prompt, rank in zip(prompts, ranks, strict=True):
+        best, longest = texts[once.index(prompt)], len(prompt) + room[once.index(prompt)]
+        if rank >= len(best):
+            raise ConfigError(f"{max(ranks) + 1} texts are asked for and the search found {len(best)}; ask for fewer")
+        rows.append(_drawn(best[rank], Finish.CONTEXT if longest == limit else Finish.LENGTH))
+    for at in range(max(map(len, rows))):
+        now = [row[at] if at < len(row) else (None, row[-1][1], None) for row in rows]
+        ids, finish, log_probabilities = zip(*now, strict=True)
+        yield Step(ids, finish, log_probabilities)
+
+
+_Drawn = tuple[int | None, Finish | None, float]  # of one row, as in `Step`
+
+
+def _drawn(text: Hypothesis, cut: Finish) -> list[_Drawn]:
+    """What was drawn for a row, one after the other."""
+    ids = (*text.ids, None) if text.ended else text.ids
+    finish = [None] * (len(ids) - 1) + [Finish.STOP if text.ended else cut]
+    return list(zip(ids, finish, text.log_probabilities, strict=True))
+
+
 def check_prompts(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -170,9 +234,7 @@ def check_prompts(
 
 
 def _steps(model: Transformer, engine: Engine, rows: list[Row]) -> Iterator[Step]:
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         while engine.rows:
             drawn = engine.step()
             yield Step(
@@ -180,5 +242,3 @@ def _steps(model: Transformer, engine: Engine, rows: list[Row]) -> Iterator[Step
                 tuple(row.finish for row in rows),
                 tuple(row.log_probabilities[-1] if row in drawn and row.log_probabilities else None for row in rows),
             )
-    finally:
-        model.train(was_training)

@@ -3,7 +3,7 @@
 import random
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import Final, final
 
 import torch
 
@@ -46,6 +46,10 @@ class SamplingConfig(Config):
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1; leave it out to keep all tokens")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p={self.min_p} must be between 0 and 1; leave it out to keep all tokens")
+
+
+USUAL: Final = SamplingConfig(temperature=0.8)
+"""How tokens are drawn where neither the model nor its user says: a little nearer to the likely ones."""
 
 
 def row_generators(seed: int | None, rows: Iterable[int], device: torch.device) -> list[torch.Generator]:

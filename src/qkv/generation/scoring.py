@@ -7,6 +7,7 @@ import torch
 from qkv.errors import ConfigError
 from qkv.generation.generate import check_prompts
 from qkv.generation.sampling import check_finite, log_probabilities
+from qkv.models.model import evaluating
 from qkv.models.transformer import Transformer
 from qkv.tokens import pad_ids
 
@@ -37,10 +38,8 @@ def score(
     check_prompts(model, texts, context, more=0, what="text")
     if (mask := model.config.mask_ahead) is not None:
         raise ConfigError(f"the mask {mask.tag()} lets a token see what it is to predict; score with a causal model")
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    found: list[list[float]] = []
-    try:
+    device, found = next(model.parameters()).device, list[list[float]]()
+    with evaluating(model):
         for start in range(0, len(texts), batch_size):
             some = texts[start : start + batch_size]
             ids, tokens = pad_ids(some, device)
@@ -50,8 +49,6 @@ def score(
             parts = [_each(model, *part) for part in zip(before.split(_CHUNK), after.split(_CHUNK), strict=True)]
             flat = iter([number for part in parts for number in part])
             found += [[next(flat) for _ in text[1:]] for text in some]
-    finally:
-        model.train(was_training)
     return found
 
 

@@ -12,7 +12,18 @@ import torch
 
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
-from qkv.generation import Finish, Kept, SamplingConfig, Step, StopFilter, generate, score
+from qkv.generation import (
+    USUAL,
+    BeamConfig,
+    Finish,
+    Kept,
+    SamplingConfig,
+    Step,
+    StopFilter,
+    generate,
+    score,
+    search,
+)
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
@@ -23,13 +34,16 @@ _NOTHING = Facts()
 
 
 class HowToWrite(TypedDict, total=False):
-    """How a text is written.
+    """How a text is written: its tokens are drawn by chance, or with `beams` it is searched for.
 
     Attributes:
         max_new_tokens: Tokens to generate at most; 100 by default, and 500 for an answer of `chat`.
-        stop: Strings before which the text ends, wherever tokens begin and end.
-        sampling: How tokens are drawn, as `SamplingConfig` or its fields; None: `SamplingConfig()`.
+        stop: Strings before which the text ends, wherever tokens begin and end. A search does not see them: what it has
+            found is cut there.
+        sampling: How tokens are drawn, as `SamplingConfig` or its fields; None: `Loaded.sampling`.
         temperature: As in `SamplingConfig`, and so are the others: they change what `sampling` says.
+        beams: Unfinished texts that a search keeps, and 1 takes the likeliest token each time; see `BeamConfig`.
+        length_penalty: Of a search, 1 by default; see `BeamConfig`.
     """
 
     max_new_tokens: int
@@ -41,6 +55,8 @@ class HowToWrite(TypedDict, total=False):
     min_p: float | None
     repetition_penalty: float
     seed: int | None
+    beams: int | None
+    length_penalty: float | None
 
 
 @final
@@ -121,6 +137,11 @@ class Loaded(Ready):
         return self.facts.begin_id
 
     @property
+    def sampling(self) -> SamplingConfig:
+        """How tokens are drawn where nothing else is asked for: as the makers of the model say, else `USUAL`."""
+        return self.facts.sampling or USUAL
+
+    @property
     def vocab_size(self) -> int | None:
         """Tokens of the model; None: it reads something else."""
         embed = self.config.embed
@@ -163,7 +184,7 @@ class Loaded(Ready):
 
         Args:
             prompt: The beginning, which is not repeated in the result; or a list of them, of any lengths.
-            n: How many samples to draw of a single prompt.
+            n: How many texts to write after a single prompt: samples, or of a search the best ones.
             how: See `HowToWrite`.
 
         Returns:
@@ -313,20 +334,33 @@ class Loaded(Ready):
         max_new_tokens: int = 100,
         stop: Stop = (),
         sampling: SamplingConfig | Mapping[str, Any] | None = None,
+        beams: int | None = None,
+        length_penalty: float | None = None,
         **drawing: Any,
     ) -> "Writing":
         assert self.tokenizer is not None
-        drawn = dataclasses.asdict(sampling) if isinstance(sampling, SamplingConfig) else dict(sampling or {})
-        steps = generate(
-            self.model,
-            ids,
-            max_new_tokens=max_new_tokens,
-            sampling=SamplingConfig(**drawn | drawing),
-            stop_ids=stop_ids,
-            streams=streams,
-            kept=kept,
-            log_probabilities=True,
-        )
+        if beams is None:
+            if length_penalty is not None:
+                raise ConfigError(f"length_penalty={length_penalty} is of a search; give beams too, such as beams=4")
+            sampling = self.sampling if sampling is None else sampling
+            drawn = dataclasses.asdict(sampling) if isinstance(sampling, SamplingConfig) else dict(sampling)
+            steps = generate(
+                self.model,
+                ids,
+                max_new_tokens=max_new_tokens,
+                sampling=SamplingConfig(**drawn | drawing),
+                stop_ids=stop_ids,
+                streams=streams,
+                kept=kept,
+                log_probabilities=True,
+            )
+        else:
+            if sampling is not None or drawing:
+                names = ", ".join(["sampling"] * (sampling is not None) + sorted(drawing))
+                raise ConfigError(f"beams={beams} searches, and {names} is for tokens drawn by chance; leave one out")
+            penalty = 1.0 if length_penalty is None else length_penalty
+            how = BeamConfig(beams=beams, length_penalty=penalty, max_new_tokens=max_new_tokens)
+            steps = search(self.model, ids, beams=how, stop_ids=stop_ids, ranks=streams)
         stops = _several(stop)
         return Writing(steps, [_Row(self.tokenizer.stream(row), StopFilter(stops)) for row in ids])
 

@@ -101,16 +101,13 @@ class CachedDecoding(Decoding):
         return self.logits
 
     def reorder(self, rows: Int[Tensor, " r"]) -> None:
+        """Go on with these rows; where the longest goes, there is room for more tokens of the others."""
         super().reorder(rows)
         self.cache.reorder(rows)
+        self.cache.tighten()
         self._texts = [self._texts[row] for row in rows.tolist()]
         if self._memory is not None:
             self._memory = Memory(self._memory.x[rows], self._memory.tokens.take(rows))
-
-    def leave(self, rows: Collection[int]) -> None:
-        """Drop some of the rows; where the longest goes, there is room for more tokens of the others."""
-        super().leave(rows)
-        self.cache.tighten()
 
     def join(self, other: Decoding) -> None:
         assert isinstance(other, CachedDecoding)

@@ -1,7 +1,8 @@
 """What every model has, whatever it reads and writes: a config, blocks, a head and a loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast, final
 
@@ -136,3 +137,14 @@ class Model(Configured, nn.Module, ABC):
             ConfigError: The model has no head.
         """
         return self(inputs, tokens, targets=targets, scale=scale)
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """The model is in evaluation mode while this runs, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, final
 import torch
 
 from qkv.data import Batches
-from qkv.models.model import Model
+from qkv.models.model import Model, evaluating
 from qkv.nn.sublayer import merge
 
 
@@ -87,10 +87,8 @@ def evaluate(
     It ends early where `goes_on(done, of)`, which is asked before each batch, says no.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     total, count, report = 0.0, 0, None
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         n = len(batches) if limit is None else min(limit, len(batches))
         for i in itertools.takewhile(lambda i: goes_on(i, n), range(n)):
             batch = batches.batch(0, i)
@@ -98,5 +96,4 @@ def evaluate(
             batch = batch.to(device)
             loss, aux = model.loss(batch.inputs, batch.targets, batch.tokens, scale=1.0)
             total, report = total + loss.item(), merge(report, aux)
-    model.train(training)
     return Evaluation(total, count, {} if report is None else {k: x.item() for k, x in report.losses.items()})

@@ -26,7 +26,7 @@ from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
 from qkv.loading.facts import Facts
 from qkv.loading.translator import Translator
-from qkv.models.model import Model, ModelConfig
+from qkv.models.model import Model, ModelConfig, evaluating
 from qkv.models.pairs import PairModel, PairModelConfig
 from qkv.tasks.evaluation import Measure, Report
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
@@ -178,10 +178,8 @@ class Pairs(Task):
         source, target = self.tokenizer.source, self.tokenizer.target
         translator = Translator(model, source, target, Facts.of_pairs(target, recipe.context))
         texts = [settings.prompt] if settings.prompt else [source for source, _ in self.held_out[:3]]
-        training = model.training
-        model.eval()
-        found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
-        model.train(training)
+        with evaluating(model):
+            found = translator.translations(texts, search=BeamConfig(max_new_tokens=settings.tokens))
         return "\n".join(f"{text} → {best[0].text}" for text, best in zip(texts, found, strict=True))
 
     def notes(self, recipe: Recipe) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 from qkv.config import Config, config, expand_home
 from qkv.data import Batches
 from qkv.errors import ConfigError, FileError, suggest
-from qkv.generation import SamplingConfig
+from qkv.generation import USUAL, SamplingConfig
 from qkv.loading.ready import Ready
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.adapters import LoRAConfig
@@ -30,7 +30,7 @@ class SampleConfig(Config):
 
     prompt: str = ""
     tokens: int = 120
-    temperature: float = 0.8
+    temperature: float = USUAL.temperature
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
