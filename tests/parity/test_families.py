@@ -4,16 +4,21 @@ The weights are large, so that a wrong pairing of heads, window, norm or soft-ca
 """
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
+import qkv
+from drawn import drawn_config, wide_weights
 from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.families.family import layers_of
 from qkv.checkpoints.huggingface import load_model, save_model
+from qkv.errors import ConfigError
 from qkv.presets import preset
 from qkv.tokens import Tokens
 from tolerances import FLOAT64, HF_FLOAT32_INSIDE
@@ -212,3 +217,76 @@ def test_which_layers_have_windows_where_no_list_says_so(kind):
     config = FAMILIES[kind].read(ConfigReader(data, "x"))
     ours = [block.sublayers[0].mask.reach for block in layers_of(config)]
     assert ours == [5 if name == "sliding_attention" else None for name in theirs]
+
+
+def written_as_computed(model, kind, folder):
+    """What `transformers` computes from the files is what the model computes, and what qkv reads there."""
+    save_model(model, folder, family=kind)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()), (report, model.config)
+    ids = token_ids(2, 22)
+    want = theirs.eval()(ids).logits
+    for ours in (model, load_model(folder)):
+        assert (ours(ids) - want).abs().max() < HF_FLOAT32_INSIDE * want.abs().max().clamp(1), model.config
+
+
+SCALED = {
+    "linear, a context that is no multiple": ("llama", qkv.LinearScalingConfig(factor=3.0), None, 100),
+    "dynamic, a context that is not the factor's": (
+        "llama", qkv.DynamicNTKScalingConfig(factor=4.0, original_length=16), None, 100
+    ),
+    "yarn, a context below the factor's": ("mistral", qkv.YaRNScalingConfig(factor=4.0, original_length=16), 5, 50),
+    "gemma2, no window": ("gemma2", None, None, 64),
+    "gemma3, no window": ("gemma3_text", None, None, 64),
+    "gemma3, longrope": (
+        "gemma3_text",
+        qkv.LongRoPEScalingConfig(original_length=16, short_factors=[1.0, 1.3, 2.0, 1.1], long_factors=[3.0] * 4),
+        None,
+        64,
+    ),
+    "gemma3, dynamic": ("gemma3_text", qkv.DynamicNTKScalingConfig(factor=4.0, original_length=16), None, 100),
+    "gemma3, scaled in windows": ("gemma3_text", qkv.YaRNScalingConfig(factor=4.0, original_length=16), 5, 64),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SCALED.values(), ids=[name.replace(",", "").replace(" ", "-") for name in SCALED])
+def test_models_of_ours_are_written_as_they_compute(case, tmp_path):
+    kind, scaling, window, context = case
+    sizes = {key: COMMON[key] for key in COMMON if not key.endswith("_id")} | {
+        "head_dim": 8,
+        "sliding_window": window or 4,
+    }
+    rope = qkv.RoPEConfig(theta=500.0, scaling=scaling)
+    mask = qkv.Causal() & qkv.Window(size=window) if window else qkv.Causal()
+    if kind == "llama":
+        del sizes["sliding_window"]
+    config = FAMILIES[kind].parse(sizes, "x")
+    first = layers_of(config)[0]
+    attention = first.sublayers[0].replace(mask=mask, position=rope)
+    block = first.replace(sublayers=(attention, first.sublayers[1]))
+    config = config.replace(blocks=qkv.Repeat(n=2, pattern=block), context=context)
+    written_as_computed(wide_weights(config.build().double(), 1), kind, tmp_path / "ours")
+
+
+DRAWS = 12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_drawn_model_is_written_right_or_refused_in_a_line(kind, tmp_path):
+    written = 0
+    for seed in range(DRAWS):
+        config, folder, refusal = drawn_config(kind, seed), tmp_path / str(seed), ""
+        try:
+            FAMILIES[kind].write(config)
+        except ConfigError as error:
+            refusal = str(error)
+        assert re.fullmatch(rf"({kind} cannot express this model: .{{20,160}})?", refusal), config
+        if not refusal:
+            written += 1
+            written_as_computed(wide_weights(config.build().double(), seed), kind, folder)
+            shutil.rmtree(folder)
+    assert written >= DRAWS // 4

@@ -64,14 +64,18 @@ def decoders(draw, kind):
     if "gemma" in kind:
         data["layer_types"] = draw(st.sampled_from([None, ["sliding_attention"] * data["num_hidden_layers"]]))
         data["query_pre_attn_scalar"] = draw(st.integers(1, 999))
-        data["attn_logit_softcapping"] = draw(st.none() | fractions)
+        data["attn_logit_softcapping"] = draw(st.none() | fractions) if kind == "gemma2" else None
         data["final_logit_softcapping"] = draw(st.none() | fractions)
     if kind == "gemma3_text":
         local, full = ({"rope_type": "default", "rope_theta": draw(st.floats(2, 1e7))} for _ in range(2))
         data["rope_parameters"] = {"sliding_attention": local, "full_attention": draw(st.sampled_from([full, {}]))}
     if kind == "phi3":
         data |= {"resid_pdrop": draw(dropouts), "embd_pdrop": draw(dropouts)}
-        data["rope_parameters"]["partial_rotary_factor"] = draw(st.floats(0.1, 1.0))
+        del data["head_dim"]
+        data["rope_parameters"] = {
+            "rope_theta": draw(st.floats(2, 1e7)),
+            "partial_rotary_factor": draw(st.floats(0.1, 1)),
+        }
         data["sliding_window"] = draw(st.none() | numbers)
     return data
 
@@ -198,6 +202,7 @@ def test_windows_where_the_config_has_them():
         ("gemma2", {"sliding_window": None}, "layers have windows and 'sliding_window' gives no size"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "'query_pre_attn_scalar' is 0.0 and must be above 0"),
         ("gemma2", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is True"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "'attn_logit_softcapping' is 50.0, which qkv does not impl"),
         (
             "gemma3_text",
             {"rope_parameters": {"full_attention": {}, "other": {"rope_theta": 2.0}}},
@@ -234,6 +239,13 @@ CONTEXT = {"context": 32}
             {"position": qkv.RoPEConfig(scaling=qkv.NTKScalingConfig(factor=2.0))},
             "llama",
             "no config of Hugging Face says NTKScaling",
+        ),
+        ({"n_heads": 3, "n_kv_heads": 3, "head_dim": 4}, "llama", "d_model=16 is no multiple of n_heads=3, and there"),
+        ({"head_dim": 6}, "phi3", "d_model=16 is not n_heads=4 times head_dim=6, and there it must be"),
+        (
+            {"position": qkv.RoPEConfig(scaling=qkv.LinearScalingConfig(factor=2.0))},
+            "phi3",
+            "the scaling 'linear' is not implemented; qkv knows default, longrope, su",
         ),
         (
             {"position": qkv.RoPEConfig(fraction=0.5)},

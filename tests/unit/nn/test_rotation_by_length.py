@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qkv.errors import ConfigError
-from qkv.nn.positions import DynamicNTKScalingConfig, LongRoPEScalingConfig, RoPEConfig
+from qkv.nn.positions import DynamicNTKScalingConfig, LongRoPEScalingConfig, NTKScalingConfig, RoPEConfig
 from qkv.tokens import Tokens
 from tiny import tiny_config, tiny_model
 from tolerances import FLOAT64
@@ -79,3 +79,11 @@ def test_a_cache_is_refused_when_it_would_go_stale_and_not_before(model):
         model(ids[None, N:], cache=cache)
     cache = model.make_cache(1, 40)
     close(model(ids[None], cache=cache)[0], alone(model, ids))
+
+
+@pytest.mark.parametrize(
+    "scaling", [NTKScalingConfig(factor=2.0), DynamicNTKScalingConfig(factor=2.0, original_length=4)]
+)
+def test_a_base_that_one_pair_has_no_exponent_for(scaling):
+    with pytest.raises(ConfigError, match="Scaling needs more than the 2 rotated coordinates of a head"):
+        RoPEConfig(scaling=scaling).width(2)

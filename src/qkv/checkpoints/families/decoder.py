@@ -1,5 +1,6 @@
 """Llama and its descendants: RMSNorm, rotary attention and a GLU. What tells them apart is a table, `Decoder`."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from qkv.checkpoints.families.config_reader import ConfigReader, Key, read_keys
 from qkv.checkpoints.families.family import Family, context_of, parts_of, renamed, stack, sublayer, write_keys
 from qkv.checkpoints.families.rope import PLAIN, RopeKeys, reach, read_parameters, read_rope, unstretched, write_rope
 from qkv.checkpoints.maps import KeyMap, Rule, Split, fuse_glu, fuse_qkv
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
 from qkv.masks import And, Causal, Window
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
@@ -18,7 +19,7 @@ from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import GLUConfig
 from qkv.nn.heads import LMHeadConfig
 from qkv.nn.norms import RMSNormConfig
-from qkv.nn.positions import RoPEConfig
+from qkv.nn.positions import AttentionPositionConfig, RoPEConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Hugging Face's names of the two kinds of layers."""
@@ -73,9 +74,10 @@ class Decoder:
         windows: Which layers have sliding windows: none; all, where 'sliding_window' is set; those from
             'max_window_layers' on; or all but each so many-th. 'layer_types' goes before the latter two.
         rope: The names of the parts of the rotary embedding.
-        local_rope: Whether layers with windows have a rotary embedding of their own.
+        local_rope: Names of the parts of the rotary embedding of layers with windows; None: it is that of the others.
         query_scalar: Whether there is a key for the scale of the scores.
         fused: Whether q, k, v, and gate and up, are stored in one weight each: rows of all queries, keys, values.
+        width: What `transformers` accepts as `hidden_size`: any; a multiple of the heads; or heads times head_dim.
         fixed: Keys with the one value that is implemented.
         harmless: Keys that change nothing.
     """
@@ -91,9 +93,10 @@ class Decoder:
     qk_norm: bool = False
     windows: Literal["none", "all", "late"] | int = "none"
     rope: RopeKeys = PLAIN
-    local_rope: bool = False
+    local_rope: RopeKeys | None = None
     query_scalar: bool = False
     fused: bool = False
+    width: Literal["any", "multiple", "exact"] = "any"
     fixed: Mapping[str, object] = field(default_factory=dict)
     harmless: tuple[str, ...] = ()
 
@@ -153,7 +156,7 @@ def _read(spec: Decoder, source: ConfigReader) -> TransformerConfig:
         blocks=stack([blocks[kind] for kind in kinds]),
         final_norm=norm,
         head=LMHeadConfig(**made["head"]),
-        context=model["context"] if spec.local_rope else reach(model["context"], ropes[FULL]),
+        context=reach(model["context"], ropes[FULL], spec.rope),
     )
 
 
@@ -182,17 +185,19 @@ def _read_windows(spec: Decoder, source: ConfigReader, n: int) -> tuple[list[str
 
 def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, RoPEConfig]:
     """The rotary embedding of each kind of layer."""
-    if not spec.local_rope:
+    if spec.local_rope is None:
         rope = read_rope(source, context, spec.rope)
         return {FULL: rope, SLIDING: rope}
-    local = source.take("rope_local_base_freq", float, 10_000.0)
+    names = {FULL: spec.rope, SLIDING: spec.local_rope}
+    bases = {kind: source.take(name.theta, float, name.base) for kind, name in names.items()}
     newer = source.optional("rope_parameters", dict)
     if newer is None:
-        return {FULL: read_rope(source, context, spec.rope), SLIDING: RoPEConfig(theta=local)}
+        full = dataclasses.replace(spec.rope, base=bases[FULL])
+        return {FULL: read_rope(source, context, full), SLIDING: RoPEConfig(theta=bases[SLIDING])}
     outer, made = ConfigReader(newer, f"{source.source}, rope_parameters"), {}
-    for kind, theta in ((FULL, source.take("rope_theta", float, spec.rope.base)), (SLIDING, local)):
+    for kind, base in bases.items():
         inner = ConfigReader(outer.take(kind, dict, {}), f"{outer.source}.{kind}")
-        made[kind] = read_parameters(inner, context, RopeKeys(base=theta))
+        made[kind] = read_parameters(inner, context, RopeKeys(base=base))
     outer.finish()
     return made
 
@@ -204,13 +209,22 @@ def _draft(spec: Decoder, config: TransformerConfig) -> dict[str, Any]:
     _, layers, attention, _ = parts_of(config)
     data: dict[str, Any] = {"model_type": spec.name, "architectures": [spec.architecture]}
     data |= write_keys(config, spec.all_keys, GLUConfig)
+    _check_width(spec, config.d_model, attention.n_heads, data["head_dim"])
     if data["head_dim"] * attention.n_heads == config.d_model and "head_dim" not in spec.defaults:
         del data["head_dim"]  # it follows, and some loaders do not know the key
     if spec.query_scalar:
         data["query_pre_attn_scalar"] = data["head_dim"] if attention.scale is None else round(attention.scale**-2)
-    if not spec.local_rope:
-        data["max_position_embeddings"] = unstretched(context_of(config), attention.position)
-    return data | _draft_windows(spec, layers) | _draft_rope(spec, layers, context_of(config))
+    full = next((block for block in layers if _window(block) is None), layers[0])
+    position, context = sublayer(full, 0, AttentionConfig).position, context_of(config)
+    data["max_position_embeddings"] = unstretched(context, position, spec.rope)
+    return data | _draft_windows(spec, layers) | _draft_rope(spec, layers, position, context)
+
+
+def _check_width(spec: Decoder, d_model: int, n_heads: int, head_dim: int) -> None:
+    if spec.width == "multiple" and d_model % n_heads:
+        raise ConfigError(f"d_model={d_model} is no multiple of n_heads={n_heads}, and there it must be one")
+    if spec.width == "exact" and d_model != n_heads * head_dim:
+        raise ConfigError(f"d_model={d_model} is not n_heads={n_heads} times head_dim={head_dim}, and there it must be")
 
 
 def _draft_windows(spec: Decoder, layers: list[BlockConfig]) -> dict[str, Any]:
@@ -224,17 +238,31 @@ def _draft_windows(spec: Decoder, layers: list[BlockConfig]) -> dict[str, Any]:
     if spec.windows == "late":
         first = next((i for i, size in enumerate(sizes) if size is not None), len(sizes))
         return data | {"use_sliding_window": size is not None, "max_window_layers": first}
-    return data | {"sliding_window_pattern": spec.windows} if size is not None else data
+    if size is None:  # a mask for windows is made there even where no layer has one
+        data["sliding_window"] = spec.defaults["sliding_window"]
+    return data | {"sliding_window_pattern": spec.windows}
 
 
-def _draft_rope(spec: Decoder, layers: list[BlockConfig], context: int) -> dict[str, Any]:
-    full = [block for block in layers if _window(block) is None]
-    data = write_rope(sublayer((full or layers)[0], 0, AttentionConfig).position, context, spec.rope)
-    if spec.local_rope:
-        local = next((block for block in layers if _window(block) is not None), layers[0])
-        position = sublayer(local, 0, AttentionConfig).position
-        data["rope_local_base_freq"] = position.theta if isinstance(position, RoPEConfig) else None
-    return data
+def _draft_rope(
+    spec: Decoder, layers: list[BlockConfig], position: AttentionPositionConfig | None, context: int
+) -> dict[str, Any]:
+    """The rotary embedding of layers without windows and, where the family has one, of those with."""
+    data = write_rope(position, context, spec.rope)
+    if spec.local_rope is None:
+        return data
+    windowed = next((block for block in layers if _window(block) is not None), None)
+    local = RoPEConfig(theta=spec.local_rope.base)
+    if windowed is not None:
+        local = sublayer(windowed, 0, AttentionConfig).position
+    theirs = write_rope(local, context, spec.local_rope)
+    bases = data[spec.rope.theta], theirs[spec.local_rope.theta]
+    one_key = spec.rope.theta == spec.local_rope.theta
+    if "rope_scaling" not in theirs and (not one_key or set(bases) == {spec.rope.base}):
+        return theirs | data
+    ropes = zip((FULL, SLIDING), bases, (data, theirs), strict=True)
+    return {"rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": base} | made.get("rope_scaling", {}) for kind, base, made in ropes
+    }}  # fmt: skip
 
 
 def _window(block: BlockConfig) -> int | None:

@@ -216,7 +216,6 @@ def _explicit(config: TransformerConfig) -> dict[str, Any]:
         "layers": [block_data(block) for block in layers_of(config)],
         "final_norm": _plain(config.final_norm),
         "head": _plain(config.head),
-        "context": config.longest or config.limit,
     }
 
 

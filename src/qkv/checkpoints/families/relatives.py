@@ -11,6 +11,7 @@ LLAMA = Decoder(
     architecture="LlamaForCausalLM",
     defaults={"vocab_size": 32_000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
     keys=(ATTENTION_BIAS, MLP_BIAS),
+    width="multiple",
     fixed={"rope_interleaved": False},
     harmless=("is_llama_config",),
 )
@@ -91,6 +92,7 @@ GEMMA2 = Decoder(
     norms=SANDWICH_NORMS,
     windows=2,
     query_scalar=True,
+    width="multiple",
     fixed={"use_bidirectional_attention": False},
     harmless=("hidden_act",),  # of the first files; `hidden_activation` beside it is what counts
 )
@@ -104,8 +106,10 @@ GEMMA3_TEXT = dataclasses.replace(
     defaults={key: value for key, value in GEMMA2.defaults.items() if "softcapping" not in key} | _SIZES,
     qk_norm=True,
     windows=6,
-    rope=RopeKeys(base=1_000_000.0),
-    local_rope=True,
+    keys=(ATTENTION_BIAS, SOFTCAPS[1]),
+    rope=RopeKeys(base=1_000_000.0, stretched=True),
+    local_rope=RopeKeys(theta="rope_local_base_freq"),
+    fixed={**GEMMA2.fixed, "attn_logit_softcapping": None},  # `transformers` has the key and passes over it
     harmless=(),
 )
 """Gemma Team 2025: norms of queries and keys, and another base of the rotations in layers with windows."""
@@ -118,6 +122,7 @@ PHI3 = Decoder(
     windows="all",
     rope=RopeKeys(fraction="partial_rotary_factor", original=4096),
     fused=True,
+    width="exact",
     fixed={
         "attention_bias": False,
         "full_attn_mod": 1,

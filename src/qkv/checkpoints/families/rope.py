@@ -34,8 +34,9 @@ class RopeKeys:
         fraction: The key of the share of a head that is rotated; None: the family rotates whole heads.
         share: That share where none is given.
         aliases: Further names that newer files have for the same values.
-        original: The context before LongRoPE, where the config's own key does not give it; None: it has no such key,
-            and the dict does.
+        original: The context before LongRoPE, where the config's own key for it does not give it; such a family knows
+            no other scaling. None: it has no such key, and the dict gives it.
+        stretched: Whether `max_position_embeddings` counts texts after linear scaling; else those before it.
     """
 
     theta: str = "rope_theta"
@@ -44,6 +45,7 @@ class RopeKeys:
     share: float = 1.0
     aliases: tuple[str, ...] = ()
     original: int | None = None
+    stretched: bool = False
 
 
 PLAIN = RopeKeys()
@@ -83,8 +85,9 @@ def read_parameters(rope: ConfigReader, context: int, names: RopeKeys) -> RoPECo
     kind = rope.optional("rope_type", str)
     kind = kind or rope.take("type", str, "default")
     rope.require("type", kind)  # some files give both
-    if kind not in _READERS:
-        raise FileError(f"{rope.source}: the scaling {kind!r} is not implemented; qkv knows {', '.join(_READERS)}")
+    known = _READERS if names.original is None else ("default", "longrope", "su")
+    if kind not in known:
+        raise FileError(f"{rope.source}: the scaling {kind!r} is not implemented; qkv knows {', '.join(known)}")
     scaling = _READERS[kind](rope, context, names.original)
     if names.fraction is not None:
         fraction = rope.take("partial_rotary_factor", float, fraction)
@@ -113,17 +116,19 @@ def write_rope(position: AttentionPositionConfig | None, context: int, names: Ro
         data["rope_scaling"] = {"rope_type": kind} | {
             key: list(value) if isinstance(value, tuple) else value for key, value in values.items()
         }
-        if isinstance(position.scaling, LongRoPEScalingConfig):
-            _older_longrope(data, position.scaling, context, names)
+        if isinstance(position.scaling, LongRoPEScalingConfig) and names.original is not None:
+            _older_longrope(data, position.scaling, context)
     return data
 
 
-def reach(context: int, rope: AttentionPositionConfig | None) -> int:
+def reach(context: int, rope: RoPEConfig, names: RopeKeys = PLAIN) -> int:
     """Tokens of the longest text under the scaling, from what `max_position_embeddings` says.
 
     That counts the texts before they are stretched, but for Llama 3.1, LongRoPE and most files with YaRN.
     """
-    match rope.scaling if isinstance(rope, RoPEConfig) else None:
+    match rope.scaling:
+        case LinearScalingConfig() if names.stretched:
+            return context
         case LinearScalingConfig(factor=factor) | DynamicNTKScalingConfig(factor=factor):
             return max(context, int(context * factor))
         case YaRNScalingConfig(factor=factor, original_length=original):
@@ -132,9 +137,11 @@ def reach(context: int, rope: AttentionPositionConfig | None) -> int:
             return context
 
 
-def unstretched(context: int, rope: AttentionPositionConfig | None) -> int:
-    """The other way round."""
+def unstretched(context: int, rope: AttentionPositionConfig | None, names: RopeKeys = PLAIN) -> int:
+    """What `max_position_embeddings` says of the longest text: what the scaling is computed from goes before it."""
     match rope.scaling if isinstance(rope, RoPEConfig) else None:
+        case LinearScalingConfig() if names.stretched:
+            return context
         case LinearScalingConfig(factor=factor):
             return math.ceil(context / max(1.0, factor) - 1e-6)
         case DynamicNTKScalingConfig(original_length=original):
@@ -143,14 +150,13 @@ def unstretched(context: int, rope: AttentionPositionConfig | None) -> int:
             return context
 
 
-def _older_longrope(data: dict[str, Any], config: LongRoPEScalingConfig, context: int, names: RopeKeys) -> None:
+def _older_longrope(data: dict[str, Any], config: LongRoPEScalingConfig, context: int) -> None:
     """Older loaders of Phi-3 take three keys in the dict and no more."""
     scaling = data["rope_scaling"]
     scaling["type"] = scaling.pop("rope_type")
-    if names.original is not None:
-        data["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
-        if config.attention_factor == _usual_factor(context / config.original_length, config.original_length):
-            del scaling["attention_factor"]
+    data["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+    if config.attention_factor == _usual_factor(context / config.original_length, config.original_length):
+        del scaling["attention_factor"]
 
 
 def _yarn(rope: ConfigReader, context: int, outer: int | None) -> YaRNScalingConfig:

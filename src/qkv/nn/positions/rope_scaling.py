@@ -68,6 +68,9 @@ class NTKScalingConfig(RoPEScalingConfig):
     def frequencies(self, theta: float, width: int, lengths: Lengths) -> Tensor:
         return frequencies(theta * self.factor ** (width / (width - 2)), width, lengths.device)
 
+    def check_width(self, width: int) -> None:
+        _check_exponent(self, width)
+
 
 @final
 @config
@@ -88,8 +91,19 @@ class DynamicNTKScalingConfig(RoPEScalingConfig):
         factor = self.factor * stretch - (self.factor - 1)
         return frequencies(theta * factor ** (width / (width - 2)), width, lengths.device)
 
+    def check_width(self, width: int) -> None:
+        _check_exponent(self, width)
+
     def keeps(self, before: int, after: int) -> bool:
         return after <= self.original_length
+
+
+def _check_exponent(config: RoPEScalingConfig, width: int) -> None:
+    """K / (K - 2) is to be a number."""
+    if width < 3:
+        raise ConfigError(
+            f"{config.tag()} needs more than the {width} rotated coordinates of a head; give it 4 or more"
+        )
 
 
 @final
