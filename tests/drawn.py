@@ -50,7 +50,7 @@ def _family_config(kind, rng, vocab):
     if kind in ("gpt2", "gpt_neox", "phi3"):
         data["hidden_size"] = heads * head_dim
         data.pop("head_dim")
-    if kind in ("mistral", "phi3") or kind.startswith(("gemma", "qwen", "olmo3")):
+    if kind in ("mistral", "phi3") or kind.startswith(("gemma2", "gemma3", "qwen", "olmo3")):
         data["sliding_window"] = rng.choice((3, 5, 9))
     if kind.startswith("qwen"):
         data |= {"use_sliding_window": rng.random() < 0.5, "max_window_layers": 1}
@@ -59,8 +59,6 @@ def _family_config(kind, rng, vocab):
         data.pop("num_key_value_heads")
     if kind == "gpt2":
         data = {"vocab_size": vocab, "n_embd": heads * head_dim, "n_layer": layers, "n_head": heads, "n_positions": 64}
-    if kind == "gemma":
-        data.pop("sliding_window")
     if kind == "olmo3":
         data["rope_theta"] = 500_000.0
     return FAMILIES[kind].parse(data, "drawn")

@@ -71,6 +71,22 @@ CASES = {
                   "sliding_window": 4, "tie_word_embeddings": True,
                   "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     ),
+    "olmo3": (
+        "olmo3",
+        COMMON | {"num_hidden_layers": 5, "sliding_window": 5, "rope_parameters": {
+            "full_attention": YARN, "sliding_attention": ROPE}},
+    ),
+    "olmo3, biases, tied, windows by list": (
+        "olmo3",
+        COMMON | {"attention_bias": True, "tie_word_embeddings": True, "sliding_window": 4,
+                  "layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    ),
+    "gemma": ("gemma", COMMON | {"head_dim": 8, "rope_parameters": ROPE}),
+    "gemma, its first activation, biases, untied, linear": (
+        "gemma",
+        COMMON | {"head_dim": 10, "hidden_act": "gelu", "attention_bias": True, "tie_word_embeddings": False,
+                  "rope_parameters": ROPE | {"rope_type": "linear", "factor": 3.0}},
+    ),
     "gemma2": (
         "gemma2",
         COMMON | GEMMA | {"rope_parameters": ROPE, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},

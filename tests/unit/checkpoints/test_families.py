@@ -49,19 +49,19 @@ def decoders(draw, kind):
         "rms_norm_eps": draw(fractions), "tie_word_embeddings": draw(st.booleans()),
         "attention_dropout": draw(dropouts), "head_dim": 2 * draw(numbers),
     }  # fmt: skip
-    key = "hidden_activation" if "gemma" in kind else "hidden_act"
+    key = "hidden_activation" if kind in ("gemma2", "gemma3_text") else "hidden_act"
     data[key] = draw(activations)
-    if kind != "gemma3_text":
+    if kind not in ("gemma3_text", "olmo3"):
         data["rope_parameters"] = draw(ropes())
     if kind not in ("mistral", "phi3", "qwen2"):
         data["attention_bias"] = draw(st.booleans())
     if kind == "llama":
         data["mlp_bias"] = draw(st.booleans())
-    if kind not in ("llama", "olmo2"):
+    if kind not in ("llama", "olmo2", "gemma"):
         data["sliding_window"] = draw(numbers)
     if kind.startswith("qwen"):
         data |= {"use_sliding_window": draw(st.booleans()), "max_window_layers": draw(st.integers(0, 30))}
-    if "gemma" in kind:
+    if kind in ("gemma2", "gemma3_text"):
         data["layer_types"] = draw(st.sampled_from([None, ["sliding_attention"] * data["num_hidden_layers"]]))
         data["query_pre_attn_scalar"] = draw(st.integers(1, 999))
         data["attn_logit_softcapping"] = draw(st.none() | fractions) if kind == "gemma2" else None
@@ -69,6 +69,11 @@ def decoders(draw, kind):
     if kind == "gemma3_text":
         local, full = ({"rope_type": "default", "rope_theta": draw(st.floats(2, 1e7))} for _ in range(2))
         data["rope_parameters"] = {"sliding_attention": local, "full_attention": draw(st.sampled_from([full, {}]))}
+    if kind == "olmo3":
+        local = {"rope_type": "default", "rope_theta": draw(st.floats(2, 1e7))}
+        data["rope_parameters"] = draw(
+            st.sampled_from([None, {"full_attention": draw(ropes()), "sliding_attention": local}])
+        )
     if kind == "phi3":
         data |= {"resid_pdrop": draw(dropouts), "embd_pdrop": draw(dropouts)}
         del data["head_dim"]
@@ -166,6 +171,7 @@ def test_windows_where_the_config_has_them():
     assert windows("gemma2", sliding_window=3) == [3, None, 3, None]
     assert windows("gemma3_text", sliding_window=3, num_hidden_layers=7) == [3, 3, 3, 3, 3, None, 3]
     assert windows("gemma3_text", sliding_window=3, sliding_window_pattern=2) == [3, None, 3, None]
+    assert windows("olmo3", sliding_window=3) == [3, 3, 3, None]
     names = {"s": "sliding_attention", "f": "full_attention"}
     assert windows("gemma2", sliding_window=3, layer_types=[names[x] for x in "ffsf"]) == [None, None, 3, None]
 
@@ -197,6 +203,8 @@ def test_windows_where_the_config_has_them():
         ),
         ("mistral", {"attention_bias": True}, "'attention_bias' is True, which qkv does not implement for this family"),
         ("qwen2", {"use_mrope": True}, "'use_mrope' is True, which qkv does not implement"),
+        ("olmo3", {"rope_theta": 1e4}, "'rope_theta' is 10000.0, which qkv does not implement for this family; only 5"),
+        ("gemma", {"hidden_activation": "gelu"}, "'hidden_activation' is 'gelu', which qkv does not implement"),
         ("gemma2", {"layer_types": ["full_attention"] * 3}, "'layer_types' must say .* for each of 4 layers"),
         ("gemma2", {"layer_types": ["chunked_attention"] * 4}, "'layer_types' must say 'full_attention' or 'sliding"),
         ("gemma2", {"sliding_window": None}, "layers have windows and 'sliding_window' gives no size"),
@@ -313,6 +321,15 @@ def test_keys_that_change_nothing():
 def test_gemmas_first_files_have_two_activations():
     data = SMALL | {"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh", "cache_implementation": "hybrid"}
     assert layers_of(FAMILIES["gemma2"].read(ConfigReader(data, "x")))[0].sublayers[1].activation == "gelu_tanh"
+
+
+def test_gemmas_first_files_say_gelu_and_mean_its_approximation():
+    config = read("gemma", SMALL | {"hidden_act": "gelu", "hidden_activation": None})
+    attention, glu = layers_of(config)[0].sublayers
+    assert glu.activation == "gelu_tanh"
+    block = layers_of(config)[0].replace(sublayers=(attention, glu.replace(activation="gelu")))
+    with pytest.raises(ConfigError, match="activation is 'gelu', and there it could only be 'gelu_tanh'"):
+        FAMILIES["gemma"].write(config.replace(blocks=stack([block] * 4)))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

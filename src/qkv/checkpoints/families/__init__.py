@@ -16,6 +16,8 @@ FAMILIES: dict[str, Family] = {
         relatives.QWEN2.family(),
         relatives.QWEN3.family(),
         relatives.OLMO2.family(),
+        relatives.OLMO3.family(),
+        relatives.GEMMA.family(),
         relatives.GEMMA2.family(),
         relatives.GEMMA3_TEXT.family(),
         GPT_NEOX,

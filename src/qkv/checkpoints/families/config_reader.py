@@ -3,7 +3,7 @@
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast, final
 
 from qkv.errors import FileError
@@ -147,6 +147,7 @@ class Key:
         kind: int: a count. str: the name of an activation.
         default: What Hugging Face takes where the key is left out; None: the file must give it.
         nullable: Whether it may be left out, or `null`, which is None.
+        meant: Values that mean another one.
     """
 
     theirs: str
@@ -154,6 +155,7 @@ class Key:
     kind: type[int | float | str]
     default: Any = None
     nullable: bool = False
+    meant: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, source: ConfigReader, default: Any) -> Any:
         """The value of our setting."""
@@ -165,6 +167,7 @@ class Key:
         if self.kind is not str:
             return (source.optional if self.nullable else source.take)(self.theirs, self.kind, default)
         name = source.take(self.theirs, str, default)
+        name = self.meant.get(name, name)
         if name not in ACTIVATION_NAMES:
             known = ", ".join(sorted(ACTIVATION_NAMES))
             raise FileError(f"{source.source}: {self.theirs!r} is {name!r}; qkv knows {known}")

@@ -40,6 +40,7 @@ _KEYS = (
 """Of every family."""
 
 ATTENTION_BIAS = Key("attention_bias", "attention.bias", bool, False)
+ACTIVATION = Key("hidden_act", "ffn.activation", str, "silu")
 MLP_BIAS = Key("mlp_bias", "ffn.bias", bool, False)
 SOFTCAPS = (
     Key("attn_logit_softcapping", "attention.softcap", float, nullable=True),
@@ -86,7 +87,7 @@ class Decoder:
     architecture: str
     defaults: Mapping[str, Any]
     keys: tuple[Key, ...] = ()
-    activation: str = "hidden_act"
+    activation: Key = ACTIVATION
     settings: Mapping[str, Any] = field(default_factory=dict)
     block: type[BlockConfig] = PreNormConfig
     norms: Mapping[str, str] = field(default_factory=lambda: PRE_NORMS)
@@ -103,7 +104,7 @@ class Decoder:
     @property
     def all_keys(self) -> tuple[Key, ...]:
         """Those of all relatives, and its own."""
-        return (*_KEYS, Key(self.activation, "ffn.activation", str, "silu"), *self.keys)
+        return (*_KEYS, self.activation, *self.keys)
 
     def family(self) -> Family:
         """The family of this table."""
@@ -189,6 +190,8 @@ def _read_ropes(spec: Decoder, source: ConfigReader, context: int) -> dict[str, 
         rope = read_rope(source, context, spec.rope)
         return {FULL: rope, SLIDING: rope}
     names = {FULL: spec.rope, SLIDING: spec.local_rope}
+    if spec.rope.theta == spec.local_rope.theta:  # of which versions of `transformers` make different things
+        source.require(spec.rope.theta, spec.rope.base)
     bases = {kind: source.take(name.theta, float, name.base) for kind, name in names.items()}
     newer = source.optional("rope_parameters", dict)
     if newer is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from qkv.checkpoints.families.config_reader import Key
 from qkv.checkpoints.families.decoder import ATTENTION_BIAS, DROPOUTS, MLP_BIAS, SANDWICH_NORMS, SOFTCAPS, Decoder
 from qkv.checkpoints.families.rope import RopeKeys
 from qkv.nn.blocks import OutputNormConfig, SandwichConfig
@@ -70,24 +71,49 @@ OLMO2 = Decoder(
 )
 """OLMo Team 2024: norms of what sublayers put out, and of queries and keys over all heads at once."""
 
-GEMMA2 = Decoder(
-    name="gemma2",
-    architecture="Gemma2ForCausalLM",
+OLMO3 = dataclasses.replace(
+    OLMO2,
+    name="olmo3",
+    architecture="Olmo3ForCausalLM",
+    defaults={**OLMO2.defaults, "sliding_window": 4096},
+    windows=4,
+    rope=RopeKeys(base=500_000.0),
+    local_rope=RopeKeys(base=500_000.0),
+)
+"""OLMo Team 2025: as OLMo 2, with windows in three of four layers, whose rotations are not scaled."""
+
+_TANH = "gelu_pytorch_tanh"
+GEMMA = Decoder(
+    name="gemma",
+    architecture="GemmaForCausalLM",
     defaults={
         "vocab_size": 256_000,
         "max_position_embeddings": 8192,
+        "num_key_value_heads": 16,
         "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "num_key_value_heads": 4,
         "rms_norm_eps": 1e-6,
-        "sliding_window": 4096,
         "tie_word_embeddings": True,
+    },
+    keys=(ATTENTION_BIAS,),
+    activation=Key("hidden_act", "ffn.activation", str, _TANH, meant={"gelu": _TANH}),  # the first files' mistake
+    settings={"norm.offset": 1.0, "embed.scale": None},
+    fixed={"use_bidirectional_attention": False, "hidden_activation": _TANH},
+)
+"""Gemma Team 2024: embeddings times √D, and norms whose weights count from 1."""
+
+GEMMA2 = dataclasses.replace(
+    GEMMA,
+    name="gemma2",
+    architecture="Gemma2ForCausalLM",
+    defaults={
+        **GEMMA.defaults,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
     keys=(ATTENTION_BIAS, *SOFTCAPS),
-    activation="hidden_activation",
-    settings={"norm.offset": 1.0, "embed.scale": None},
+    activation=Key("hidden_activation", "ffn.activation", str, _TANH),
     block=SandwichConfig,
     norms=SANDWICH_NORMS,
     windows=2,
@@ -96,7 +122,7 @@ GEMMA2 = Decoder(
     fixed={"use_bidirectional_attention": False},
     harmless=("hidden_act",),  # of the first files; `hidden_activation` beside it is what counts
 )
-"""Gemma Team 2024: embeddings times √D, norms whose weights count from 1 on both sides of each sublayer, soft-caps."""
+"""Gemma Team 2024: norms on both sides of each sublayer, windows in every other layer, soft-caps."""
 
 _SIZES = {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 GEMMA3_TEXT = dataclasses.replace(
