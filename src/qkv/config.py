@@ -314,8 +314,11 @@ def expand_home(path: str | Path) -> Path:
     """The path, with what `~` or `~name` at its beginning stands for.
 
     Raises:
+        ConfigError: It is no path.
         FileError: There is nobody of that name.
     """
+    if not isinstance(path, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"{path!r} is no path; give one as text or as a pathlib.Path")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -1,9 +1,10 @@
 """What the tokens of a batch are, besides their values: one immutable value from which the rest is derived."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -73,15 +74,16 @@ class Tokens:
         """One document of `lengths[b]` tokens per row, padded to `length` (default: the longest) on `side`.
 
         Raises:
-            ConfigError: A row does not fit into `length`, or `side` is neither.
+            ConfigError: A row does not fit into `length`, `side` is neither, or there is no length for each row.
         """
         if side not in ("left", "right"):
             raise ConfigError(f"side={side!r} is unknown; give 'left' or 'right'")
+        lengths = _sizes(lengths, "a length for each row, such as Tokens.padded([3, 2])")
         width = max(lengths, default=0) if length is None else length
         for row, n in enumerate(lengths):
             _check_fits(row, n, width)
         slot = torch.arange(width, device=device)
-        n = torch.tensor(list(lengths), dtype=torch.long, device=device)[:, None]
+        n = torch.tensor(lengths, dtype=torch.long, device=device)[:, None]
         index = slot - (width - n) if side == "left" else slot.expand(len(lengths), width)
         valid = (index >= 0) & (index < n)
         return _from_index(index * valid, valid.long(), Layout.RAGGED)
@@ -93,8 +95,12 @@ class Tokens:
         """Several documents side by side: row b holds documents of `lengths[b]` tokens, then padding up to `length`.
 
         Raises:
-            ConfigError: The documents of a row do not fit into `length`.
+            ConfigError: The documents of a row do not fit into `length`, or there is no list of lengths for each row.
         """
+        lengths = [
+            _sizes(row, "for each row the lengths of its documents, such as Tokens.packed([[3, 2], [4]])")
+            for row in lengths
+        ]
         totals = [sum(row) for row in lengths]
         width = max(totals, default=0) if length is None else length
         index, segment = torch.zeros(2, len(lengths), width, dtype=torch.long)
@@ -195,6 +201,13 @@ def placed(x: Tensor, tokens: Tokens | None) -> Tokens:
 
 def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
     return Tokens(index, index, segment, index[..., None], layout)
+
+
+def _sizes(lengths: Any, instead: str) -> list[int]:
+    try:
+        return [operator.index(n) for n in lengths]
+    except TypeError:
+        raise ConfigError(f"{lengths!r} is no list of lengths; give {instead}") from None
 
 
 def _check_fits(row: int, n: int, width: int) -> None:

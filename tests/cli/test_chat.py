@@ -209,6 +209,9 @@ def test_a_model_without_a_template(tmp_path, capsys, monkeypatch):
     done = pipe(plain, b"Hello\n")
     assert done.returncode == 2
     assert b"the model has no chat template and cannot chat" in done.stderr
+    (plain / "checkpoints").rename(tmp_path / "checkpoints")  # it is said before weights are read
+    assert b"the model has no chat template and cannot chat" in pipe(plain, b"Hello\n").stderr
+    (tmp_path / "checkpoints").rename(plain / "checkpoints")
     (plain / "chat_template.jinja").write_text("{{ 'a' * 10 ** 9 }}")
     done = pipe(plain, b"Hello\n")
     assert done.returncode == 3

@@ -155,8 +155,13 @@ MISTAKES = {
         ("tinny.yaml: no such file", "phonemes, shakespeare"),
     ),
     "a recipe that is not YAML": (recipe("steps: [1\n"), TRAIN, OPTION, ("tiny.yaml, line 2: not valid YAML",)),
-    "a recipe that is a text": (recipe("steps\n"), TRAIN, OPTION, ("tiny.yaml: a recipe is a mapping", "found str")),
-    "an empty recipe": (recipe(""), TRAIN, OPTION, ("tiny.yaml: a recipe is a mapping", "found NoneType")),
+    "a recipe that is a text": (
+        recipe("steps\n"),
+        TRAIN,
+        OPTION,
+        ("tiny.yaml: holds a str and must hold the keys of a recipe",),
+    ),
+    "an empty recipe": (recipe(""), TRAIN, OPTION, ("tiny.yaml: holds nothing and must hold the keys of a recipe",)),
     "a key given twice": (recipe("steps: 1\nsteps: 2\n"), TRAIN, OPTION, ("line 2", "'steps' is given twice")),
     "a recipe without data": (recipe("model: small\nsteps: 2\n"), TRAIN, OPTION, ("needs 'data'", "give it a value")),
     # the corpus
@@ -166,7 +171,7 @@ MISTAKES = {
         FILE,
         ("gone.txt: no such",),
     ),
-    "an empty corpus": (corpus(b""), TRAIN, FILE, ("the corpus of 0 documents is too short", "give more data")),
+    "an empty corpus": (corpus(b""), TRAIN, FILE, ("corpus.txt): there is nothing in it; give files with text",)),
     "a corpus of one letter": (corpus(b"a"), TRAIN, FILE, ("too short to hold out 0.1 of it", "give more data")),
     "a binary file": (corpus(b"\x7fELF\0\0\xff\xfe"), TRAIN, FILE, ("corpus.txt: byte 6 is not UTF-8 text",)),
     "JSONL with a broken line": (
@@ -209,14 +214,38 @@ MISTAKES = {
         FILE,
         ("none of its 2 checkpoints is whole",),
     ),
+    "a model without blocks": (
+        nothing,
+        settings("model.blocks.n=0"),
+        OPTION,
+        ("the model has no blocks", "at least one"),
+    ),
+    "eval on an empty file": (
+        corpus(b""),
+        ("eval", "run", "corpus.txt"),
+        FILE,
+        ("corpus.txt: there is no text in it; give files with text",),
+    ),
     # the model
+    "an empty GGUF file": (
+        lambda p: (p / "x.gguf").write_bytes(b""),
+        ("show", "x.gguf"),
+        FILE,
+        ("x.gguf: the file is empty; copy or download",),
+    ),
+    "a recipe beside, and no run": (
+        lambda p: (p / "tiny.yaml").rename(p / "recipe.yaml"),
+        ("generate", ".", "the"),
+        FILE,
+        ("recipe.yaml: is a recipe and no run", "train it with qkv train"),
+    ),
     "no such model": (
         nothing,
         ("generate", "rum", "the"),
         FILE,
         ("rum: there is no such file or folder", "give a run"),
     ),
-    "a folder that is no model": (nothing, ("generate", ".", "the"), FILE, ("has neither recipe.yaml (a run) nor",)),
+    "a folder that is no model": (nothing, ("generate", ".", "the"), FILE, ("has neither adapter_config.json (",)),
     "a run without a checkpoint": (
         untrained,
         ("generate", "run", "the"),

@@ -226,3 +226,14 @@ def test_what_is_neither_a_preset_nor_a_path(tmp_path):
         find_config("nothing.yaml")
     with pytest.raises(FileError, match="has neither"):
         find_config(str(tmp_path))
+
+
+def test_a_recipe_is_shown_for_its_context(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: small\ndata: {source: {type: Files, path: a.txt}}\nsteps: 5\ncontext: 48\n")
+    assert main(["show", str(path)]) == 0
+    assert "made for 48 tokens" in (out := capsys.readouterr().out)
+    assert "mean over a text of 48 tokens" in out
+    path.write_text(path.read_text().replace("context: 48\n", ""))
+    assert main(["show", str(path)]) == 0
+    assert "made for 256 tokens" in capsys.readouterr().out

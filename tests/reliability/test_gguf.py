@@ -49,7 +49,7 @@ def file_of(*infos, keys=(), data=bytes(64)):
 KEY = text("general.alignment") + u32(4)
 
 HOSTILE = {
-    "empty": (b"", "empty file"),
+    "empty": (b"", "the file is empty"),
     "magic": (b"GGML" + bytes(40), "does not begin with 'GGUF'"),
     "version 1": (header(version=1) + bytes(8), "has version 1, and qkv reads 2 and 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is big-endian"),
@@ -59,8 +59,11 @@ HOSTILE = {
     ),
     "tensors": (header(2**63), "the number of tensors is 9223372036854775808, more than"),
     "keys": (header(0, 2**40) + bytes(100), "the number of keys is 1099511627776, more than"),
-    "key length": (header(0, 1) + u64(2**62) + bytes(30), "key 0 needs 4611686018427387912 bytes at 24, the file has"),
-    "key length that wraps": (header(0, 1) + u64(2**64 - 8) + bytes(30), "key 0 needs"),
+    "key length": (
+        header(0, 1) + u64(2**62) + bytes(30),
+        "and key 0 would take 4611686018427387912 bytes from byte 24 on",
+    ),
+    "key length that wraps": (header(0, 1) + u64(2**64 - 8) + bytes(30), "key 0 would take"),
     "key twice": (header(0, 2) + (KEY + u32(32)) * 2, "the key 'general.alignment' is given twice"),
     "key unprintable": (header(0, 1) + text("a\nb") + u32(4, 0), r"key 'a\\nb': a name has 1 to 500 printable"),
     "key not text": (header(0, 1) + text(b"\xff\xfe") + u32(4, 0) + bytes(8), "can't decode byte"),
@@ -70,7 +73,7 @@ HOSTILE = {
     "NaN": (header(0, 1) + text("k") + u32(6) + struct.pack("<f", math.nan) + bytes(8), "'k' is nan, not a finite"),
     "nesting": (header(0, 1) + text("k") + (u32(9) + u64(1)) * 1000, "the length of 'k' is 38654705664"),
     "lists of lists": (header(0, 1) + text("k") + u32(9) + (u32(9) + u64(1)) * 1000, "'k' is a list of lists"),
-    "string in a list": (header(0, 1) + text("k") + u32(9, 8) + u64(2) + u64(2**63, 0), "'k' needs"),
+    "string in a list": (header(0, 1) + text("k") + u32(9, 8) + u64(2) + u64(2**63, 0), "'k' would take"),
     "alignment 3": (file_of(info(), keys=[KEY + u32(3)]), "general.alignment is 3 and must be a power of two"),
     "alignment 0": (file_of(info(), keys=[KEY + u32(0)]), "general.alignment is 0"),
     "alignment 2^31": (file_of(info(), keys=[KEY + u32(2**31)]), "general.alignment is 2147483648"),

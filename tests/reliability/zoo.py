@@ -251,7 +251,7 @@ SAFETENSORS = {
     "header length 2^64 - 1": Case(raw(b"\xff" * 8 + WHOLE[8:]), "header length 18446744073709551615"),
     "header length 2^40": Case(raw(struct.pack("<Q", 2**40) + WHOLE[8:]), "header length 1099511627776"),
     "header length 0": Case(raw(bytes(8)), "not valid JSON"),
-    "an empty file": Case(raw(b""), "empty file"),
+    "an empty file": Case(raw(b""), "the file is empty"),
     "five bytes": Case(raw(b"\x01\0\0\0\0"), "does not fit"),
     "cut in the header": Case(raw(WHOLE[:100]), "does not fit"),
     "cut in the data": Case(raw(WHOLE[:-1]), "data_offsets end at"),
@@ -847,7 +847,7 @@ def as_text(kind, content):
 SCORES = {"model": "llama", "scores": [0.0] * 7, "pre": ..., "merges": ...}
 LENGTH_1 = struct.pack("<Q", 1)
 GGUFS = {
-    "empty": Case(cut(0), "empty file"),
+    "empty": Case(cut(0), "the file is empty"),
     "cut in the magic": Case(cut(3), "does not begin with"),
     "cut in the counts": Case(cut(20), "the number of tensors is"),
     "cut in the metadata": Case(cut(200)),
@@ -872,7 +872,7 @@ GGUFS = {
     "a list of lists": Case(llama(x=struct.pack("<II", ARRAY, ARRAY) + LENGTH_1 * 999), "is a list of lists"),
     "a list of unknown things": Case(llama(x=struct.pack("<IIQ", ARRAY, 77, 1)), "unknown type 77"),
     "an unknown type": Case(llama(x=struct.pack("<I", 13)), "unknown type 13"),
-    "a text of 2^62 bytes": Case(llama(x=struct.pack("<IQ", STRING, 2**62)), "needs 4611686018427387912 bytes"),
+    "a text of 2^62 bytes": Case(llama(x=struct.pack("<IQ", STRING, 2**62)), "would take 4611686018427387912 bytes"),
     "a key twice": Case(
         as_text((0, 2), (text("a.b") + encoded(1)) * 2), "is given twice"
     ),
@@ -1181,7 +1181,7 @@ COMMANDS = {
     "pull nosuch": Case(lambda f: None, "nosuch", ("pull", "nosuch"), OPTION),
     "pull a path": Case(lambda f: None, "", ("pull", f"../{CANARY}"), OPTION),
     "generate nothing": Case(lambda f: None, "there is no such file or folder", ("generate", "{}/none", "a")),
-    "generate an empty folder": Case(lambda f: None, "has neither recipe.yaml"),
+    "generate an empty folder": Case(lambda f: None, "has neither adapter_config.json"),
     "convert onto a folder": Case(
         lambda f: (hugging_face(f), write(f / "made" / "x", "")), "is there already",
         ("convert", "{}", "{}/made", "--to", "hf"), OPTION,

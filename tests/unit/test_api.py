@@ -127,7 +127,9 @@ def test_a_tokenizer_that_is_too_large_for_the_model(tmp_path):
 
 
 def test_a_folder_that_is_neither(tmp_path):
-    with pytest.raises(FileError, match=r"has neither recipe\.yaml \(a run\) nor .* nor config\.json \(Hugging Face\)"):
+    with pytest.raises(
+        FileError, match=r"has neither .* nor config\.json \(Hugging Face\) .* nor recipe\.yaml \(a run\)"
+    ):
         qkv.load(tmp_path)
     with pytest.raises(FileError, match=r"nothing: there is no such file or folder; give a run"):
         qkv.load(tmp_path / "nothing")
@@ -135,6 +137,9 @@ def test_a_folder_that_is_neither(tmp_path):
 
 def test_a_run_without_a_checkpoint(run):
     (run / "checkpoints").rename(run / "elsewhere")
+    with pytest.raises(FileError, match="is a recipe and no run, which has a folder checkpoints; train it"):
+        qkv.load(run)
+    (run / "checkpoints").mkdir()
     with pytest.raises(FileError, match="the run has no checkpoint yet"):
         qkv.load(run)
 

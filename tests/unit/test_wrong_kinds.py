@@ -33,6 +33,14 @@ WRONG = {
     "Tokens.padded([]).shape, Tokens.packed([]).shape": "((0, 0), (0, 0))",
     "'nothing' if Causal().draw(0) == '' else 0": "nothing",
     "preset(3)": "no preset 3; known: ",
+    "load(3)": "3 is no path; give one as text or as a pathlib.Path",
+    "load('.', dtype='float32')": "dtype='float32' is no type of PyTorch; give one such as torch.bfloat16",
+    "load('.', device='gpu')": "; give a type such as torch.bfloat16, and a device that is there",
+    "load('.', quantize='int3')": "quantize='int3' is unknown; give one of int8, int4",
+    "train(3)": "the recipe is 3; give a path, a mapping like a recipe's file, or a RecipeConfig",
+    "Tokens.packed([3, 2])": "3 is no list of lengths; give for each row the lengths of its documents, such as",
+    "Tokens.padded([[3, 2]])": "[[3, 2]] is no list of lengths; give a length for each row, such as",
+    "Tokens.padded(torch.tensor([3, 2])).shape": "(2, 3)",
 }
 
 

@@ -104,7 +104,8 @@ def map_file(path: Path) -> mmap.mmap:
         FileError: As `file_size`.
         ValueError: It is empty.
     """
-    file_size(path)
+    if not file_size(path):
+        raise ValueError("the file is empty")
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if sys.platform == "linux":  # elsewhere the advice of `_Map.drop` means something else, or there is none

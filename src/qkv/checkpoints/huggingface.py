@@ -132,7 +132,7 @@ def save_model(
         if not is_plain_name(name):
             raise ConfigError(f"{name!r} cannot name a file of a model; use letters, digits, '_', '-' and '.'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already; choose another place, or remove it")
+        raise ConfigError(f"{folder}: is there already, and nothing is overwritten; choose another place, or remove it")
     with writing(folder), whole_folder(folder) as whole:
         _write_weights(chosen.keys(model.config).to_theirs(state), whole, max_shard_bytes)
         for name, text in texts.items():

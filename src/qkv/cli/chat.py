@@ -45,9 +45,15 @@ def chat(
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
     """
+    from qkv.data.chat import template_of
     from qkv.loading.conversation import Conversation
+    from qkv.loading.loaded import chat_parts
+    from qkv.loading.names import find
+    from qkv.loading.ready import tokenizer_in
 
     given = draw.given()
+    if (tokenizer := tokenizer_in(find(model))) is not None:  # a folder's, which is read sooner than weights
+        chat_parts(template_of(tokenizer), tokenizer)
     loaded = open_model(model, expand=expand, quantize=quantize)
     sampling = replace(loaded.sampling, **given)
     conversation = Conversation(loaded, system=system, max_new_tokens=max_new_tokens, sampling=sampling)

@@ -1,7 +1,7 @@
 """`qkv show`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qkv.cli.opening import Whole
 
@@ -103,12 +103,22 @@ def _read(path: Path) -> "ModelConfig":
 
     data = read_yaml(path)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds no model; give a model's config, or a recipe with a key 'model'")
+        found = "nothing" if data is None else "no model"
+        raise ConfigError(f"{path}: holds {found}; give a model's config, or a recipe with a key 'model'")
     if data.get("model") is None and isinstance(data.get("start"), dict):
-        return config_of(StartConfig.from_dict(data["start"], path="start").path)
+        return _for_context(config_of(StartConfig.from_dict(data["start"], path="start").path), data)
     recipe = data if "model" in data else {"model": data}
     try:
         expand_preset(recipe)
-        return model_config(recipe["model"], path="model" if "model" in data else "")
+        return _for_context(model_config(recipe["model"], path="model" if "model" in data else ""), data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _for_context(model: "ModelConfig", recipe: dict[str, Any]) -> "ModelConfig":
+    """The model as the recipe trains it: for texts of its context, where the model names none."""
+    from qkv.training.recipe import RecipeConfig
+
+    if model.single_stack is None or model.single_stack.context is not None or "data" not in recipe:
+        return model
+    return model.replace(context=recipe.get("context", RecipeConfig.context))

@@ -87,29 +87,35 @@ class Split:
         return digest.hexdigest()
 
     @classmethod
-    def from_text(cls, tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None) -> "Split":
+    def from_text(
+        cls, tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None, *, of: str = "the documents"
+    ) -> "Split":
         """A split in memory, for example to evaluate a trained model on any text.
 
         Args:
             tokenizer: Text to ids.
             documents: The texts.
             begin_id: What each begins with; None: the token that ends one.
+            of: What errors call the texts.
 
         Raises:
             ConfigError: The tokenizer has no end-of-text token, or does not know a character.
             FileError: There is no text.
         """
-        return cls._of(_encode(tokenizer, documents, begin_id), "the documents hold no text; give files with text")
+        return cls._of(_encode(tokenizer, documents, begin_id), f"{of}: there is no text in it; give files with text")
 
     @classmethod
-    def from_conversations(cls, tokenizer: Tokenizer, conversations: Iterable[Example]) -> "Split":
+    def from_conversations(
+        cls, tokenizer: Tokenizer, conversations: Iterable[Example], *, of: str = "the documents"
+    ) -> "Split":
         """The same of conversations, in the words of the tokenizer's chat template.
 
         Raises:
             ConfigError: The tokenizer has no chat template, or it does not take such messages.
             FileError: There is no conversation.
         """
-        return cls._of(_encode_conversations(tokenizer, conversations), "there is no conversation; give files with one")
+        nothing = f"{of}: there is no conversation in it; give files with one"
+        return cls._of(_encode_conversations(tokenizer, conversations), nothing)
 
     @classmethod
     def _of(cls, documents: "Iterable[_Document]", nothing: str) -> "Split":
@@ -299,6 +305,10 @@ def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) 
         facts = {
             name: _write(temporary, name, _encoded(config, n, tokenizer, part)) for part, name in enumerate(_SPLITS)
         }
+        if not n:
+            raise FileError(
+                f"{config.source.describe()}: there is nothing in it; give files with {config.source.holds}"
+            )
         if not facts["train"]["n_documents"] or (config.validation and not facts["validation"]["n_documents"]):
             train, out = (f"{fact['n_documents']} documents with {fact['n_tokens']} tokens" for fact in facts.values())
             raise FileError(

@@ -46,6 +46,8 @@ def to_type(model: Any, dtype: torch.dtype | None, device: str | torch.device | 
     Raises:
         ConfigError: There is no such type of weights or device, or a weight is beyond float16.
     """
+    if not isinstance(dtype, torch.dtype | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"dtype={dtype!r} is no type of PyTorch; give one such as torch.bfloat16")
     try:
         model.to(device=device, dtype=dtype)
     except (RuntimeError, TypeError, AssertionError) as error:  # whatever torch says of types and devices

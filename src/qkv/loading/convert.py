@@ -59,7 +59,7 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     if dtype is not None and dtype not in known:
         raise ConfigError(f"--dtype {dtype}: {to} takes {', '.join(known)}")
     if target.exists() and (not target.is_dir() or to == "gguf" or any(target.iterdir())):
-        raise ConfigError(f"{target}: is there already; choose another place, or remove it")
+        raise ConfigError(f"{target}: is there already, and nothing is overwritten; choose another place, or remove it")
     found = find(source)
     if to == "peft":
         export_adapter(found, target)

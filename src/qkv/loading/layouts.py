@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 import torch
 
@@ -38,11 +38,11 @@ class Layout(NamedTuple):
 
 
 LAYOUTS: Final = (
-    Layout(RECIPE, "a run", open_run, read_run_config),
     Layout(peft.CONFIG, "adapters of PEFT", open_peft),
     Layout("config.json", "Hugging Face", open_hugging_face),
     Layout(MODEL, "qkv.save", open_saved),
     Layout("model.h5", "transly", open_transly),
+    Layout(RECIPE, "a run", open_run, read_run_config),  # behind those beside which a recipe may lie
     Layout("", "GGUF", open_gguf_file, read_gguf_config),
 )
 """Tried in this order."""
@@ -77,6 +77,9 @@ def load(
         ConfigError: Options that exclude each other, or that the model does not have.
         FileError: The source is none of these, has no checkpoint yet, or does not fit together.
     """
+    if quantize not in (None, *get_args(Width)):
+        raise ConfigError(f"quantize={quantize!r} is unknown; give one of {', '.join(get_args(Width))}")
+    to_type(torch.nn.LayerNorm(1), dtype, device)  # refuses them before weights are read
     elsewhere = not str(device).startswith("cpu")  # where nothing is packed
     if quantize is not None and (dtype is not None or elsewhere):
         raise ConfigError(f"quantize={quantize!r} is for the CPU and sets the dtype; leave dtype and device out")

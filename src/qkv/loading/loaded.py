@@ -319,10 +319,7 @@ class Loaded(Ready):
         return self._write([list(ids)], (*self.facts.stop_ids, *special), kept=kept, **how)
 
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
-        if self.template is None or self.tokenizer is None:
-            missing = "tokenizer" if self.tokenizer is None else "chat template"
-            raise ConfigError(f"the model has no {missing} and cannot chat; take one that was trained on conversations")
-        return self.template, self.tokenizer
+        return chat_parts(self.template, self.tokenizer)
 
     def _write(
         self,
@@ -420,6 +417,14 @@ class _Row:
         if rest:
             self.tokens[-1] += rest
         return self.stops.push(rest) + self.stops.flush()
+
+
+def chat_parts(template: ChatTemplate | None, tokenizer: Tokenizer | None) -> tuple[ChatTemplate, Tokenizer]:
+    """What it takes to chat; `ConfigError` where one of them is missing."""
+    if template is None or tokenizer is None:
+        missing = "tokenizer" if tokenizer is None else "chat template"
+        raise ConfigError(f"the model has no {missing} and cannot chat; take one that was trained on conversations")
+    return template, tokenizer
 
 
 def _several(stop: Stop) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ def open_run(folder: Path, options: Options) -> Ready:
     Raises:
         FileError: The run has no checkpoint yet, or does not fit together.
     """
+    _check_run(folder)
     recipe, checkpoint = _read_recipe(folder), _newest(folder)
     for warning in checkpoint.warnings:
         warnings.warn(warning, stacklevel=4)
@@ -130,4 +131,13 @@ def _read_recipe(folder: Path) -> _Recipe:
                 return _Recipe(model, task, LoRAConfig.from_dict(data["adapter"], path="adapter"), start)
         raise ConfigError("it has an 'adapter' and no 'start' with a path")
     except ConfigError as error:
+        _check_run(folder)
         raise FileError(f"{folder / RECIPE}: not the recipe of a run: {error}") from None
+
+
+def _check_run(folder: Path) -> None:
+    if not (folder / "checkpoints").exists():
+        raise FileError(
+            f"{folder / RECIPE}: is a recipe and no run, which has a folder checkpoints; train it with qkv train, and "
+            "give the folder that this writes"
+        )

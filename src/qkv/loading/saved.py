@@ -151,4 +151,4 @@ def _require_free(folder: Path) -> None:
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
     if names and not ((folder / MODEL).is_file() and names <= _OURS | set(SIDES)):
-        raise ConfigError(f"{folder}: is there already; choose another place, or remove it")
+        raise ConfigError(f"{folder}: is there already, and nothing is overwritten; choose another place, or remove it")

@@ -41,4 +41,5 @@ def read_conversations(opened: Loaded, asked: Asked) -> Split:
     assert opened.tokenizer is not None
     if asked.field is not None:
         raise ConfigError("--field names the key of a text, and --conversations reads no texts; leave one out")
-    return Split.from_conversations(opened.tokenizer, ConversationsConfig(path=str(asked.data)).documents())
+    conversations = ConversationsConfig(path=str(asked.data)).documents()
+    return Split.from_conversations(opened.tokenizer, conversations, of=str(asked.data))

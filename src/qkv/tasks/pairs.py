@@ -185,7 +185,7 @@ class Pairs(Task):
     def notes(self, recipe: Recipe) -> Iterator[str]:
         """How many pairs there are."""
         sizes = self.train.n_documents, self.validation.n_documents
-        yield f"{sizes[0]:,} pairs to train on, {sizes[1]:,} held out; of each source the first pair counts"
+        yield f"{sizes[0]:,} pairs to train on, {sizes[1]:,} held out; of pairs with the same source, the first is used"
 
     def next_steps(self, folder: str) -> str:
         return f"qkv translate {folder} TEXT   ·   qkv eval {folder}   ·   qkv inspect {folder} TEXT"

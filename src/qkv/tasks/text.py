@@ -91,4 +91,6 @@ def read_texts(opened: Loaded, asked: Asked) -> Split:
     assert opened.tokenizer is not None
     named = {} if asked.field is None else {"field": asked.field}
     begin = opened.facts.begin_id if opened.facts.begins else None
-    return Split.from_text(opened.tokenizer, FilesConfig(path=str(asked.data), **named).documents(), begin)
+    return Split.from_text(
+        opened.tokenizer, FilesConfig(path=str(asked.data), **named).documents(), begin, of=str(asked.data)
+    )

@@ -94,6 +94,8 @@ class RecipeConfig(Config):
             raise ConfigError("the recipe has neither model nor start; give one of them")
         if self.start is None and self.adapter is not None:
             raise ConfigError("adapter needs trained weights to sit on; add start with the path of a checkpoint")
+        if self.model is not None and not self.model.depth:
+            raise ConfigError("the model has no blocks (model.blocks.n=0, or an empty list); give it at least one")
         longest = None if self.model is None else self.model.longest
         if longest is not None and self.context > longest:
             raise ConfigError(

@@ -46,7 +46,9 @@ def read_recipe_data(recipe: Path | Mapping[str, Any] | RecipeConfig) -> dict[st
     """A recipe as plain data, to be changed. Errors as for `read_recipe`."""
     if isinstance(recipe, RecipeConfig):
         return recipe.to_dict()
-    if not isinstance(recipe, Path):
+    if not isinstance(recipe, Path | Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(f"the recipe is {recipe!r}; give a path, a mapping like a recipe's file, or a RecipeConfig")
+    if isinstance(recipe, Mapping):
         plain = {key: value.to_dict() if isinstance(value, Config) else value for key, value in recipe.items()}
         return copy.deepcopy(plain)
     file = recipe if recipe.exists() else built_in_recipe(str(recipe))
@@ -55,7 +57,8 @@ def read_recipe_data(recipe: Path | Mapping[str, Any] | RecipeConfig) -> dict[st
         raise FileError(f"{recipe}: no such file, and no recipe of that name; {suggest(str(recipe), known)}")
     data = read_yaml(file)
     if not isinstance(data, dict):
-        raise ConfigError(f"{recipe}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise ConfigError(f"{recipe}: holds {found} and must hold the keys of a recipe, such as model, data and steps")
     return data
 
 

@@ -284,12 +284,20 @@ def test_the_first_family_that_can():
     assert family_of(config, "phi3").name == "phi3"
     with pytest.raises(ConfigError, match="no family 'lama'; did you mean 'llama'"):
         family_of(config, "lama")
-    with pytest.raises(ConfigError, match=r"gpt2 cannot express this model: .*; llama cannot express this model"):
+    with pytest.raises(
+        ConfigError, match=r"gpt2 cannot express this model: .*; llama, mistral, .* cannot express this model"
+    ):
         family_of(tiny_config(position=qkv.ALiBiConfig()))
 
 
+def test_a_reason_is_said_once_for_all_families():
+    with pytest.raises(ConfigError, match=r"llama, mistral, .* phi3 cannot express this model: its context is") as told:
+        family_of(tiny_config())
+    assert str(told.value).count("context is not known") == 1
+
+
 def test_what_a_model_needs_to_be_written():
-    with pytest.raises(ConfigError, match=r"its context is not known; set TransformerConfig\.context"):
+    with pytest.raises(ConfigError, match="its context is not known; set `context` in its config to"):
         FAMILIES["llama"].write(tiny_config())
     shared = dataclasses.replace(tiny_config(), blocks=dataclasses.replace(tiny_config().blocks, shared=True))
     with pytest.raises(ConfigError, match="its layers share weights"):

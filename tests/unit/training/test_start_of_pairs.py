@@ -153,7 +153,7 @@ def test_recipes_that_do_not_fit_their_start(tmp_path):
     refused(r"with start the tokenizer is the checkpoint's; leave data\.tokenizer out", tokenizers=TWO)
     refused("adapter is for language models", adapter={"rank": 2})
     refused("the character 'x' is not in", rows=[("xa", "A"), ("b", "B"), ("c", "C")])
-    refused("has neither recipe", FileError, start={"path": str(tmp_path)})
+    refused("has neither adapter_config", FileError, start={"path": str(tmp_path)})
     with pytest.raises(ConfigError, match="target_tokenizer is set and tokenizer is not"):
         PairDataConfig(source=TSVConfig(path="x"), target_tokenizer=CharacterTokenizerConfig())
 

@@ -39,15 +39,15 @@ def family_of(config: TransformerConfig, name: str | None = None) -> Family:
     """
     if name is not None and name not in FAMILIES:
         raise ConfigError(f"no family {name!r}; {suggest(name, FAMILIES)}")
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {}  # and the families that have each
     for family in FAMILIES.values() if name is None else (FAMILIES[name],):
         try:
             family.write(config)
         except ConfigError as error:
-            reasons.append(str(error))
+            reasons.setdefault(str(error).removeprefix(family.name), []).append(family.name)
         else:
             return family
-    raise ConfigError("; ".join(reasons))
+    raise ConfigError("; ".join(f"{', '.join(names)}{reason}" for reason, names in reasons.items()))
 
 
 __all__ = ["FAMILIES", "Family", "family_of"]

@@ -133,7 +133,10 @@ class ConfigReader:
             self.require(key, value=False)
         said = {key for key, value in self._rest.items() if value is not None and value not in ([], {})}
         for key in sorted(said - _HARMLESS - {*ignored}):
-            raise FileError(f"{self.source}: {key!r} is not known to qkv, and it might change what the model computes")
+            raise FileError(
+                f"{self.source}: {key!r} is not known to qkv, and it might change what the model computes; if it does "
+                "not, delete it from the file"
+            )
 
 
 @final

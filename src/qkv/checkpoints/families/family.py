@@ -177,7 +177,7 @@ def context_of(config: TransformerConfig) -> int:
     """
     longest = config.longest or config.limit
     if longest is None:
-        raise ConfigError("its context is not known; set TransformerConfig.context")
+        raise ConfigError("its context is not known; set `context` in its config to the tokens of its longest text")
     return longest
 
 

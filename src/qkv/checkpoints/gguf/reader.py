@@ -80,8 +80,8 @@ class _Cursor:
     def skip(self, count: int, what: str) -> int:
         """Where the next `count` bytes begin."""
         if count > self._end - self.at:
-            limit = f"the file has {self._end}" if self._end < MAX_HEADER else f"a header has at most {MAX_HEADER}"
-            raise ValueError(f"{what} needs {count} bytes at {self.at}, {limit}")
+            limit = "the file ends" if self._end < MAX_HEADER else "a header may end at the latest"
+            raise ValueError(f"{limit} at byte {self._end}, and {what} would take {count} bytes from byte {self.at} on")
         self.at += count
         return self.at - count
 
