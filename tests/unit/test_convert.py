@@ -205,7 +205,9 @@ def test_wrong_use(run, packed, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("")
     for to in ("hf", "qkv", "gguf"):
-        with pytest.raises(ConfigError, match="there: is there already; choose another place"):
+        with pytest.raises(
+            ConfigError, match="there: is there already, and nothing is overwritten; choose another place"
+        ):
             convert(run, tmp_path / "there", to=to)
     with pytest.raises(FileError, match=r"smollm: there is no such file or folder; .*did you mean 'smollm2'"):
         find("smollm")

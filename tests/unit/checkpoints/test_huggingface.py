@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_a_place_that_is_taken_and_names_that_are_paths(tmp_path):
     (tmp_path / "empty").mkdir()
     save_model(model(), tmp_path / "empty")
-    with pytest.raises(ConfigError, match="empty: is there already; choose another place"):
+    with pytest.raises(ConfigError, match="empty: is there already, and nothing is overwritten; choose another place"):
         save_model(model(), tmp_path / "empty")
     with pytest.raises(ConfigError, match=r"'\.\./x' cannot name a file of a model"):
         save_model(model(), tmp_path / "other", files={"../x": b""})

@@ -159,7 +159,9 @@ def test_saving_again_replaces_the_model_and_nothing_else(tmp_path):
     qkv.save(second, folder)
     assert qkv.load(folder).config == second.config
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="saved: is there already; choose another place, or remove it"):
+    with pytest.raises(
+        ConfigError, match="saved: is there already, and nothing is overwritten; choose another place, or remove it"
+    ):
         qkv.save(first, folder)
     assert qkv.load(folder).config == second.config
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
