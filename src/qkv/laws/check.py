@@ -1,6 +1,6 @@
 """Running the laws, and finding the first layer that breaks one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,6 +12,7 @@ from qkv.laws.laws import LAWS, Law, Pair, Run
 from qkv.laws.subject import ModelSubject, ModuleSubject, PairSubject, Subject
 from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer
+from qkv.nn.part import watching
 from qkv.shapes import Tensor
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -177,19 +178,10 @@ def _outputs_of(module: nn.Module, run: Run, *, training: bool) -> dict[str, Ten
     """What each module put out, in the order in which they ended; pieces of a text side by side."""
     found: dict[str, list[Tensor]] = {}
 
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, Tensor) and first.dim() >= 3:
-                found.setdefault(name, []).append(first)
+    def see(name: str, _: nn.Module, output: Tensor) -> None:
+        if output.dim() >= 3:
+            found.setdefault(name, []).append(output)
 
-        return hook
-
-    handles = [part.register_forward_hook(watch(name)) for name, part in module.named_modules() if name]
-    try:
-        with _mode(module, training=training):
-            run.compute()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(module, see), _mode(module, training=training):
+        run.compute()
     return {name: torch.cat(pieces, 1) for name, pieces in found.items() if len({p.shape[2:] for p in pieces}) == 1}

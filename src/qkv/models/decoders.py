@@ -1,7 +1,7 @@
 """The decoders of the recurrent translator: with attention on the last state, on the current one, and without."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -86,11 +86,16 @@ class DecoderConfig(Config, ABC):
 
 
 class Decoder(Configured, nn.Module, ABC):
-    """Base of the decoders. One call reads any number of tokens of the target: all in training, one in a search."""
+    """Base of the decoders. One call reads any number of tokens of the target: all in training, one in a search.
+
+    Attributes:
+        score: How well a state matches each place of the memory; None: it does not look back.
+    """
 
     def __init__(self, config: DecoderConfig, d_model: int, encoder: RecurrentEncoder, d_extra: int) -> None:
         """`d_extra` is the width of what the network reads beside the embedding."""
         super().__init__()
+        self.score: Any = None  # some decoders narrow it
         self.d_embed = config.d_embed or d_model
         self.d_readout = config.d_readout or d_model
         self.dropout = config.dropout
@@ -112,22 +117,19 @@ class Decoder(Configured, nn.Module, ABC):
         linear = config.bridge == "linear"
         self.bridge = nn.ModuleList(nn.Linear(d_final, d_hidden) for _ in range(needed)) if linear else None
 
-    @abstractmethod
     def begin(self, encoded: Encoded) -> DecoderState:
-        """The state before the first token."""
+        """The state before the first token: in the network all layers begin alike."""
+        layer = encoded.final
+        if self.bridge is not None:
+            layer = tuple(torch.tanh(linear(part)) for linear, part in zip(self.bridge, encoded.final, strict=True))
+        keys = None if self.score is None else self.score.keys(encoded.memory)
+        return DecoderState(encoded, keys, (layer,) * self.net.layers)
 
     @abstractmethod
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "N T R"], DecoderState]:
         """What the head reads after each of some tokens of the target, and the state behind them."""
-
-    def first(self, encoded: Encoded) -> State:
-        """How its network begins: all layers alike."""
-        layer = encoded.final
-        if self.bridge is not None:
-            layer = tuple(torch.tanh(linear(part)) for linear, part in zip(self.bridge, encoded.final, strict=True))
-        return (layer,) * self.net.layers
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout of the readout."""
@@ -156,9 +158,6 @@ class FixedVector(Decoder, config=FixedVectorConfig):
         d_memory = encoder.net.d_out
         super().__init__(config, d_model, encoder, d_memory)
         self.readout = nn.Linear(self.net.d_hidden + d_memory + self.d_embed, self.d_readout)
-
-    def begin(self, encoded: Encoded) -> DecoderState:
-        return DecoderState(encoded, None, self.first(encoded))
 
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
@@ -193,9 +192,6 @@ class Bahdanau(Decoder, config=BahdanauConfig):
         super().__init__(config, d_model, encoder, d_memory)
         self.score = config.score.build(self.net.d_hidden, d_memory)
         self.readout = nn.Linear(self.net.d_hidden + d_memory + self.d_embed, self.d_readout)
-
-    def begin(self, encoded: Encoded) -> DecoderState:
-        return DecoderState(encoded, self.score.keys(encoded.memory), self.first(encoded))
 
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None
@@ -283,8 +279,10 @@ class Luong(Decoder, config=LuongConfig):
         self.readout = nn.Linear(d_memory + self.net.d_hidden, self.d_readout)
 
     def begin(self, encoded: Encoded) -> DecoderState:
-        feed = encoded.memory.new_zeros(len(encoded.memory), self.d_readout) if self.input_feeding else None
-        return DecoderState(encoded, self.score.keys(encoded.memory), self.first(encoded), feed)
+        state = super().begin(encoded)
+        if self.input_feeding:
+            state = state._replace(feed=encoded.memory.new_zeros(len(encoded.memory), self.d_readout))
+        return state
 
     def forward(
         self, y: Float[Tensor, "N T E"], state: DecoderState, recorder: Recorder | None = None

@@ -15,9 +15,9 @@ from qkv.shapes import Float, Tensor
 class Score(Configured, nn.Module, ABC):
     """Base of the scores. What depends on the memory alone is computed once per sentence, by `keys`."""
 
-    @abstractmethod
     def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
-        """What the scores need of the memory."""
+        """What the scores need of the memory: by default itself."""
+        return memory
 
     @abstractmethod
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
@@ -75,7 +75,7 @@ class DotScoreConfig(ScoreConfig):
 
 @final
 class DotScore(Score, config=DotScoreConfig):
-    """s · h; the keys are the memory."""
+    """s · h."""
 
     def __init__(self, config: DotScoreConfig, d_state: int, d_memory: int) -> None:
         super().__init__()
@@ -84,9 +84,6 @@ class DotScore(Score, config=DotScoreConfig):
                 f"DotScore needs states as wide as the memory, and they are {d_state} and {d_memory} wide; set "
                 f"decoder.d_hidden={d_memory}, or use GeneralScore"
             )
-
-    def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
-        return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
         return dot_scores(states, keys)
@@ -100,15 +97,11 @@ class GeneralScoreConfig(ScoreConfig):
 
 @final
 class GeneralScore(Score, config=GeneralScoreConfig):
-    """s · W h; the keys are the memory."""
+    """s · W h. W goes to the states, of which there are fewer at a time."""
 
     def __init__(self, config: GeneralScoreConfig, d_state: int, d_memory: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_state, d_memory))
-
-    def keys(self, memory: Float[Tensor, "B S M"]) -> Float[Tensor, "B S A"]:
-        """The memory itself: W goes to the states, of which there are fewer at a time."""
-        return memory
 
     def forward(self, states: Float[Tensor, "B T D"], keys: Float[Tensor, "B S A"]) -> Float[Tensor, "B T S"]:
         return general_scores(states, keys, self.weight)

@@ -1,6 +1,9 @@
 """What a part of a model answers about itself: cost and quantising ask it, and list no classes."""
 
 from abc import ABC
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -35,3 +38,23 @@ class Part(Configured, nn.Module, ABC):
                 raise ConfigError(
                     f"{type(self).__name__}.{name} has {p.dim()} axes and cannot be packed; load the model with a dtype"
                 )
+
+
+@contextmanager
+def watching(model: nn.Module, see: Callable[[str, nn.Module, Tensor], None]) -> Generator[None, None, None]:
+    """Shows `see` the path of each module inside, the module and its output (the first of several), as they end."""
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def shown(module: nn.Module, _: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, Tensor):
+                see(path, module, first)
+
+        return shown
+
+    handles = [part.register_forward_hook(hook(path)) for path, part in model.named_modules() if path]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
