@@ -11,10 +11,9 @@ model sees one node instead of every step.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from qkv.ops.operator import Tensors, operator
-from qkv.ops.scores import additive_scores, normalised
+from qkv.ops.scores import normalised
 from qkv.shapes import Bool, Float, Tensor
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -63,28 +62,11 @@ class Looked(NamedTuple):
     weights: Float[Tensor, "T N S"]
 
 
-def attentive_gru_loop(p: AttentiveGRU) -> Looked:
-    """The formula, a step at a time: c = Σ α h with α from the last state; s' = GRU(s, [y; c]).
+def attentive_gru(p: AttentiveGRU) -> Looked:
+    """c = Σ α h with α from the last state; s' = GRU(s, [y; c]), token by token.
 
     Source: Bahdanau et al. 2015, sections A.1.2 and A.2.2, with the cell of `qkv.nn.recurrent.GRUConfig`.
     """
-    states, contexts, looks = [p.start], list[Tensor](), list[Tensor]()
-    cut = 2 * p.start.shape[-1]
-    for x in p.inputs.unbind(0):
-        h = states[-1]
-        look = normalised(additive_scores(F.linear(h, p.query_weight)[:, None], p.keys, p.v), p.valid)
-        context = (look @ p.memory)[:, 0]
-        gates, recurrent = x + context @ p.to_gates, F.linear(h, p.weight, p.bias)
-        r, z = (gates[:, :cut] + recurrent[:, :cut]).sigmoid().chunk(2, dim=-1)
-        n = torch.tanh(gates[:, cut:] + r * recurrent[:, cut:])
-        states.append((1 - z) * n + z * h)
-        contexts.append(context)
-        looks.append(look[:, 0])
-    return Looked(torch.stack(states), torch.stack(contexts), torch.stack(looks))
-
-
-def attentive_gru(p: AttentiveGRU) -> Looked:
-    """What `attentive_gru_loop` computes. A gradient that is to be differentiated again is computed by the loop."""
     *numbers, valid = p
     numbers.append(p.start.new_empty(0, dtype=torch.bool) if valid is None else valid)
     return Looked(*_operator(numbers, [])[:3])
@@ -178,5 +160,4 @@ _operator = operator(
     _backward,
     outputs=_room,
     gradients=lambda tensors: [x.new_empty(x.shape) for x in tensors[:-1]],
-    definition=lambda tensors: [*attentive_gru_loop(_problem(tensors))],
 )

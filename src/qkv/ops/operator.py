@@ -19,9 +19,8 @@ def operator(
     *,
     outputs: Callable[[Tensors], Tensors],
     gradients: Callable[[Tensors], Tensors],
-    definition: Callable[[Tensors], Tensors] | None = None,
 ) -> Operator:
-    """`forward` as the operator `qkv::name`, from tensors and numbers to fresh tensors.
+    """`forward` as the operator `qkv::name`, from tensors and numbers to fresh tensors; it has no second derivative.
 
     Args:
         name: Its name, and before `_backward` that of its backward pass.
@@ -29,7 +28,6 @@ def operator(
         backward: From its arguments, its results and their gradients to the gradients of the first of its tensors.
         outputs: Memory for the results of `forward`, in the same layout.
         gradients: The same for those of `backward`.
-        definition: The first of the results by operations of PyTorch, for gradients that are differentiated again.
     """
     arguments = "Tensor[] tensors, float[] numbers"
     run = torch.library.custom_op(f"qkv::{name}", forward, mutates_args=(), schema=f"({arguments}) -> Tensor[]")
@@ -50,23 +48,9 @@ def operator(
     def differentiate(ctx: Any, grads: Tensors) -> tuple[list[Tensor | None], Any]:
         saved = list(ctx.saved_tensors)
         tensors, results = saved[: ctx.n], saved[ctx.n :]
-        if definition is not None and torch.is_grad_enabled():  # create_graph
-            found = _differentiable(definition, tensors, ctx.needs_input_grad[0], grads)
-        else:
-            found = run_backward(tensors, ctx.numbers, results, grads)
+        found = run_backward(tensors, ctx.numbers, results, grads)
         # An empty list has no place for a None, and a list of numbers is one place.
         return [*found, *[None] * (ctx.n - len(found))], None if ctx.numbers else []
 
     run.register_autograd(differentiate, setup_context=setup)
     return run
-
-
-def _differentiable(
-    definition: Callable[[Tensors], Tensors], tensors: Tensors, needed: list[bool], grads: Tensors
-) -> list[Tensor | None]:
-    """The gradients, as a graph that has gradients of its own."""
-    views = [x.view_as(x) for x in tensors]  # one tensor may stand in two places
-    outputs = definition(views)
-    wanted = [x for x, wants in zip(views, needed, strict=True) if wants]
-    found = iter(torch.autograd.grad(outputs, wanted, grads[: len(outputs)], create_graph=True, allow_unused=True))
-    return [next(found) if wants else None for wants in needed]

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from qkv.ops.attentive_gru import AttentiveGRU, Looked, attentive_gru, attentive_gru_loop
+from qkv.ops.attentive_gru import AttentiveGRU, Looked, attentive_gru
+from qkv.ops.scores import additive_scores, normalised
 from tolerances import FLOAT64
 
 NEEDED = [name for name in AttentiveGRU._fields if name != "valid"]
@@ -21,6 +23,23 @@ def draw(t=4, n=3, s=5, h=6, a=7, m=8, *, padded=True, dtype=torch.float64):
     lengths = torch.tensor([s - 2 * (row % 2) for row in range(n)])
     valid = torch.arange(s) < lengths[:, None] if padded else None
     return AttentiveGRU(valid=valid, **{key: x.to(dtype).requires_grad_() for key, x in drawn.items()})
+
+
+def attentive_gru_loop(p):
+    """The formula, a step at a time."""
+    states, contexts, looks = [p.start], [], []
+    cut = 2 * p.start.shape[-1]
+    for x in p.inputs.unbind(0):
+        h = states[-1]
+        look = normalised(additive_scores(F.linear(h, p.query_weight)[:, None], p.keys, p.v), p.valid)
+        context = (look @ p.memory)[:, 0]
+        gates, recurrent = x + context @ p.to_gates, F.linear(h, p.weight, p.bias)
+        r, z = (gates[:, :cut] + recurrent[:, :cut]).sigmoid().chunk(2, dim=-1)
+        n = torch.tanh(gates[:, cut:] + r * recurrent[:, cut:])
+        states.append((1 - z) * n + z * h)
+        contexts.append(context)
+        looks.append(look[:, 0])
+    return Looked(torch.stack(states), torch.stack(contexts), torch.stack(looks))
 
 
 def needed(p):
@@ -65,7 +84,9 @@ def test_gradients_are_those_of_differences():
         return tuple(attentive_gru(AttentiveGRU(valid=p.valid, **dict(zip(NEEDED, numbers, strict=True)))))
 
     assert torch.autograd.gradcheck(function, needed(p), fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, needed(p), fast_mode=True)  # through the loop
+    (grad,) = torch.autograd.grad(sum(x.sum() for x in function(*needed(p))), p.v, create_graph=True)
+    with pytest.raises(RuntimeError, match="autograd"):  # no second derivative, rather than a wrong one
+        grad.sum().backward()
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -73,7 +94,6 @@ def test_one_gradient_alone(name):
     p = draw()
     frozen = p._replace(**{key: getattr(p, key).detach() for key in NEEDED if key != name})
     agree(frozen, FLOAT64)
-    agree(frozen, FLOAT64, create_graph=True)
 
 
 def test_a_second_pass_gives_the_same_and_changes_nothing():
