@@ -369,7 +369,6 @@ MUTANTS = [
     Mutant("looking back: nothing comes back through the queries", "ops/attentive_gru.py", "grad_h.addmm_(grad_queries[t], p.query_weight)", "pass", LOOKING),
     Mutant("looking back: the weights have no gradient", "ops/attentive_gru.py", ".add_(grad_looks[t])", "", LOOKING),
     Mutant("looking back: gradients that came in are overwritten", "ops/attentive_gru.py", "grads[1].clone(memory_format=torch.contiguous_format)", "grads[1]", LOOKING),
-    Mutant("looking back: a gradient of a gradient is lost", "ops/operator.py", "torch.is_grad_enabled():", "False:", LOOKING),
     Mutant("looking back: in bfloat16 too", "models/decoders.py", "if not one_type or", "if False and", SEQ2SEQ),
     # Memory of a load
     Mutant("gguf: all rows are packed at once", "ops/int4.py", "step = _BLOCK * max(1, _PACKED // (_BLOCK * columns))", "step = -n // _BLOCK * -_BLOCK", GGUF_MEMORY),
