@@ -284,7 +284,7 @@ MUTANTS = [
     Mutant("every turn is read anew", "generation/generate.py", "if decoding is None or not held or decoding.cache.capacity < capacity:", "if True:", CONVERSATION),
     Mutant("the system's message is dropped", "loading/conversation.py", "[*messages[: questions[0]], *messages[questions[1] :]]", "messages[questions[1] :]", CONVERSATION),
     Mutant("the end of a turn is not known", "loading/loaded.py", "(*self.facts.stop_ids, *special)", "self.facts.stop_ids", CONVERSATION),
-    Mutant("rows of a batch draw from other streams", "loading/loaded.py", "streams = [0] * len(prompts)", "streams = list(range(len(prompts)))", "tests/cli/test_generate.py"),
+    Mutant("rows of a batch draw from other streams", "loading/loaded.py", "[0] * len(ids) if streams is None", "range(len(ids)) if streams is None", "tests/cli/test_generate.py"),
     Mutant("adapters sit on folders only", "loading/run.py", "base = options.open(find(start), options)", "base = options.open(expand_home(start), options)", FINE_TUNE),
     Mutant("eval counts what the user says", "data/dataset.py", "np.concatenate(counted) if counted else None", "None", FINE_TUNE),
     Mutant("pairs begin with fresh weights", "training/trainer.py", "recipe.model.build() if base is None else", "recipe.model.build() if recipe.adapter is None else", PAIR_START),

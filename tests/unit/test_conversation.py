@@ -64,7 +64,7 @@ def test_what_ends_a_turn_may_be_plain_text(loaded):
     template = qkv.ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }} ##\n{% endfor %}")
     plain = dataclasses.replace(loaded, template=template, facts=qkv.Facts())
     messages = [{"role": "user", "content": "x"}]
-    writing = plain.answer(plain.encode_chat(messages), max_new_tokens=5)
+    writing = plain.answer([plain.encode_chat(messages)], max_new_tokens=5)
     assert writing._rows[0].stops._stops == ("##",)
 
 
@@ -190,6 +190,23 @@ def test_each_of_several_prompts_is_as_it_is_alone(loaded, sampling):
     assert texts == [loaded.generate(prompt, max_new_tokens=15, sampling=sampling) for prompt in prompts]
     assert len(set(texts)) == 4
     assert loaded.generate([]) == []
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(seed=3)])
+def test_several_prompts_and_conversations_come_piece_by_piece(loaded, sampling):
+    prompts = ["a", "a longer one, é", "xyz" * 20]
+    talks = [[{"role": "user", "content": "Hello"}], [{"role": "user", "content": text} for text in prompts]]
+    how = {"max_new_tokens": 15, "sampling": sampling}
+    answers = [loaded.chat(talk, **how) for talk in talks]
+    assert loaded.chat(talks, **how) == answers
+    assert loaded.chat(["Hello"], **how) == answers[:1]
+    for pieces, want in (
+        (list(loaded.stream(prompts, **how)), loaded.generate(prompts, **how)),
+        (list(loaded.stream_chat(talks, **how)), answers),
+    ):
+        assert ["".join(piece for row, piece in pieces if row == i) for i in range(len(want))] == want
+        assert [row for row, _ in pieces] != sorted(row for row, _ in pieces)  # side by side
+    assert list(loaded.stream([])) == []
 
 
 def test_equal_prompts_without_a_seed_differ(loaded):

@@ -61,7 +61,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": question}]
         kept, ids = self._fit(messages)
         writing = self._loaded.answer(
-            ids, kept=self._kept, max_new_tokens=self._max_new_tokens, sampling=self._sampling
+            [ids], kept=self._kept, max_new_tokens=self._max_new_tokens, sampling=self._sampling
         )
         self.dropped = len(messages) - len(kept)
         self.messages = kept

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, final, overload
+from typing import Any, TypedDict, Unpack, cast, final, overload
 
 import torch
 
@@ -198,11 +198,11 @@ class Loaded(Ready):
 
     def complete(self, prompts: str | Sequence[str], *, n: int = 1, **how: Unpack[HowToWrite]) -> list[Completion]:
         """How each text goes on, and why it ended. Arguments and errors as for `generate`."""
-        streams = [0] * len(prompts)
+        streams = None
         if isinstance(prompts, str):
             if n < 1:
                 raise ConfigError(f"n={n} samples: must be at least 1")
-            prompts, streams = [prompts] * n, list(range(n))
+            prompts, streams = [prompts] * n, range(n)
         elif n != 1:
             raise ConfigError(f"n={n} samples of {len(prompts)} prompts: give one prompt, or each of them {n} times")
         if not prompts:
@@ -243,27 +243,63 @@ class Loaded(Ready):
         row.flush()
         return tuple(row.tokens)
 
-    def stream(self, prompt: str, **how: Unpack[HowToWrite]) -> Iterator[str]:
-        """The text of `generate`, piece by piece as it comes. Arguments and errors as there."""
-        return self._write(self.encode_prompts([prompt]), self.facts.stop_ids, **how).single()
+    @overload
+    def stream(self, prompt: str, **how: Unpack[HowToWrite]) -> Iterator[str]: ...
+    @overload
+    def stream(self, prompt: list[str] | tuple[str, ...], **how: Unpack[HowToWrite]) -> Iterator[tuple[int, str]]: ...
 
-    def chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> str:
-        """The assistant's answer to a conversation.
+    def stream(
+        self, prompt: str | list[str] | tuple[str, ...], **how: Unpack[HowToWrite]
+    ) -> Iterator[str] | Iterator[tuple[int, str]]:
+        """The text of `generate`, piece by piece as it comes; of several prompts (number of the prompt, piece).
+
+        Arguments and errors as there.
+        """
+        if isinstance(prompt, str):
+            return self._write(self.encode_prompts([prompt]), self.facts.stop_ids, **how).single()
+        return self._write(self.encode_prompts(prompt), self.facts.stop_ids, **how).pieces() if prompt else iter(())
+
+    @overload
+    def chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> str: ...
+    @overload
+    def chat(self, messages: list[str] | Sequence[Sequence[Message]], **how: Unpack[HowToWrite]) -> list[str]: ...
+
+    def chat(
+        self, messages: str | Sequence[Message] | list[str] | Sequence[Sequence[Message]], **how: Unpack[HowToWrite]
+    ) -> str | list[str]:
+        """The assistant's answer to a conversation, or a list of those to several, each as it would be alone.
 
         Args:
             messages: From the first to the last, such as `[{"role": "user", "content": "Hello!"}]`; a text
-                is what the user says.
+                is what the user says. Or a list of such conversations.
             how: See `HowToWrite`.
 
         Raises:
-            ConfigError: The model has no tokenizer or chat template, or the conversation does not fit it.
+            ConfigError: The model has no tokenizer or chat template, or a conversation does not fit it.
             FileError: The chat template cannot be used.
         """
-        return "".join(self.stream_chat(messages, **how))
+        conversations, several = _conversations(messages)
+        writing = self.answer([self.encode_chat(one) for one in conversations], **how)
+        texts = ["".join(row) for row in zip(*writing, strict=True)]
+        return texts if several else texts[0]
 
-    def stream_chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> Iterator[str]:
-        """The answer of `chat`, piece by piece as it comes. Arguments and errors as there."""
-        return self.answer(self.encode_chat(messages), **how).single()
+    @overload
+    def stream_chat(self, messages: str | Sequence[Message], **how: Unpack[HowToWrite]) -> Iterator[str]: ...
+    @overload
+    def stream_chat(
+        self, messages: list[str] | Sequence[Sequence[Message]], **how: Unpack[HowToWrite]
+    ) -> Iterator[tuple[int, str]]: ...
+
+    def stream_chat(
+        self, messages: str | Sequence[Message] | list[str] | Sequence[Sequence[Message]], **how: Unpack[HowToWrite]
+    ) -> Iterator[str] | Iterator[tuple[int, str]]:
+        """The answer of `chat`, piece by piece as it comes; of several conversations (number of it, piece).
+
+        Arguments and errors as there.
+        """
+        conversations, several = _conversations(messages)
+        writing = self.answer([self.encode_chat(one) for one in conversations], **how)
+        return writing.pieces() if several else writing.single()
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids that each prompt is read as; an empty one is the token that begins a text.
@@ -301,14 +337,14 @@ class Loaded(Ready):
             messages = [{"role": "user", "content": messages}]
         return tokenizer.encode_rendered(template.prompt(messages)).ids
 
-    def answer(self, ids: Sequence[int], *, kept: Kept | None = None, **how: Unpack[HowToWrite]) -> "Writing":
-        """The answer to a conversation that `encode_chat` has encoded.
+    def answer(self, ids: Sequence[Sequence[int]], *, kept: Kept | None = None, **how: Unpack[HowToWrite]) -> "Writing":
+        """The answers to conversations that `encode_chat` has encoded.
 
-        It ends with the model's stop ids, and with what the template writes after an answer, should those differ.
+        They end with the model's stop ids, and with what the template writes after an answer, should those differ.
 
         Args:
-            ids: From `encode_chat`.
-            kept: What was read for earlier answers of the same conversation.
+            ids: Of each conversation, from `encode_chat`.
+            kept: What was read for earlier answers of the same conversation, if it is a single one.
             how: See `HowToWrite`.
         """
         template, tokenizer = self._chat_parts()
@@ -316,7 +352,7 @@ class Loaded(Ready):
         special = tokenizer.special_ids(end)
         how.setdefault("max_new_tokens", 500)
         how["stop"] = (*_several(how.get("stop", ())), *([end] if end and not special else []))
-        return self._write([list(ids)], (*self.facts.stop_ids, *special), kept=kept, **how)
+        return self._write(ids, (*self.facts.stop_ids, *special), kept=kept, **how)
 
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
         return chat_parts(self.template, self.tokenizer)
@@ -336,6 +372,7 @@ class Loaded(Ready):
         **drawing: Any,
     ) -> "Writing":
         assert self.tokenizer is not None
+        streams = [0] * len(ids) if streams is None else streams  # each as if alone
         if beams is None:
             if length_penalty is not None:
                 raise ConfigError(f"length_penalty={length_penalty} is of a search; give beams too, such as beams=4")
@@ -377,9 +414,13 @@ class Writing:
                 break
         yield [row.flush() for row in self._rows]
 
+    def pieces(self) -> Iterator[tuple[int, str]]:
+        """What is new, with the number of its row."""
+        return ((row, piece) for new in self for row, piece in enumerate(new) if piece)
+
     def single(self) -> Iterator[str]:
         """The text of a single row, piece by piece."""
-        return (piece for (piece,) in self if piece)
+        return (piece for _, piece in self.pieces())
 
     @property
     def finish(self) -> list[Finish | None]:
@@ -425,6 +466,15 @@ def chat_parts(template: ChatTemplate | None, tokenizer: Tokenizer | None) -> tu
         missing = "tokenizer" if tokenizer is None else "chat template"
         raise ConfigError(f"the model has no {missing} and cannot chat; take one that was trained on conversations")
     return template, tokenizer
+
+
+def _conversations(
+    messages: str | Sequence[Message] | list[str] | Sequence[Sequence[Message]],
+) -> tuple[list[str | Sequence[Message]], bool]:
+    """The conversations that are meant, and whether they were several."""
+    if isinstance(messages, str) or not messages or isinstance(messages[0], Mapping):
+        return [cast("str | Sequence[Message]", messages)], False
+    return list(cast("list[str] | Sequence[Sequence[Message]]", messages)), True
 
 
 def _several(stop: Stop) -> tuple[str, ...]:
