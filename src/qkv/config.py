@@ -135,7 +135,20 @@ def config(cls: type[T]) -> type[T]:
             raise ConfigError(_one_line(made, error)) from None
 
     made.__init__ = __init__
+    made.__doc__ = _with_inherited(made)
     return typing.cast("type[T]", made)
+
+
+_ENTRY = re.compile(r"^ {4}(\w+): .*(?:\n {8}.*)*", re.MULTILINE)
+
+
+def _with_inherited(cls: type) -> str:
+    """Its docstring, and after it what those of its bases say about the fields that it has from them."""
+    own = inspect.cleandoc(cls.__doc__ or "")
+    said = {found[1]: found[0] for base in reversed(cls.__mro__[1:]) for found in _ENTRY.finditer(base.__doc__ or "")}
+    told = {found[1] for found in _ENTRY.finditer(own)}
+    more = [said[name] for name in _names(cls) if name in said and name not in told]
+    return "\n".join([own, "", "Inherited:", *more] if more else [own])
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -140,6 +140,22 @@ def test_every_config_is_frozen_and_makes_the_round_trip(cls):
     assert hash(made) == hash(dataclasses.replace(made))
 
 
+@pytest.mark.parametrize("cls", CONCRETE, ids=lambda cls: cls.__name__)
+def test_a_config_describes_the_fields_that_it_inherits(cls):
+    own = vars(cls).get("__annotations__", {})
+    inherited = [field.name for field in dataclasses.fields(cls) if field.name not in own]
+    silent = [name for name in inherited if f"\n    {name}: " not in cls.__doc__]
+    assert not silent, f"{cls.__name__}: {silent}"
+
+
+def test_a_config_is_read_with_its_bases():
+    assert qkv.RMSNormConfig.__doc__.endswith(
+        "Inherited:\n    eps: What is added to the variance or mean square, inside the root."
+    )
+    assert "Table of positions that is added" in qkv.TokenEmbedderConfig.__doc__
+    assert qkv.AttentionConfig.__doc__.count("    dropout: ") == 1
+
+
 def test_whoever_loads_a_model_knows_every_part():
     """Also in a process that has imported nothing else: a part can be named in a file if it has been imported."""
     code = "import qkv.loading.layouts; from qkv.config import Config; print(*Config._registry)"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from contextlib import nullcontext as quiet
 
 import gguf
@@ -16,6 +17,7 @@ from qkv.checkpoints import read_tensors, write_tensors
 from qkv.checkpoints.gguf import GGUFTensor, quantise, read_gguf, write_gguf
 from qkv.checkpoints.named import NAMED, pull
 from qkv.cli import main
+from qkv.cli.drawing import size_in_bytes
 from qkv.errors import ConfigError, FileError
 from qkv.loading.certificate import read_certificate
 from qkv.loading.convert import convert
@@ -195,6 +197,25 @@ def test_quantize(run, width):
     assert rows == [loaded.generate(text, max_new_tokens=5, sampling=GREEDY) for text in ("Hello", "a", "What is")]
 
 
+def test_sizes_are_shown_as_they_are_kept(run, packed, tmp_path, capsys):
+    def kept(model):
+        capsys.readouterr()
+        assert main(["show", str(model)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        return shown.partition("The weights as they are kept: ")[2].partition(".  ")[0]
+
+    sizes = Counter()
+    for tensor in gguf.GGUFReader(packed).tensors:
+        sizes[tensor.tensor_type.name.lower()] += tensor.n_bytes
+    assert {"q4_1", "f32"} <= sizes.keys()
+    for kind, size in sizes.items():
+        assert f"{size_in_bytes(size)} {kind}" in kept(packed)
+    half = convert(run, tmp_path / "half", to="hf", dtype="bfloat16")
+    numbers = sum(p.numel() for p in qkv.load(run).model.parameters())
+    assert kept(half).startswith(f"{size_in_bytes(2 * numbers)} bfloat16.")
+    assert kept(run) == ""
+
+
 def test_wrong_use(run, packed, tmp_path):
     with pytest.raises(ConfigError, match="its weights are packed already; leave quantize out"):
         qkv.load(packed, quantize="int8")
@@ -202,6 +223,8 @@ def test_wrong_use(run, packed, tmp_path):
         qkv.load(run, quantize="int4", dtype=torch.float32)
     with pytest.raises(ConfigError, match="--dtype q8_0: hf takes float32, bfloat16, float16"):
         convert(run, tmp_path / "x", to="hf", dtype="q8_0")
+    with pytest.raises(ConfigError, match=r"x\.gguf is the name of a GGUF file, and --to hf writes a folder; take"):
+        convert(run, tmp_path / "x.gguf", to="hf")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("")
     for to in ("hf", "qkv", "gguf"):

@@ -1,5 +1,6 @@
 """`qkv show`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,11 +35,13 @@ def show(
     """
     import torch
 
+    from qkv.checkpoints.named import NAMED
     from qkv.cli.drawing import Terminal, certificate_lines, draw, table
     from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.loading.certificate import read_certificate
+    from qkv.loading.names import find
 
     for name, given in (("--tokens", tokens), ("--batch", batch)):
         if given is not None and not kernels:
@@ -62,8 +65,26 @@ def show(
     cost = summary(config, context=context, dtype=numbers)
     console.print(draw(folder.absolute().name, config, cost))
     console.print(table(cost))
+    if kept := _kept(folder if folder.exists() or model not in NAMED else find(model)):
+        console.print(f"The weights as they are kept: {kept}.", style="dim")
     if folder.is_dir() and (found := read_certificate(folder)):
         console.print("\n".join(certificate_lines(found)), markup=False)
+
+
+def _kept(path: Path) -> str:
+    """The bytes of the weights of each type in a GGUF file or a folder of safetensors; empty: there are none."""
+    from qkv.checkpoints.gguf.reader import read_gguf
+    from qkv.checkpoints.tensors import read_tensors
+    from qkv.cli.drawing import size_in_bytes
+
+    sizes = Counter[str]()
+    if path.is_file() and path.suffix == ".gguf":
+        for tensor in read_gguf(path).tensors.values():
+            sizes[tensor.kind.lower()] += tensor.data.nbytes
+    for file in path.glob("*.safetensors") if path.is_dir() else ():
+        for tensor in read_tensors(file).values():
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
+    return ", ".join(f"{size_in_bytes(size)} {kind}" for kind, size in sizes.most_common())
 
 
 def find_config(model: str) -> "ModelConfig":

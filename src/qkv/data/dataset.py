@@ -17,7 +17,7 @@ import numpy as np
 
 from qkv.data.chat import template_of
 from qkv.data.conversations import Example, encode_example
-from qkv.data.sources import SourceConfig
+from qkv.data.sources import SourceConfig, in_files
 from qkv.data.tokenizer import Tokenizer
 from qkv.data.tokenizer_configs import TokenizerConfig
 from qkv.disk import write_whole
@@ -201,7 +201,7 @@ def _documents(config: Corpus) -> Iterator[tuple[Any, bool]]:
     """The documents to divide, and those of files that are held out."""
     yield from ((document, False) for document in config.source.documents())
     if not isinstance(config.validation, float | int):
-        other = config.source.at(config.validation)
+        other = in_files(config.source, config.validation)
         yield from ((document, True) for document in other.documents())
 
 

@@ -8,10 +8,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from glob import glob
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, TypeVar, cast, final
 
 import numpy as np
 
@@ -45,11 +45,15 @@ class SourceConfig(Config, ABC):
         """What to say about the corpus before it is read; here nothing."""
         return ()
 
-    def at(self, path: str | tuple[str, ...]) -> "SourceConfig":
-        """The same kind of corpus in other files; `ConfigError` where it is not in files."""
-        if "path" not in {field.name for field in fields(self)}:
-            raise ConfigError(f"validation={path}: the source {self.tag()} is not in files; give a share such as 0.05")
-        return replace(self, **{"path": path})
+
+C = TypeVar("C", bound=Config)
+
+
+def in_files(source: C, path: str | tuple[str, ...]) -> C:
+    """The same kind of corpus in other files, those of `validation`; `ConfigError` where it is not in files."""
+    if "path" not in {field.name for field in fields(cast("Any", source))}:
+        raise ConfigError(f"validation={path}: the source {source.tag()} is not in files; give a share such as 0.05")
+    return source.replace(path=path)
 
 
 @config
@@ -316,6 +320,8 @@ def _open_vectors(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises almost anything on crafted files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "object" in reason.lower():
+            reason = "Python objects, no floats; sequences of several lengths need a file each"
         raise FileError(f"{path}: not a readable .npy array ({reason}); write it with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind != "f" or not array.size:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"

@@ -58,6 +58,10 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         raise ConfigError(f"--dtype {dtype}: adapters keep their type; leave it out")
     if dtype is not None and dtype not in known:
         raise ConfigError(f"--dtype {dtype}: {to} takes {', '.join(known)}")
+    if target.suffix == ".gguf" and to != "gguf":
+        raise ConfigError(
+            f"{target} is the name of a GGUF file, and --to {to} writes a folder; take --to gguf, or another name"
+        )
     if target.exists() and (not target.is_dir() or to == "gguf" or any(target.iterdir())):
         raise ConfigError(f"{target}: is there already, and nothing is overwritten; choose another place, or remove it")
     found = find(source)

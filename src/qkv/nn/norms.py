@@ -21,7 +21,11 @@ class Norm(Configured, nn.Module, ABC):
 
 @config
 class NormConfig(Config, ABC):
-    """Base of the configs of norms. `eps` is added to the variance or mean square, inside the root."""
+    """Base of the configs of norms.
+
+    Attributes:
+        eps: What is added to the variance or mean square, inside the root.
+    """
 
     eps: Annotated[float, must("not be negative", lambda eps: eps >= 0)] = 1e-5
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, final
 from qkv.config import config
 from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
 from qkv.data.dataset import HeldOut
+from qkv.data.sources import in_files
 from qkv.errors import ConfigError
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
@@ -51,7 +52,7 @@ class DataConfig(TaskConfig):
                 f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %, and 0 nothing"
             )
         if not isinstance(self.validation, float | int):
-            self.source.at(self.validation)
+            in_files(self.source, self.validation)
         tag = self.source.tag()
         if self.source.holds == "vectors" and self.tokenizer is not None:
             raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")

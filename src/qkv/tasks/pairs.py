@@ -22,6 +22,7 @@ from qkv.data import (
 )
 from qkv.data.dataset import held_out
 from qkv.data.pairs import TextPair
+from qkv.data.sources import in_files
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig
 from qkv.loading.facts import Facts
@@ -42,13 +43,14 @@ class PairDataConfig(TaskConfig):
     """Pairs to train on.
 
     Held out is `validation` of the pairs, those whose number has the lowest hash; of pairs with equal sources all but
-    the first are left out, so that nothing that is held out is trained on.
+    the first are left out, and those whose source a file of `validation` has, so that nothing that is held out is
+    trained on.
 
     Attributes:
         source: The corpus.
         tokenizer: How sources become ids; None where a recipe's `start` brings its own.
         target_tokenizer: How targets do. None: one tokenizer for both, made from both.
-        validation: The share that is held out, above 0 and below 1.
+        validation: The share that is held out, above 0 and below 1, or the path of a file like that of the source.
         longest: Pairs with more tokens on one side are left out. None: there must be none beyond the recipe's context.
     """
 
@@ -58,12 +60,17 @@ class PairDataConfig(TaskConfig):
     source: PairSourceConfig
     tokenizer: TokenizerConfig | None = None
     target_tokenizer: TokenizerConfig | None = None
-    validation: float = 0.05
+    validation: float | str = 0.05
     longest: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %")
+        if isinstance(self.validation, str):
+            in_files(self.source, self.validation)
+        elif not 0 < self.validation < 1:
+            raise ConfigError(
+                f"validation={self.validation} must be above 0 and below 1, for a translator is measured on what it "
+                "held out; 0.05 holds out 5 %, and a path takes the pairs of a file"
+            )
         if self.longest is not None and self.longest < 1:
             raise ConfigError(f"longest={self.longest} must be at least 1")
         if self.tokenizer is None and self.target_tokenizer is not None:
@@ -84,10 +91,17 @@ class PairDataConfig(TaskConfig):
 
     def divided(self) -> tuple[list[TextPair], list[TextPair]]:
         """The pairs to train on and those that are held out."""
-        first: dict[str, str] = {}
-        for source, target in self.source.pairs():
-            first.setdefault(source, target)
-        pairs = list(first.items())
+        pairs = _first(self.source)
+        if isinstance(self.validation, str):
+            out = _first(in_files(self.source, self.validation))
+            known = {source for source, _ in out}
+            train = [pair for pair in pairs if pair[0] not in known]
+            if not (train and out):
+                raise FileError(
+                    f"{self.validation}: has {len(out)} sources, and {len(train)} are left to train on; give a file "
+                    "of other pairs"
+                )
+            return train, out
         if len(pairs) < 2:
             where = self.source.path if isinstance(self.source, TSVConfig) else f"the corpus {self.source.tag()}"
             raise FileError(f"{where}: has {len(pairs)} different sources; it takes at least 2 to hold one out")
@@ -134,6 +148,14 @@ class PairDataConfig(TaskConfig):
             raise FileError(f"{asked.data}: holds no pair; give a file with a source, a tab and a target in each line")
         search = BeamConfig(beams=asked.beams, length_penalty=asked.length_penalty, max_new_tokens=200)
         return _report(opened, pairs, search)
+
+
+def _first(source: PairSourceConfig) -> list[TextPair]:
+    """Of pairs with equal sources the first."""
+    first: dict[str, str] = {}
+    for text, target in source.pairs():
+        first.setdefault(text, target)
+    return list(first.items())
 
 
 @final

@@ -89,9 +89,10 @@ def _kept(documents: list[Any]) -> dict[str, Any]:
     """The documents in a file of the cache, as the source of a recipe."""
     kinds = {_kind(document) for document in documents}
     if len(kinds) != 1 or None in kinds:
-        found = ", ".join(sorted({type(document).__name__ for document in documents})) or "nothing"
+        found = {f"array of {d.dtype}" if isinstance(d, np.ndarray) else type(d).__name__ for d in documents}
         raise ConfigError(
-            f"data holds {found}; give only texts, only conversations, only pairs of texts, or only arrays of vectors"
+            f"data holds {', '.join(sorted(found)) or 'nothing'}; give only texts, only conversations, only pairs of "
+            "texts, or only arrays of floats (T, features)"
         )
     kind, suffix = kinds.pop() or ("", "")
     if kind == "VectorFiles":
@@ -124,6 +125,6 @@ def _kind(document: Any) -> tuple[str, str] | None:
             return "TSV", ".tsv"
         case Mapping() | [Mapping(), *_]:
             return "Conversations", ".jsonl"
-        case np.ndarray():
+        case np.ndarray() if document.dtype.kind == "f":
             return "VectorFiles", ".npy"
     return None

@@ -71,6 +71,19 @@ def test_a_source_is_never_in_both_parts(tmp_path):
     assert config.divided() == (train, out)
 
 
+def test_pairs_of_a_file_are_held_out_and_not_trained_on(tmp_path):
+    (tmp_path / "p.tsv").write_text("a\tb\nc\td\ne\tf\n")
+    (tmp_path / "out.tsv").write_text("c\tx\ng\th\n")
+    config = PairDataConfig(
+        source=TSVConfig(path=str(tmp_path / "p.tsv")), tokenizer=CHARACTERS, validation=str(tmp_path / "out.tsv")
+    )
+    assert config.divided() == ([("a", "b"), ("e", "f")], [("c", "x"), ("g", "h")])
+    assert config.prepare().validation.n_documents == 2
+    (tmp_path / "p.tsv").write_text("c\td\n")
+    with pytest.raises(FileError, match=r"out\.tsv: has 2 sources, and 0 are left to train on"):
+        config.divided()
+
+
 def test_a_batch_is_what_the_pairs_say(tmp_path):
     dataset = data(tmp_path, validation=0.2).prepare()
     source, target = dataset.tokenizer.source, dataset.tokenizer.target
@@ -150,6 +163,8 @@ def test_words():
 
 
 def test_mistakes(tmp_path):
+    with pytest.raises(ConfigError, match=r"validation=0.0 must be above 0 .* and a path takes the pairs of a file"):
+        data(tmp_path, validation=0)
     with pytest.raises(ConfigError, match="validation=1"):
         data(tmp_path, validation=1.0)
     with pytest.raises(ConfigError, match="two different numbers"):

@@ -208,6 +208,12 @@ def test_vectors_of_two_widths(tmp_path: Path) -> None:
         vectors(tmp_path)
 
 
+def test_arrays_of_objects_are_refused_plainly(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([np.ones((2, 3)), np.ones((4, 3))], dtype=object), allow_pickle=True)
+    with pytest.raises(FileError, match=r"\(Python objects, no floats; sequences of several lengths need a file"):
+        list(VectorFilesConfig(path=str(tmp_path)).documents())
+
+
 def npy(header: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
 

@@ -61,6 +61,11 @@ def test_data_of_several_kinds(tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+def test_arrays_of_anything_but_floats_are_named(tmp_path):
+    with pytest.raises(qkv.errors.ConfigError, match=r"data holds array of object; give .* arrays of floats \(T, feat"):
+        qkv.train(recipe_data(write_corpus(tmp_path)), data=[np.array([[1, None]])], out=tmp_path / "run")
+
+
 def test_nothing_held_out_is_not_evaluated(tmp_path):
     run = qkv.train(write_recipe(tmp_path, steps=3), sets=["data.validation=0"], out=tmp_path / "run")
     assert run.exit_code == 0
