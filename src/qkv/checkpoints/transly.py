@@ -58,16 +58,15 @@ def load_transly(folder: Path) -> TranslyModel:
         FileError: A file is missing, damaged, or of another model; or h5py is not installed.
     """
     path = folder / WEIGHTS
-    state, layers = _read(path)
+    state, length = _read(path)
     facts = ConfigReader(_facts(folder / VOCABULARIES), str(folder / VOCABULARIES))
+    ours = _KEYS.to_ours(state, source=str(path))
     try:
-        config = _config(layers, path)
-        names = _keys(layers)
+        config = _config(ours, length)
         with torch.device("meta"):
             model = Seq2Seq(config)
-    except (ConfigError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise FileError(f"{path}: its layers are none of a transly model ({brief(error)}); get it again") from None
-    ours = names.to_ours(state, source=str(path))
+    except (ConfigError, RuntimeError, IndexError, ValueError) as error:
+        raise FileError(f"{path}: its weights are none of a transly model ({brief(error)}); get it again") from None
     for name, p in model.state_dict().items():
         if ".bias_hh_" in name:  # Keras has one bias, PyTorch two whose sum counts
             ours[name] = torch.zeros(p.shape)
@@ -145,8 +144,11 @@ def _facts(path: Path) -> dict[str, Any]:
 # --- model.h5 -------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """The weights, as `layer/name`, and the configs of the layers."""
+_LAYERS = ["Embedding", "Bidirectional", "Embedding", "LSTM", "Dot", "Activation", "Dot"] + ["TimeDistributed"] * 2
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The weights, as `layer/name:0`, and the places of every source."""
     if importlib.util.find_spec("h5py") is None:
         raise FileError(f'{path}: reading HDF5 needs h5py; pip install "qkv[keras]"')
     if not path.is_file():
@@ -156,13 +158,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     try:
         with h5py.File(path, "r") as file:
             weights = _arrays(file["model_weights"], path.stat().st_size)
-            return weights, _layers(json.loads(cast(bytes, file.attrs["model_config"])))
+            layers = json.loads(cast(bytes, file.attrs["model_config"]))["config"]["layers"]
+            kinds = [layer["class_name"] for layer in layers]
+            if [kind for kind in kinds if kind not in ("InputLayer", "Concatenate")] != _LAYERS:
+                raise ValueError(f"its layers are {', '.join(kinds)}")
+            length = next(layer for layer in layers if layer["name"] == "input_1")["config"]["batch_input_shape"][1]
+            if type(length) is not int or not 0 < length <= _MAX_LENGTH:
+                raise ValueError(f"its sources have {length!r:.50} places, at most {_MAX_LENGTH}")
+            return weights, length
     except Exception as error:  # h5py has no fixed set for damage
         raise FileError(f"{path}: no model that Keras wrote ({brief(error)}); get it again") from None
 
 
 def _arrays(group: Any, size: int) -> dict[str, Tensor]:
-    """All arrays below a group, by their paths; those of a file of `size` bytes, plain float32 that lies in it."""
+    """The arrays of the layers: plain float32 that lies in the file, which has `size` bytes."""
     items = dict[str, Any]()
     group.visititems(items.__setitem__)  # follows no link out of the file
     arrays = {name: item for name, item in items.items() if hasattr(item, "dtype")}  # the others are groups
@@ -171,56 +180,16 @@ def _arrays(group: Any, size: int) -> dict[str, Tensor]:
             raise ValueError(f"{item.name} is not plain float32 within the file")
     if (needed := sum(item.nbytes for item in arrays.values())) > size:
         raise ValueError(f"its arrays take {needed} bytes of {size}")
-    return {name: torch.from_numpy(item[()]) for name, item in arrays.items()}
+    return {name.partition("/")[2]: torch.from_numpy(item[()]) for name, item in arrays.items()}
 
 
-def _layers(config: Any) -> dict[str, dict[str, Any]]:
-    """The layers by name: their class and their config."""
-    return {
-        layer["name"]: {"class_name": layer["class_name"]} | layer["config"] for layer in config["config"]["layers"]
-    }
+# --- what the weights are -------------------------------------------------------------------------------------------
 
 
-# --- what the layers are --------------------------------------------------------------------------------------------
-
-
-_LAYERS = {"Embedding": 2, "Bidirectional": 1, "LSTM": 1, "Dot": 2, "TimeDistributed": 2, "Activation": 1}
-_LSTM = {
-    "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "return_sequences": True,
-    "go_backwards": False, "stateful": False,
-}  # fmt: skip
-
-
-def _config(layers: dict[str, dict[str, Any]], path: Path) -> Seq2SeqConfig:
-    """Our config, from a strict reading of theirs."""
-    found = {kind: _of(layers, kind) for kind in _LAYERS}
-    if {kind: len(some) for kind, some in found.items()} != _LAYERS or len(layers) != sum(_LAYERS.values()) + 5:
-        raise FileError(f"{path}: its layers are {', '.join(layers)}, not those of a transly model; give one of those")
-
-    def reader(config: dict[str, Any], required: dict[str, object]) -> ConfigReader:
-        made = ConfigReader(config, f"{path}: layer {config.get('name')}")
-        for key, value in required.items():
-            made.require(key, value)
-        return made
-
-    def dense(layer: dict[str, Any], activation: str) -> int:
-        settings = {"activation": activation, "use_bias": True}
-        return reader(layer["layer"]["config"], settings).take_positive("units")
-
-    pair = reader(found["Bidirectional"][0], {"merge_mode": "concat"}).take("layer", dict)["config"]
-    units, hidden = (reader(config, _LSTM).take_positive("units") for config in (pair, found["LSTM"][0]))
-    source, target = (reader(layer, {"mask_zero": True}) for layer in found["Embedding"])
-    (n_source, d_source), (n_target, d_target) = (
-        (embed.take_positive("input_dim"), embed.take_positive("output_dim")) for embed in (source, target)
-    )
-    readout, n_out = (dense(*of) for of in zip(found["TimeDistributed"], ("tanh", "softmax"), strict=True))
-    for layer, axes in zip(found["Dot"], ([2, 2], [2, 1]), strict=True):
-        reader(layer, {"axes": axes, "normalize": False})
-    if n_out != n_target:
-        raise FileError(f"{path}: {n_out} outputs and {n_target} target embeddings; get the model again")
-    length = layers["input_1"]["batch_input_shape"][1]
-    if type(length) is not int or not 0 < length <= _MAX_LENGTH:  # of every source, however short
-        raise FileError(f"{path}: its sources have {length!r:.50} places, at most {_MAX_LENGTH}; get the model again")
+def _config(weights: dict[str, Tensor], length: int) -> Seq2SeqConfig:
+    """Our config: what the package has built, in the sizes of our weights."""
+    (n_source, d_source), (n_target, d_target) = (weights[f"{side}.weight"].shape for side in ("source", "target"))
+    units, hidden = (weights[f"{part}.net.net.weight_hh_l0"].shape[1] for part in ("encoder", "decoder"))
     cell = LSTMConfig()
     return Seq2SeqConfig(
         d_model=units,
@@ -231,7 +200,7 @@ def _config(layers: dict[str, dict[str, Any]], path: Path) -> Seq2SeqConfig:
             cell=cell,
             d_embed=d_target,
             d_hidden=hidden,
-            d_readout=readout,
+            d_readout=len(weights["decoder.readout.bias"]),
             bridge="copy",
             score=DotScoreConfig(),
             input_feeding=False,
@@ -240,35 +209,29 @@ def _config(layers: dict[str, dict[str, Any]], path: Path) -> Seq2SeqConfig:
     )
 
 
-def _of(layers: dict[str, dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [layer for layer in layers.values() if layer["class_name"] == kind]
-
-
-def _keys(layers: dict[str, dict[str, Any]]) -> KeyMap:
-    """Where each of their arrays goes. The gates' rows are i, f, g, o in both."""
-    source, target, both, decoder, dense, out = (
-        name
-        for kind in ("Embedding", "Bidirectional", "LSTM", "TimeDistributed")
-        for name, layer in layers.items()
-        if layer["class_name"] == kind
-    )
-    inner = layers[both]["layer"]["config"]["name"]
-
-    def rule(layer: str, name: str, ours: str) -> Rule:
-        transposed = () if name.endswith("bias") or name == "embeddings" else (Transpose(),)
-        return Rule(f"{layer}/{layer}/{name}:0", ours, *transposed)
-
-    def cell(layer: str, prefix: str, net: str, suffix: str) -> list[Rule]:
-        names = {"kernel": "weight_ih", "recurrent_kernel": "weight_hh", "bias": "bias_ih"}
-        return [rule(layer, prefix + theirs, f"{net}.net.net.{ours}_{suffix}") for theirs, ours in names.items()]
-
-    rules = [
-        rule(source, "embeddings", "source.weight"),
-        rule(target, "embeddings", "target.weight"),
-        *cell(both, f"forward_{inner}/", "encoder", "l0"),
-        *cell(both, f"backward_{inner}/", "encoder", "l0_reverse"),
-        *cell(decoder, "", "decoder", "l0"),
+def _cell(theirs: str, net: str, suffix: str) -> list[Rule]:
+    """The gates' rows are i, f, g, o in both."""
+    return [
+        Rule(f"{theirs}/kernel:0", f"{net}.net.net.weight_ih_{suffix}", Transpose()),
+        Rule(f"{theirs}/recurrent_kernel:0", f"{net}.net.net.weight_hh_{suffix}", Transpose()),
+        Rule(f"{theirs}/bias:0", f"{net}.net.net.bias_ih_{suffix}"),
     ]
-    for layer, ours in ((dense, "decoder.readout"), (out, "head")):
-        rules += [rule(layer, "kernel", f"{ours}.weight"), rule(layer, "bias", f"{ours}.bias")]
-    return KeyMap(rules, 0)
+
+
+def _dense(theirs: str, ours: str) -> list[Rule]:
+    return [Rule(f"{theirs}/kernel:0", f"{ours}.weight", Transpose()), Rule(f"{theirs}/bias:0", f"{ours}.bias")]
+
+
+_KEYS = KeyMap(
+    [
+        Rule("embedding_1/embeddings:0", "source.weight"),
+        Rule("embedding_2/embeddings:0", "target.weight"),
+        *_cell("bidirectional_1/forward_lstm_1", "encoder", "l0"),
+        *_cell("bidirectional_1/backward_lstm_1", "encoder", "l0_reverse"),
+        *_cell("lstm_2", "decoder", "l0"),
+        *_dense("time_distributed_1", "decoder.readout"),
+        *_dense("time_distributed_2", "head"),
+    ],
+    n_layers=0,
+)
+"""Where each of their arrays goes."""
