@@ -1,7 +1,6 @@
 """Families of language models as plain data: what differs between them, and their sizes as parameters."""
 
 from qkv.masks import Causal, Mask, Window
-from qkv.models.init import InitConfig
 from qkv.models.stack import Repeat
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
@@ -9,8 +8,26 @@ from qkv.nn.blocks import OutputNormConfig, ParallelPreNormConfig, PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig, GLUConfig
 from qkv.nn.heads import LMHeadConfig
-from qkv.nn.norms import LayerNormConfig, RMSNormConfig
+from qkv.nn.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from qkv.nn.positions import LearnedPositionsConfig, RoPEConfig
+
+
+def _model(
+    d_model: int,
+    vocab_size: int | None,
+    blocks: Repeat,
+    norm: NormConfig,
+    *,
+    context: int | None = None,
+    position: LearnedPositionsConfig | None = None,
+    scale: float | None = 1.0,
+    tied: bool = False,
+    softcap: float | None = None,
+) -> TransformerConfig:
+    """Tokens in, logits out: what all of them are."""
+    embed = TokenEmbedderConfig(vocab_size=vocab_size, position=position, scale=scale)
+    head = LMHeadConfig(tied=tied, softcap=softcap)
+    return TransformerConfig(d_model=d_model, embed=embed, blocks=blocks, final_norm=norm, head=head, context=context)
 
 
 def small(
@@ -19,14 +36,8 @@ def small(
     """The default recipe's model, which learns a book on two CPU cores in minutes; None: the tokenizer's vocabulary."""
     norm = RMSNormConfig()
     attention = AttentionConfig(n_heads=n_heads, mask=Causal(), position=RoPEConfig(), qk_norm=norm)
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size),
-        blocks=Repeat(n=n_layers, pattern=PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))),
-        final_norm=norm,
-        head=LMHeadConfig(tied=True),
-        init=InitConfig(),
-    )
+    block = PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(multiple_of=32)))
+    return _model(d_model, vocab_size, Repeat(n=n_layers, pattern=block), norm, tied=True)
 
 
 def gpt2(
@@ -35,14 +46,9 @@ def gpt2(
     """GPT-2 (Radford et al. 2019): pre-norm, learned positions, tanh-GELU, biases everywhere, tied head."""
     attention = AttentionConfig(n_heads=n_heads, mask=Causal(), bias=True)
     ffn = FFNConfig(d_ff=4 * d_model, activation="gelu_tanh", bias=True)
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size, position=LearnedPositionsConfig(length=context)),
-        blocks=Repeat(n=n_layers, pattern=PreNormConfig(norm=LayerNormConfig(), sublayers=(attention, ffn))),
-        final_norm=LayerNormConfig(),
-        head=LMHeadConfig(tied=True),
-        context=context,
-    )
+    norm, position = LayerNormConfig(), LearnedPositionsConfig(length=context)
+    blocks = Repeat(n=n_layers, pattern=PreNormConfig(norm=norm, sublayers=(attention, ffn)))
+    return _model(d_model, vocab_size, blocks, norm, context=context, position=position, tied=True)
 
 
 def llama(
@@ -78,14 +84,7 @@ def llama(
         qk_norm=norm if qk_norm else None,
     )
     block = PreNormConfig(norm=norm, sublayers=(attention, GLUConfig(d_ff=d_ff, activation="silu")))
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size),
-        blocks=Repeat(n=n_layers, pattern=block),
-        final_norm=norm,
-        head=LMHeadConfig(tied=tied),
-        context=context,
-    )
+    return _model(d_model, vocab_size, Repeat(n=n_layers, pattern=block), norm, context=context, tied=tied)
 
 
 def gemma2(
@@ -112,14 +111,8 @@ def gemma2(
         )
         return SandwichConfig(norm=norm, sublayers=(attention, GLUConfig(d_ff=d_ff, activation="gelu_tanh")))
 
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size, scale=None),
-        blocks=Repeat(n=n_rounds, pattern=(block(Causal() & Window(size=window)), block(Causal()))),
-        final_norm=norm,
-        head=LMHeadConfig(tied=True, softcap=30.0),
-        context=context,
-    )
+    blocks = Repeat(n=n_rounds, pattern=(block(Causal() & Window(size=window)), block(Causal())))
+    return _model(d_model, vocab_size, blocks, norm, context=context, scale=None, tied=True, softcap=30.0)
 
 
 def olmo2(
@@ -131,14 +124,7 @@ def olmo2(
         n_heads=n_heads, mask=Causal(), position=RoPEConfig(theta=5e5), qk_norm=norm, qk_norm_over="heads"
     )
     block = OutputNormConfig(norm=norm, sublayers=(attention, GLUConfig(d_ff=d_ff, activation="silu")))
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size),
-        blocks=Repeat(n=n_layers, pattern=block),
-        final_norm=norm,
-        head=LMHeadConfig(tied=False),
-        context=context,
-    )
+    return _model(d_model, vocab_size, Repeat(n=n_layers, pattern=block), norm, context=context)
 
 
 def pythia(
@@ -148,11 +134,5 @@ def pythia(
     norm = LayerNormConfig()
     attention = AttentionConfig(n_heads=n_heads, mask=Causal(), bias=True, position=RoPEConfig(fraction=0.25))
     ffn = FFNConfig(d_ff=4 * d_model, activation="gelu", bias=True)
-    return TransformerConfig(
-        d_model=d_model,
-        embed=TokenEmbedderConfig(vocab_size=vocab_size),
-        blocks=Repeat(n=n_layers, pattern=ParallelPreNormConfig(norm=norm, sublayers=(attention, ffn))),
-        final_norm=norm,
-        head=LMHeadConfig(tied=False),
-        context=context,
-    )
+    blocks = Repeat(n=n_layers, pattern=ParallelPreNormConfig(norm=norm, sublayers=(attention, ffn)))
+    return _model(d_model, vocab_size, blocks, norm, context=context)
