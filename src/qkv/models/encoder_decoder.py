@@ -1,7 +1,6 @@
 """The Transformer of pairs: a stack reads the source, another writes the target and attends to what was read."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -78,7 +77,7 @@ class EncoderDecoderConfig(PairModelConfig):
                 "leave data.target_tokenizer out, or give model.source a TokenEmbedder"
             )
         reader = None if self.source is None else self.source.for_vocabulary(source, " of the source", "source")
-        return replace(self, source=reader, target=self.target.for_vocabulary(target, " of the target", "target"))
+        return self.replace(source=reader, target=self.target.for_vocabulary(target, " of the target", "target"))
 
     @property
     def vocabularies(self) -> tuple[int | None, int | None]:

@@ -1,7 +1,6 @@
 """The recurrent translator: an encoder reads, a decoder writes and looks back at what was read; or cannot look back."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -47,19 +46,17 @@ class Seq2SeqConfig(PairModelConfig):
     init: InitConfig = InitConfig(std=None, embed_std=0.1)
 
     def with_vocabularies(self, source: int, target: int, *, shared: bool) -> "Seq2SeqConfig":
-        return replace(
-            self,
+        return self.replace(
             source=self.source.for_vocabulary(source, " of the source", "source"),
             target=self.target.for_vocabulary(target, " of the target", "target"),
         )
 
     def with_dropout(self, p: float) -> "Seq2SeqConfig":
-        return replace(
-            self,
-            source=replace(self.source, dropout=p),
-            target=replace(self.target, dropout=p),
-            encoder=replace(self.encoder, dropout=p if self.encoder.layers > 1 else 0.0),
-            decoder=replace(self.decoder, dropout=p),
+        return self.replace(
+            source=self.source.replace(dropout=p),
+            target=self.target.replace(dropout=p),
+            encoder=self.encoder.replace(dropout=p if self.encoder.layers > 1 else 0.0),
+            decoder=self.decoder.replace(dropout=p),
         )
 
     @property

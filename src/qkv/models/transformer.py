@@ -1,6 +1,5 @@
 """The Transformer: an embedder, a stack of blocks, a norm and a head."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -75,7 +74,7 @@ class TransformerConfig(ModelConfig):
         return mask_ahead(self.blocks)
 
     def closed(self) -> "TransformerConfig":
-        return dataclasses.replace(self, embed=self.embed.closed())
+        return self.replace(embed=self.embed.closed())
 
     def build(self) -> "Transformer":
         return Transformer(self)

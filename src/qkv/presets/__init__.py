@@ -61,4 +61,4 @@ def preset(name: str, **changes: Any) -> Any:
     for key in parts:
         if key not in known:
             raise ConfigError(f"preset {name!r} has no {key!r}; {suggest(key, known)}")
-    return dataclasses.replace(made, **parts)
+    return made.replace(**parts)

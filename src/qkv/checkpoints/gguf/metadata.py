@@ -1,6 +1,5 @@
 """What a GGUF file says of a model besides its tensors: metadata to `config.json`, and back."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -245,7 +244,7 @@ def _write_scaling(
         case LinearScalingConfig(factor=factor):
             return {"rope.scaling.type": "linear", "rope.scaling.factor": factor}, {}
         case YaRNScalingConfig() as yarn:
-            usual = dataclasses.replace(yarn, attention_factor=None, truncate=True)
+            usual = yarn.replace(attention_factor=None, truncate=True)
             if yarn.magnitude != usual.magnitude or not yarn.truncate:
                 raise FileError(f"{source}: GGUF has no attention_factor of YaRN and always truncates; leave both out")
             return {

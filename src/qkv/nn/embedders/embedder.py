@@ -1,7 +1,6 @@
 """What turns raw input into the stream."""
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -43,7 +42,7 @@ class EmbedderConfig(Config, ABC):
 
     def notes(self, d_model: int) -> list[str]:
         """What a drawing says of it, position aside."""
-        return [replace(self, position=None).describe()]
+        return [self.replace(position=None).describe()]
 
     def for_vocabulary(self, n: int) -> "EmbedderConfig":
         """The same for ids of a tokenizer with `n` tokens; `ConfigError` if it takes no ids, or fewer."""

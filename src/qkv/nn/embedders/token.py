@@ -1,7 +1,6 @@
 """Token ids to vectors."""
 
 import math
-from dataclasses import replace
 from typing import ClassVar, Final, final
 
 import torch
@@ -48,11 +47,11 @@ class TokenEmbedderConfig(EmbedderConfig):
                 f"the tokenizer{of} has {n} tokens and model.{name}.vocab_size is {self.vocab_size}; leave it out, or "
                 f"set it to {n} or more"
             )
-        return replace(self, vocab_size=self.vocab_size or n)
+        return self.replace(vocab_size=self.vocab_size or n)
 
     def closed(self) -> "TokenEmbedderConfig":
         """As many as there are bytes."""
-        return self if self.vocab_size is not None else replace(self, vocab_size=OPEN_SIZE)
+        return self if self.vocab_size is not None else self.replace(vocab_size=OPEN_SIZE)
 
 
 @final

@@ -1,6 +1,5 @@
 """The user's own vectors: any sequence of measurements, features or frames."""
 
-from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -40,11 +39,11 @@ class VectorEmbedderConfig(EmbedderConfig):
                 f"the vectors have {n} features and model.embed.n_features is {self.n_features}; leave it out, or "
                 f"set it to {n}"
             )
-        return replace(self, n_features=n)
+        return self.replace(n_features=n)
 
     def closed(self) -> "VectorEmbedderConfig":
         """Eight numbers."""
-        return self if self.n_features is not None else replace(self, n_features=8)
+        return self if self.n_features is not None else self.replace(n_features=8)
 
 
 @final
