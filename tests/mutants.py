@@ -290,7 +290,7 @@ MUTANTS = [
     Mutant("pairs begin with fresh weights", "training/trainer.py", "recipe.model.build() if base is None else", "recipe.model.build() if recipe.adapter is None else", PAIR_START),
     Mutant("the tokenizers of a start are exchanged", "tasks/pairs.py", "return PairTokenizer.of(base.source, base.target)", "return PairTokenizer.of(base.target, base.source)", PAIR_START),
     Mutant("one tokenizer becomes two", "data/pairs.py", "PairTokenizer(source, source if source.identity() == target.identity() else target)", "PairTokenizer(source, target)", PAIR_START),
-    Mutant("the decoder keeps its dropout", "models/seq2seq.py", "decoder=replace(self.decoder, dropout=p)", "decoder=self.decoder", PAIR_START),
+    Mutant("the decoder keeps its dropout", "models/seq2seq.py", "decoder=self.decoder.replace(dropout=p)", "decoder=self.decoder", PAIR_START),
     Mutant("Ctrl-C ends the program", "cli/chat.py", "    except KeyboardInterrupt:\n        print(\" (stopped)\")", "    except ZeroDivisionError:\n        print(\" (stopped)\")", "tests/cli/test_chat.py"),
     # GGUF
     Mutant("q and k stay interleaved", "checkpoints/gguf/architectures.py", "        operations=_interleave,\n", "", f"{GGUF}::test_transformers_reads_what_we_write"),
