@@ -9,7 +9,7 @@ import pytest
 from qkv.cli import main
 from qkv.errors import ConfigError, FileError, TrainingError
 
-VERBS = ["chat", "check", "convert", "eval", "generate", "inspect", "pull", "show", "train", "translate"]
+VERBS = ["chat", "check", "convert", "eval", "forecast", "generate", "inspect", "pull", "show", "train", "translate"]
 OPTIONS = {
     "chat": [
         "--expand",
@@ -26,6 +26,7 @@ OPTIONS = {
     "check": ["--dtype", "--seed"],
     "convert": ["--certificate", "--dtype", "--no-certificate", "--to"],
     "eval": ["--beams", "--conversations", "--field", "--json", "--length-penalty"],
+    "forecast": ["--out", "--steps"],
     "generate": [
         "--batch-size",
         "--beams",

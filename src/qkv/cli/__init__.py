@@ -28,8 +28,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("qkv.cli.train:train", name="train", help="Train a model as a recipe says.")
-app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model on a text, conversations or pairs.")
+app.command("qkv.cli.evaluate:evaluate", name="eval", help="Measure a trained model: on what it held out, or on data.")
 app.command("qkv.cli.generate:generate", name="generate", help="Let a trained model continue a text.")
+app.command("qkv.cli.forecast:forecast", name="forecast", help="Continue series of vectors.")
 app.command("qkv.cli.translate:translate", name="translate", help="Translate with a model that was trained on pairs.")
 app.command("qkv.cli.inspect:inspect", name="inspect", help="Draw what a translation looked at.")
 app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")

@@ -20,12 +20,12 @@ def evaluate(
     field: str | None = None,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
-    """Measure a trained model: its loss on a text or on conversations, or its translations of pairs.
+    """Measure a trained model: its loss on a text, conversations or vectors, or its translations of pairs.
 
     Args:
         run: A run folder, a Hugging Face folder, or a model of the package transly.
         data: A text file, a folder of them, or a JSONL file. For a model of pairs a file with a source, a tab and a
-            target in each line; by default the pairs that its run held out.
+            target in each line; for one of vectors a .npy file or a folder of them. By default what the run held out.
         beams: For pairs, as in translate.
         length_penalty: For pairs, as in translate.
         conversations: The data are conversations in JSON Lines; what the assistant says is measured.

@@ -118,6 +118,11 @@ class Split:
         return cls._of(_encode_conversations(tokenizer, conversations), nothing)
 
     @classmethod
+    def from_vectors(cls, sequences: Iterable[np.ndarray]) -> "Split":
+        """The same of vectors, each sequence (T, features); `FileError` where there is none of two vectors or more."""
+        return cls._of(_long_enough(sequences), "the data: no sequence in it has two vectors; give longer ones")
+
+    @classmethod
     def _of(cls, documents: "Iterable[_Document]", nothing: str) -> "Split":
         encoded = list(documents)
         if not encoded:
@@ -125,7 +130,7 @@ class Split:
         offsets = np.cumsum([0, *(len(document.values) for document in encoded)])
         values = np.concatenate([document.values for document in encoded])
         counted = [document.counted for document in encoded if document.counted is not None]
-        n_bytes = sum(document.n_bytes for document in encoded)
+        n_bytes = None if values.ndim == 2 else sum(document.n_bytes for document in encoded)
         return cls(values, offsets, n_bytes, np.concatenate(counted) if counted else None)
 
 
@@ -286,10 +291,15 @@ def _encode_conversations(tokenizer: Tokenizer, conversations: Iterable[Example]
         yield _Document(np.array(ids, dtype=tokenizer.dtype), n_bytes, counted)
 
 
+def _long_enough(sequences: Iterable[np.ndarray]) -> Iterator[_Document]:
+    """Those of vectors that have something to predict."""
+    return (_Document(vectors, 0) for vectors in sequences if len(vectors) > 1)
+
+
 def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
     documents = (parts[part] for parts in _divide(config, n))
-    if tokenizer is None:  # one vector alone has nothing to predict
-        return (_Document(vectors, 0) for vectors in documents if len(vectors) > 1)
+    if tokenizer is None:
+        return _long_enough(documents)
     encode = _encode_conversations if config.source.holds == "conversations" else _encode
     return encode(tokenizer, documents)
 

@@ -170,7 +170,7 @@ class VectorFilesConfig(SourceConfig):
         """
         first: tuple[Path, int] | None = None
         for path in files_below(self.path, (".npy",)):
-            array = _open_vectors(path)
+            array = open_vectors(path)
             first = first or (path, array.shape[-1])
             if array.shape[-1] != first[1]:
                 raise FileError(
@@ -315,7 +315,8 @@ def _text_in(record: dict[str, Any], field: str, where: str) -> str:
         raise FileError(f"{where}: {field!r} has half a surrogate pair, which is no character; remove it") from None
 
 
-def _open_vectors(path: Path) -> np.ndarray:
+def open_vectors(path: Path) -> np.ndarray:
+    """The array of a .npy file, (T, features) or (N, T, features); `FileError` where it is none of floats."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises almost anything on crafted files

@@ -20,6 +20,7 @@ from qkv.generation import (
     SamplingConfig,
     Step,
     StopFilter,
+    forecast,
     generate,
     score,
     search,
@@ -28,6 +29,7 @@ from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.shapes import Tensor
 
 Stop = str | Sequence[str]
 _NOTHING = Facts()
@@ -109,7 +111,7 @@ class Loaded(Ready):
     """
 
     what = "a language model"
-    verbs = "qkv generate, chat or eval"
+    verbs = "qkv generate, chat, forecast or eval"
 
     model: Transformer
     tokenizer: Tokenizer | None = None
@@ -301,6 +303,30 @@ class Loaded(Ready):
         writing = self.answer([self.encode_chat(one) for one in conversations], **how)
         return writing.pieces() if several else writing.single()
 
+    def forecast(self, values: Any, *, steps: int) -> Tensor:
+        """The next vectors of series that a model of vectors reads: each is what it expects, and then read in its turn.
+
+        Args:
+            values: The series so far: an array, tensor or lists of one, (T, features), or of several, (N, T, features),
+                scaled as the data were that the model learned from.
+            steps: Vectors to come.
+
+        Returns:
+            (steps, features) or (N, steps, features).
+
+        Raises:
+            ConfigError: The model reads no vectors, or the series do not fit it.
+        """
+        weight = next(self.model.parameters())
+        try:
+            series = (values if isinstance(values, Tensor) else torch.tensor(values)).to(weight)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"the values are no array of numbers ({error}); give (T, features)") from None
+        if series.dim() not in (2, 3):
+            raise ConfigError(f"the values are {tuple(series.shape)}; give (T, features) or (N, T, features)")
+        found = forecast(self.model, series if series.dim() == 3 else series[None], steps)
+        return found if series.dim() == 3 else found[0]
+
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids that each prompt is read as; an empty one is the token that begins a text.
 
@@ -308,6 +334,8 @@ class Loaded(Ready):
             ConfigError: There is no tokenizer, a text that it does not know, or no token to begin with.
             FileError: The token to begin with is none of the model's.
         """
+        if self.vocab_size is None:
+            raise ConfigError("the model reads vectors and writes no text; use forecast")
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; generate ids with qkv.generation.generate")
         begin = self.tokenizer.end_of_text if self.facts.begin_id is None else self.facts.begin_id

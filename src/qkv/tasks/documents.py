@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
 from qkv.config import config
-from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, prepare
+from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, VectorFilesConfig, prepare
 from qkv.data.dataset import HeldOut
 from qkv.data.sources import in_files
 from qkv.errors import ConfigError
@@ -19,7 +19,7 @@ from qkv.tasks.evaluation import Report
 from qkv.tasks.next_token import NextToken
 from qkv.tasks.task import Asked, Recipe, Start, TaskConfig
 from qkv.tasks.text import Text, evaluate_text, read_texts
-from qkv.tasks.vectors import Vectors
+from qkv.tasks.vectors import Vectors, evaluate_vectors
 
 _TASKS: Final = {"text": Text, "conversations": Chat, "vectors": Vectors}
 
@@ -90,7 +90,12 @@ class DataConfig(TaskConfig):
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
         asked.refuse("beams", "length_penalty", of="models of pairs")
         if asked.data is None:
-            raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
+            if asked.recipe is None or asked.conversations or asked.field:
+                raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
+            return super().evaluate(opened, asked)
+        if opened.vocab_size is None:
+            asked.refuse("conversations", "field", of="language models")
+            return evaluate_vectors(opened, VectorFilesConfig(path=str(asked.data)).documents())
         if opened.tokenizer is None:
             raise ConfigError(
                 f"{asked.path} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss"

@@ -4,11 +4,14 @@ import dataclasses
 from abc import abstractmethod
 from pathlib import Path
 
-from qkv.data import Batches, Dataset, PackedBatches
+import numpy as np
+
+from qkv.data import Batches, Dataset, PackedBatches, Split
 from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.tasks.evaluation import Evaluation, evaluate
 from qkv.tasks.task import Recipe, Task
 
 
@@ -65,3 +68,9 @@ class NextToken(Task):
         if self.start is not None:
             return dataclasses.replace(self.start, model=model)
         return Loaded.of(model, self.dataset.tokenizer)
+
+
+def evaluate_split(opened: Loaded, split: Split) -> Evaluation:
+    """The loss on all documents of a split, in rows as long as the model can read, but no longer than they."""
+    context = min(opened.config.limit or 1024, max(np.diff(split.offsets).max().item(), min(split.n_tokens, 1024)))
+    return evaluate(opened.model, PackedBatches(split, context=context, batch_size=8, seed=0, shuffle=False))

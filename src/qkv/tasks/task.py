@@ -105,7 +105,13 @@ class Asked:
 
 
 class Task(ABC):
-    """Data that are ready, and what a run makes of them."""
+    """Data that are ready, and what a run makes of them.
+
+    Attributes:
+        unit: Of its loss.
+    """
+
+    unit: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -182,7 +188,7 @@ class TaskConfig(Config, ABC):
         if held_out is None:
             raise ConfigError(f"{asked.path} held out nothing (validation=0), so there is nothing to measure it on")
         found = evaluate(opened.model, held_out)
-        loss = Measure("loss", found.loss, lower_is_better=True)
+        loss = Measure("loss", found.loss, task.unit, lower_is_better=True)
         return Report((loss, *task.measures(opened.model, found), Measure("tokens", found.tokens, form=",")))
 
 

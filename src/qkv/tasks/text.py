@@ -4,20 +4,20 @@ import dataclasses
 import math
 from typing import final
 
-import numpy as np
-
-from qkv.data import FilesConfig, PackedBatches, Split, Tokenizer
+from qkv.data import FilesConfig, Split, Tokenizer
 from qkv.errors import ConfigError
 from qkv.loading.loaded import Loaded
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import TransformerConfig
-from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
-from qkv.tasks.next_token import NextToken
+from qkv.tasks.evaluation import Evaluation, Measure, Report
+from qkv.tasks.next_token import NextToken, evaluate_split
 from qkv.tasks.task import Asked, Recipe, SampleConfig
 
 
 class OfTokens(NextToken):
     """Base of the tasks whose documents are text, as a tokenizer reads it."""
+
+    unit = "nats per token"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -72,12 +72,10 @@ def bits_per_byte(found: Evaluation, n_bytes: int) -> Measure:
 
 def evaluate_text(opened: Loaded, split: Split) -> Report:
     """Loss, perplexity and bits per byte of a model on the documents of a split."""
-    # Rows as long as the model can read, but no longer than the texts.
-    context = min(opened.config.limit or 1024, max(np.diff(split.offsets).max().item(), min(split.n_tokens, 1024)))
-    found = evaluate(opened.model, PackedBatches(split, context=context, batch_size=8, seed=0, shuffle=False))
+    found = evaluate_split(opened, split)
     assert split.n_bytes is not None
     measures = (
-        Measure("loss", found.loss, "nats per token", lower_is_better=True),
+        Measure("loss", found.loss, OfTokens.unit, lower_is_better=True),
         Measure("perplexity", math.exp(min(found.loss, 700.0)), lower_is_better=True, form=",.2f"),
         bits_per_byte(found, split.n_bytes),
         Measure("tokens", found.tokens, form=","),

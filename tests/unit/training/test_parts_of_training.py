@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from qkv.checkpoints import Store
-from qkv.config import dump_yaml
 from qkv.data import PackedBatches, Split
 from qkv.errors import ConfigError, FileError
 from qkv.tasks import Asked, Evaluation, evaluate
@@ -19,7 +18,7 @@ from qkv.training.finite import first_non_finite
 from qkv.training.memory import keep_pages
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
 from qkv.training.precision import fastest, matmul_peak, products_in
-from runs import fast, metrics, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
+from runs import fast, metrics, recipe_data, write_corpus, write_recipe  # noqa: F401 - `fast` is a fixture
 from tiny import tiny_config, tiny_model, token_ids
 from tolerances import FLOAT64
 
@@ -182,20 +181,15 @@ def zero_the_weights(run):
 
 
 @pytest.mark.usefixtures("fast")
-def test_the_users_own_vectors(tmp_path):
-    """Training lowers the loss of the next vector far below that of predicting zeros (1/2, for waves)."""
-    data = recipe_data(write_corpus(tmp_path)) | {"model": tiny_config(vectors=True).to_dict()}
-    data["data"] = {"source": {"type": "VectorFiles", "path": str(write_vectors(tmp_path))}, "validation": 0.2}
-    (tmp_path / "vectors.yaml").write_text(dump_yaml(data))
-    assert train(tmp_path / "vectors.yaml", out=tmp_path / "run") == 0
-    found = metrics(tmp_path / "run")
-    losses = [entry["loss"] for entry in found if "loss" in entry]
-    assert losses[-1] < 0.1 < 0.4 < losses[0]
-    assert found[-1]["validation_loss"] < 0.1
-    assert "bits_per_byte" not in found[-1]
-    assert not (tmp_path / "run" / "tokenizer.json").exists()
-    with pytest.raises(ConfigError, match=r"has no tokenizer, so it cannot read text"):
-        evaluate_model(Asked(path=tmp_path / "run", data=tmp_path / "corpus.txt"))
+def test_without_data_a_run_of_text_is_measured_on_what_it_held_out(tmp_path):
+    assert train(write_recipe(tmp_path), out=tmp_path / "run") == 0
+    last = metrics(tmp_path / "run")[-1]
+    found = evaluate_model(Asked(path=tmp_path / "run"))
+    assert found.to_dict()["loss"] == pytest.approx(last["validation_loss"])
+    assert found.to_dict()["bits_per_byte"] == pytest.approx(last["bits_per_byte"])
+    assert str(found).splitlines()[0].endswith("nats per token")
+    with pytest.raises(ConfigError, match="DATA is missing"):
+        evaluate_model(Asked(path=tmp_path / "run", conversations=True))
 
 
 # --- numbers that are not finite ------------------------------------------------------------------------------------
