@@ -50,8 +50,12 @@ def _family_config(kind, rng, vocab):
     if kind in ("gpt2", "gpt_neox", "phi3"):
         data["hidden_size"] = heads * head_dim
         data.pop("head_dim")
-    if kind in ("mistral", "phi3") or kind.startswith(("gemma2", "gemma3", "qwen", "olmo3")):
+    if kind in ("mistral", "phi3"):
+        data["sliding_window"] = rng.choice((None, 5))
+    if kind.startswith(("gemma2", "gemma3", "qwen", "olmo3")):
         data["sliding_window"] = rng.choice((3, 5, 9))
+    if kind.startswith(("gemma2", "gemma3")):
+        data["query_pre_attn_scalar"] = rng.choice((head_dim, head_dim, 10))
     if kind.startswith("qwen"):
         data |= {"use_sliding_window": rng.random() < 0.5, "max_window_layers": 1}
     if kind == "gpt_neox":
@@ -172,7 +176,7 @@ def _another_end(rng, config):
 _CHANGES = (
     _scaled, _scaled, _scaled, _rewindowed, _rewindowed, _in_one_layer, _another_norm, _another_block, _another_ffn,
     _another_end, _another_end,
-    lambda rng, config: dataclasses.replace(config, context=rng.choice((17, 65, 200))),
+    lambda rng, config: dataclasses.replace(config, context=rng.choice((41, 65, 200))),
     lambda rng, config: dataclasses.replace(config, d_model=config.d_model + rng.choice((1, 2, 6))),
     lambda rng, config: dataclasses.replace(config, embed=dataclasses.replace(config.embed, scale=rng.choice((1, 3)))),
     _rope(theta=77.0), _rope(fraction=0.5), _rope(layout="interleaved"), _always(position=None), _always(bias=True),

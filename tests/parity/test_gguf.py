@@ -3,6 +3,7 @@
 The models are tiny, with large weights, so that a wrong order of rows or a wrong name shows in the logits.
 """
 
+import re
 import time
 
 import gguf
@@ -13,12 +14,14 @@ import transformers
 from gguf import GGMLQuantizationType
 
 import qkv
+from drawn import drawn_config, wide_weights
 from qkv.checkpoints.families import FAMILIES
 from qkv.checkpoints.gguf import (
     GGUFTensor,
     HuggingFace,
     encode,
     expand,
+    family_for_gguf,
     file_type,
     from_huggingface,
     int4_groups,
@@ -31,7 +34,7 @@ from qkv.checkpoints.gguf import (
 )
 from qkv.checkpoints.gguf.kinds import KINDS, OTHERS
 from qkv.data.gguf_vocabulary import read_vocabulary
-from qkv.errors import FileError
+from qkv.errors import ConfigError, FileError
 from qkv.fetch import fetch, read_archive
 from qkv.generation import SamplingConfig, generate
 from tolerances import FLOAT32
@@ -232,6 +235,7 @@ MODELS = {
     "qwen3": transformers.Qwen3Config(**SIZES, **KV, **rope(), head_dim=24),
     "gpt2": transformers.GPT2Config(**GPT2),
     "gpt2, untied": transformers.GPT2Config(**GPT2, tie_word_embeddings=False),
+    "gemma": transformers.GemmaConfig(**SIZES, **KV, **rope(), head_dim=24),
     "gemma2": transformers.Gemma2Config(
         **SIZES, **KV, **rope(), head_dim=24, query_pre_attn_scalar=24, sliding_window=8
     ),
@@ -250,6 +254,20 @@ MODELS = {
     "olmo2, tied": transformers.Olmo2Config(**SIZES, **KV, **rope(), tie_word_embeddings=True),
     "gpt_neox, tied": transformers.GPTNeoXConfig(**SIZES, **rope(), tie_word_embeddings=True),
     "olmo2": transformers.Olmo2Config(**SIZES, **KV, **rope()),
+    "olmo3, yarn": transformers.Olmo3Config(
+        **SIZES | {"num_hidden_layers": 5},
+        **KV,
+        sliding_window=8,
+        rope_parameters={
+            "full_attention": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
     "gpt_neox": transformers.GPTNeoXConfig(**SIZES, **rope(partial_rotary_factor=0.25), use_parallel_residual=True),
     "gpt_neox, in turn": transformers.GPTNeoXConfig(**SIZES, **rope(), use_parallel_residual=False),
 }
@@ -267,7 +285,7 @@ def build(config):
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            around = 0.0 if config.model_type == "gemma2" or ("norm" not in name and "ln_" not in name) else 1.0
+            around = 0.0 if config.model_type.startswith("gemma") or ("norm" not in name and "ln_" not in name) else 1.0
             p.normal_(std=0.25).add_(around)
             p.copy_(p.bfloat16())  # so that Gemma's sums are exact
     return model
@@ -322,7 +340,7 @@ def test_out_and_back_is_the_same_model_bit_for_bit(tmp_path, case):
     state = back.state
     if case == "gpt_neox, in turn" or not config.tie_word_embeddings:
         assert not back.config["tie_word_embeddings"]
-    own_head = config.model_type in ("olmo2", "gpt_neox")  # llama.cpp demands one, also where it is the table
+    own_head = config.model_type in ("olmo2", "olmo3", "gpt_neox")  # llama.cpp demands one, also where it is the table
     assert {key for key in state if not own_head or key in folder.state} == folder.state.keys()
     assert all(torch.equal(state[key], tensor) for key, tensor in folder.state.items())
     assert set(back.kinds.values()) == {"F32"}
@@ -338,8 +356,8 @@ def test_out_and_back_is_the_same_model_bit_for_bit(tmp_path, case):
 @pytest.mark.parametrize("case", [case for case in MODELS if case not in NOT_READ])
 def test_transformers_reads_what_we_write(tmp_path, case):
     config = MODELS[case]
-    if config.model_type in ("olmo2", "gpt_neox"):
-        pytest.skip(f"transformers reads no GGUF of {config.model_type}")
+    if config.model_type in ("gemma", "olmo2", "olmo3", "gpt_neox"):
+        pytest.skip(f"transformers reads no GGUF of {config.model_type}, or not all of it")
     model = build(config)
     export(model, tmp_path / "x.gguf")
     read = reference(tmp_path, config)
@@ -451,6 +469,15 @@ def test_other_kinds_of_files_are_named(tmp_path):
         (MODELS["llama"].to_dict() | {"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
         (MODELS["mistral"].to_dict() | {"sliding_window": 8}, "'sliding_window' is 8"),
         (MODELS["gemma2"].to_dict() | {"query_pre_attn_scalar": 7}, "'query_pre_attn_scalar' is 7"),
+        (MODELS["gemma"].to_dict() | {"tie_word_embeddings": False}, "a head of its own, and llama.cpp has gemma with"),
+        (
+            MODELS["olmo3, yarn"].to_dict() | {"layer_types": ["full_attention", *["sliding_attention"] * 4]},
+            "'layer_types' has another order, which llama.cpp does not have",
+        ),
+        (
+            MODELS["olmo3, yarn"].to_dict() | {"rope_parameters": {"sliding_attention": {"rope_theta": 7.0}}},
+            "layers with windows are rotated by .*, and llama.cpp has .* there",
+        ),
         (
             MODELS["qwen2"].to_dict()
             | {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 3, "sliding_window": 4},
@@ -463,6 +490,29 @@ def test_other_kinds_of_files_are_named(tmp_path):
 def test_a_config_that_llama_cpp_would_not_compute_is_not_written(config, message):
     with pytest.raises(FileError, match=message):
         from_huggingface(HuggingFace(config, {}, {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_drawn_model_is_read_as_it_was_written_or_refused_in_a_line(tmp_path, kind):
+    written, ids = 0, ids_of(22)
+    for seed in range(20):
+        config, refusal = drawn_config(kind, seed), ""
+        model = wide_weights(config.build(), seed)
+        try:
+            family = family_for_gguf(config, "the model")
+            state = family.keys(config).to_theirs(dict(model.state_dict()))
+            metadata, tensors = from_huggingface(HuggingFace(family.write(config), state, {}))
+        except (ConfigError, FileError, UserWarning) as error:
+            refusal = str(error)
+        assert re.fullmatch("(.{20,900})?", refusal), config  # each family's reason
+        if not refusal:
+            written += 1
+            write_gguf(tmp_path / "x.gguf", metadata, tensors)
+            want = model(ids)
+            got = load_gguf(tmp_path / "x.gguf", dtype=torch.float32)(ids)
+            assert (got - want).abs().max() < FLOAT32 * want.abs().max().clamp(1), config
+    assert written
 
 
 # --- a real one -----------------------------------------------------------------------------------------------------

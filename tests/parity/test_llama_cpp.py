@@ -1,18 +1,26 @@
 """GGUF files before llama.cpp: it loads what `qkv convert --to gguf` writes, and its logits are those of transformers.
 
-`pip install -e '.[judge]'` compiles llama.cpp (some minutes); without it these tests are skipped.
+`pip install -e '.[judge]'` installs llama.cpp as a wheel; without it these tests are skipped.
 """
+
+import re
+import shutil
 
 import pytest
 import torch
 import transformers
 
 from chats import chat_tokenizer
+from drawn import drawn_config, wide_weights
+from qkv.checkpoints.families import FAMILIES
+from qkv.checkpoints.huggingface import save_model
+from qkv.errors import ConfigError, FileError
 from qkv.loading.convert import convert
+from qkv.loading.loaded import Loaded
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is not installed; pip install -e '.[judge]'")
+xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed; pip install -e '.[judge]'")
 
-LENGTH = 40
+LENGTHS = 3, 40
 TOKENIZER = chat_tokenizer("what is this and that Hello " * 20)
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -55,6 +63,7 @@ CASES = {
     "qwen3": ("qwen3", SIZES | {"rope_parameters": ROPE, "head_dim": 24}),
     "gpt2": ("gpt2", GPT2),
     "gpt2, untied": ("gpt2", GPT2 | {"tie_word_embeddings": False}),
+    "gemma": ("gemma", SIZES | {"rope_parameters": ROPE, "head_dim": 24}),
     "gemma2": ("gemma2", SIZES | GEMMA | {"rope_parameters": ROPE}),
     "gemma3": (
         "gemma3_text",
@@ -79,6 +88,12 @@ CASES = {
     "olmo2": ("olmo2", SIZES | {"rope_parameters": ROPE}),
     "olmo2, tied": ("olmo2", SIZES | {"rope_parameters": ROPE, "tie_word_embeddings": True}),
     "olmo2, yarn": ("olmo2", SIZES | {"rope_parameters": YARN}),
+    "olmo3": ("olmo3", SIZES | {"num_hidden_layers": 5, "sliding_window": 8}),
+    "olmo3, yarn": (
+        "olmo3",
+        SIZES | {"num_hidden_layers": 5, "sliding_window": 8, "rope_parameters": {
+            "full_attention": YARN, "sliding_attention": ROPE}},
+    ),
     "gpt_neox": (
         "gpt_neox", NEOX | {"rope_parameters": ROPE | {"partial_rotary_factor": 0.25}}
     ),
@@ -102,21 +117,65 @@ def build(kind, settings):
     return model
 
 
+def judged(path, prompts):
+    """The logarithms of the probabilities of the token after each prompt, (prompts, vocabulary), by llama.cpp."""
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = str(path), 256, 1, 0, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    server, rows = xllamacpp.Server(params), []
+    for prompt in prompts:
+        asked = {"prompt": prompt, "n_predict": 1, "n_probs": 269, "cache_prompt": False}
+        asked["logit_bias"] = [[40, 1e4]]  # the drawn token, which the answer has to be a whole character of
+        answer = server.handle_completions(asked)
+        assert "choices" in answer, answer
+        (choice,) = answer["choices"]
+        found = {each["id"]: each["logprob"] for each in choice["logprobs"]["content"][0]["top_logprobs"]}
+        assert sorted(found) == list(range(269))
+        rows.append([found[i] for i in range(269)])
+    return torch.tensor(rows)
+
+
+@torch.no_grad()
+def agree(path, model):
+    ids = torch.randint(0, 256, (max(LENGTHS),), generator=torch.Generator().manual_seed(2)).tolist()
+    longrope = "short_factor" in str(model.config.to_dict())  # by the room that is asked for there, not by the text
+    prompts = [ids[:n] for n in LENGTHS[longrope:]]
+    got = judged(path, prompts)
+    want = torch.stack([model(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompts])
+    # llama.cpp looks GELU up in a table of float16, and keeps masks and some products in it.
+    assert (got - want.log_softmax(-1)).abs().max() < 4e-3 * want.abs().max().clamp(1)
+    return want
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_llama_cpp_gives_the_logits_of_transformers(tmp_path, case):
     model = build(*CASES[case])
     folder = tmp_path / "theirs"
     model.save_pretrained(folder)
     TOKENIZER.save(folder)
-    path = convert(folder, tmp_path / "x.gguf", to="gguf", dtype="float32")
-    judge = llama_cpp.Llama(
-        str(path), n_ctx=64, n_batch=64, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0
-    )
-    ids = torch.randint(0, 256, (LENGTH,), generator=torch.Generator().manual_seed(2)).tolist()
-    judge.eval(ids)
-    got = torch.tensor(judge.scores[:LENGTH])
-    with torch.no_grad():
-        want = model(torch.tensor([ids])).logits[0]
+    want = agree(convert(folder, tmp_path / "x.gguf", to="gguf", dtype="float32"), model)
     assert want.std() > 0.4
-    # llama.cpp looks GELU up in a table of float16, and keeps masks and some products in it.
-    assert (got - want).abs().max() < 4e-3 * want.abs().max()
+
+
+DRAWS = 20
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_drawn_model_is_written_right_or_refused_in_a_line(tmp_path, kind):
+    written = 0
+    for seed in range(DRAWS):
+        config, folder, refusal = drawn_config(kind, seed, vocab=269), tmp_path / str(seed), ""
+        model = wide_weights(config.build(), seed)
+        try:
+            save_model(model, folder / "hf", family=kind, files=Loaded.of(model, TOKENIZER).files())
+            convert(folder / "hf", folder / "x.gguf", to="gguf", dtype="float32")
+        except (ConfigError, FileError, UserWarning) as error:
+            refusal = str(error)
+        assert re.fullmatch(r"(.{20,260})?", refusal), config
+        if not refusal:
+            written += 1
+            agree(folder / "x.gguf", transformers.AutoModelForCausalLM.from_pretrained(folder / "hf").eval())
+        shutil.rmtree(folder, ignore_errors=True)
+    assert written >= 2

@@ -4,6 +4,8 @@ Only what is llama.cpp's own stands here; what a model computes is said by the f
 Source: llama.cpp's converters (`conversion/*.py`) and `gguf-py/gguf/constants.py`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, final
@@ -49,7 +51,10 @@ class Architecture:
         operations: From n_heads and head_dim, what happens to the rows of tensors on the way to Hugging Face, by name.
         rotated: Whether heads are rotated in whole, or a part of them may be.
         own_head_dim: Whether `config.json` says the width of a head; otherwise it is d_model / heads.
-        own_head: Whether llama.cpp demands a tensor for the head, also where it is the embedding table.
+        head: When llama.cpp has a tensor for the head; "always": also where that is the embedding table.
+        local_rope: Whether layers with windows are rotated without scaling, by a base of their own ("own") or that of
+            the others ("same"); "": just as the others.
+        windowed: The family that has windows in some layers under the same name, which only those tell apart.
     """
 
     model_type: str
@@ -61,7 +66,9 @@ class Architecture:
     operations: Callable[[int, int], Operations] = lambda n_heads, head_dim: {}
     rotated: Literal["none", "whole", "part"] = "whole"
     own_head_dim: bool = False
-    own_head: bool = False
+    head: Literal["if untied", "always", "never"] = "if untied"
+    local_rope: Literal["", "own", "same"] = ""
+    windowed: "Architecture | None" = None
 
 
 _SIZES = {
@@ -117,6 +124,12 @@ def _gemma_shift(n_heads: int, head_dim: int) -> Operations:
     return {name: (Shift(-1.0),) for name in (*_GEMMA_NORMS, *_QK_NORMS, "output_norm")}
 
 
+def _windows(config: Mapping[str, Any], every: int) -> dict[str, Any]:
+    """Each so many-th layer has none."""
+    n = config["num_hidden_layers"]
+    return {"layer_types": ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n)]}
+
+
 def _gemma(every: int, largest: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """What follows where each so many-th layer has no window.
 
@@ -125,11 +138,29 @@ def _gemma(every: int, largest: int) -> Callable[[Mapping[str, Any]], dict[str, 
 
     def derived(config: Mapping[str, Any]) -> dict[str, Any]:
         n, width = config["num_hidden_layers"], config["hidden_size"] // config["num_attention_heads"]
-        kinds = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n)]
-        return {"query_pre_attn_scalar": width if n == largest else config["head_dim"], "layer_types": kinds}
+        return {"query_pre_attn_scalar": width if n == largest else config["head_dim"]} | _windows(config, every)
 
     return derived
 
+
+_OLMO2 = Architecture(
+    model_type="olmo2",
+    keys=_SIZES,
+    names=_ENDS | _QKV | _OUT | _GLU | _QK_NORMS | {
+        "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+        "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+    },
+    fixed={"hidden_act": "silu", "attention_bias": False},
+    head="always",
+)  # fmt: skip
+_OLMO3 = dataclasses.replace(
+    _OLMO2,
+    model_type="olmo3",
+    keys=_SIZES | {"attention.sliding_window": "sliding_window"},
+    harmless=("sliding_window_pattern",),  # `layer_types` says it
+    derived=functools.partial(_windows, every=4),
+    local_rope="same",
+)
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "llama": Architecture(
@@ -182,6 +213,15 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         operations=_gpt2_weights,
         rotated="none",
     ),
+    "gemma": Architecture(
+        model_type="gemma",
+        keys=_SIZES,
+        names=_LLAMA,
+        fixed={"hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
+        operations=_gemma_shift,
+        own_head_dim=True,
+        head="never",
+    ),
     "gemma2": Architecture(
         model_type="gemma2",
         keys=_SIZES | {"attention.sliding_window": "sliding_window"} | {key: key for key in _SOFTCAPS},
@@ -191,18 +231,18 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         derived=_gemma(every=2, largest=46),
         operations=_gemma_shift,
         own_head_dim=True,
+        head="never",
     ),
     "gemma3": Architecture(
         model_type="gemma3_text",
-        keys=_SIZES | {
-            "attention.sliding_window": "sliding_window", "rope.freq_base_swa": "rope_local_base_freq",
-        },
+        keys=_SIZES | {"attention.sliding_window": "sliding_window"},
         names=_ENDS | _QKV | _OUT | _GLU | _GEMMA_NORMS | _QK_NORMS,
         fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
         harmless=("sliding_window_pattern",),  # `layer_types` says it
         derived=_gemma(every=6, largest=62),
         operations=_gemma_shift,
         own_head_dim=True,
+        local_rope="own",
     ),
     "phi3": Architecture(
         model_type="phi3",
@@ -215,16 +255,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         fixed={"hidden_act": "silu"},
         rotated="part",
     ),
-    "olmo2": Architecture(
-        model_type="olmo2",
-        keys=_SIZES,
-        names=_ENDS | _QKV | _OUT | _GLU | _QK_NORMS | {
-            "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
-            "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
-        },
-        fixed={"hidden_act": "silu", "attention_bias": False},
-        own_head=True,
-    ),
+    "olmo2": dataclasses.replace(_OLMO2, windowed=_OLMO3),
     "gptneox": Architecture(
         model_type="gpt_neox",
         keys={name: key for name, key in _SIZES.items() if key not in ("rms_norm_eps", "num_key_value_heads")}
@@ -243,7 +274,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         fixed={"hidden_act": "gelu", "attention_bias": True},
         operations=_neox_rows,
         rotated="part",
-        own_head=True,
+        head="always",
     ),
 }  # fmt: skip
 """By `general.architecture`."""
@@ -264,4 +295,5 @@ def architecture_of(metadata: Mapping[str, Any], source: str) -> tuple[str, Arch
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise FileError(f"{source}: general.architecture is {name!a}; qkv reads {known}; use another model")
-    return name, ARCHITECTURES[name]
+    found = ARCHITECTURES[name]
+    return name, (found.windowed if metadata.get(f"{name}.attention.sliding_window") else None) or found

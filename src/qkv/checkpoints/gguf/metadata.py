@@ -41,7 +41,7 @@ _REQUIRED: Final[dict[str, Any]] = {
 _SAID_ELSEWHERE = {
     "model_type", "architectures", "tie_word_embeddings", "attention_dropout", "attn_pdrop", "resid_pdrop",
     "embd_pdrop", "hidden_dropout", "rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_emb_base",
-    "rotary_pct", "original_max_position_embeddings",
+    "rotary_pct", "original_max_position_embeddings", "rope_parameters", "rope_local_base_freq",
 }  # fmt: skip
 """Keys of `config.json` that matter in training only, or are written by way of the parts of the model."""
 
@@ -66,6 +66,8 @@ def read_config(file: GGUF, name: str, architecture: Architecture, factors: Fact
     if architecture.own_head_dim:
         config["head_dim"] = head_dim
     config |= architecture.derived(config)
+    kinds = config.get("layer_types", ())
+    reader.require("attention.sliding_window_pattern", [kind == "sliding_attention" for kind in kinds])
     if architecture.rotated != "none":
         config["rope_parameters"] = _rope(reader, architecture, head_dim, factors, config)
     elif factors:
@@ -87,8 +89,6 @@ def _take(reader: ConfigReader, ours: str, config: Mapping[str, Any]) -> Any:
             return reader.take(ours, int, 0) or None
         case "use_parallel_residual":
             return reader.take(ours, bool, True)
-        case "rope.freq_base_swa":
-            return reader.take(ours, float, 10_000.0)
     return reader.take(ours, float) if ours.endswith(("epsilon", "softcapping")) else reader.take_positive(ours)
 
 
@@ -149,9 +149,11 @@ def _rope(
     elif factors:
         made |= _longrope_of(factors, reader)
         config["original_max_position_embeddings"] = made["original_max_position_embeddings"]
-    if (local := config.pop("rope_local_base_freq", None)) is not None:
-        return {"full_attention": made, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
-    return made
+    if not architecture.local_rope:
+        return made
+    own = architecture.local_rope == "own"
+    local = reader.take("rope.freq_base_swa", float, 10_000.0) if own else made["rope_theta"]
+    return {"full_attention": made, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
 
 
 def _longrope_of(factors: Factors, reader: ConfigReader) -> dict[str, Any]:
@@ -189,11 +191,11 @@ def _llama3_factors(scaling: Llama3ScalingConfig, theta: float, head_dim: int) -
 
 
 def write_metadata(
-    config: Mapping[str, Any], rope: object, architecture: Architecture, source: str
+    config: Mapping[str, Any], rope: object, local: object, architecture: Architecture, source: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The metadata, without the architecture's prefix, and the tensors with factors of the frequencies.
 
-    Of a config as the family writes it, and its rotary embedding.
+    Of a config as the family writes it, its rotary embedding, and that of layers with windows.
 
     Raises:
         FileError: llama.cpp would not compute what the config says.
@@ -220,12 +222,13 @@ def write_metadata(
     fixed = {**architecture.fixed, **architecture.derived({**config, "head_dim": head_dim})}
     for key, value in left.items():
         if value is not None and key not in architecture.harmless and value != fixed.get(key):
-            raise FileError(f"{source}: {key!r} is {value!r}, which llama.cpp does not have for this family")
+            found = "has another order" if isinstance(value, list) else f"is {value!r}"
+            raise FileError(f"{source}: {key!r} {found}, which llama.cpp does not have for this family")
     factors = dict[str, Tensor]()
     if isinstance(rope, RoPEConfig):
         made |= {"rope.freq_base": rope.theta, "rope.dimension_count": rope.width(head_dim)}
         more, factors = _write_scaling(rope, head_dim, architecture, source)
-        made |= more
+        made |= more | _write_local(local, rope, architecture, source)
     return made, factors
 
 
@@ -233,6 +236,15 @@ def head_dim_of(config: Mapping[str, Any], architecture: Architecture) -> int:
     """The width of a head."""
     d_model, n_heads = (config[architecture.keys[key]] for key in ("embedding_length", "attention.head_count"))
     return config.get("head_dim", max(d_model // n_heads, 1))
+
+
+def _write_local(local: object, rope: RoPEConfig, architecture: Architecture, source: str) -> dict[str, Any]:
+    """What is said of the layers with windows."""
+    own = architecture.local_rope == "own"
+    there = RoPEConfig(theta=local.theta if own and isinstance(local, RoPEConfig) else rope.theta)
+    if local != (there if architecture.local_rope else rope):
+        raise FileError(f"{source}: layers with windows are rotated by {local}, and llama.cpp has {there} there")
+    return {"rope.freq_base_swa": there.theta} if own else {}
 
 
 def _write_scaling(

@@ -18,7 +18,12 @@ from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.shapes import Tensor
 
-_NAMES: Final = {data.model_type: name for name, data in ARCHITECTURES.items()} | {"mistral": "llama"}
+_NAMES: Final = {
+    data.model_type: (name, data)
+    for name, first in ARCHITECTURES.items()
+    for data in (first, first.windowed)
+    if data is not None
+} | {"mistral": ("llama", ARCHITECTURES["llama"])}
 
 
 @final
@@ -68,13 +73,19 @@ def from_huggingface(model: HuggingFace, *, source: str = "the model") -> tuple[
     model_type = model.config.get("model_type")
     if model_type not in _NAMES:
         raise FileError(f"{source}: qkv writes no GGUF of {model_type!a}; it can for {', '.join(sorted(_NAMES))}")
-    family, name = FAMILIES[model_type], _NAMES[model_type]
+    family, (name, architecture) = FAMILIES[model_type], _NAMES[model_type]
     config = family.parse(model.config, source)
-    said, architecture = family.write(config), ARCHITECTURES[name]
+    said = family.write(config)
     attentions = [sublayer(block, 0, AttentionConfig) for block in layers_of(config)]
-    full = next((one for one in attentions if one.mask.reach is None), attentions[0])  # windows have a key for theirs
-    metadata, factors = write_metadata(said, full.position, architecture, source)
-    state = _with_head(model.state, architecture, tied=said["tie_word_embeddings"])
+    full = next((one for one in attentions if one.mask.reach is None), attentions[0])
+    local = next((one for one in attentions if one.mask.reach is not None), full)
+    metadata, factors = write_metadata(said, full.position, local.position, architecture, source)
+    tied = said["tie_word_embeddings"]
+    if architecture.head == "never" and not tied:
+        raise FileError(
+            f"{source}: has a head of its own, and llama.cpp has {model_type} with the embedding table alone"
+        )
+    state = _with_head(model.state, architecture, tied=tied)
     keys = _key_map(architecture, said, state, side=1)
     kinds = {rule.theirs[0]: _kind_of(rule.ours[0], state, model.kinds) for rule in keys.rules if rule.ours[0] in state}
     made = keys.to_theirs(state, source=source)
@@ -152,4 +163,4 @@ def _with_head(state: Mapping[str, Tensor], architecture: Architecture, *, tied:
     if not tied:
         return dict(state)
     kept = {key: tensor for key, tensor in state.items() if key != head}
-    return kept | {head: kept[table]} if architecture.own_head and table in kept else kept
+    return kept | {head: kept[table]} if architecture.head == "always" and table in kept else kept
