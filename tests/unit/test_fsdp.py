@@ -1,4 +1,4 @@
-"""FSDP2: two processes, each with half of the weights and half of the rows, train like one."""
+"""FSDP2 and DDP: two processes, each with half of the rows (and of the weights), train like one."""
 
 from datetime import timedelta
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from qkv.errors import ConfigError
 from qkv.masks import Causal, Full
 from qkv.models.encoder_decoder import EncoderDecoderConfig
 from qkv.models.pairs import Pair
@@ -21,6 +22,7 @@ from tolerances import FLOAT64
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("this PyTorch has no gloo for two processes", allow_module_level=True)
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 LENGTHS = [[5, 2], [7], [3, 3], [4]]
 TARGETS = 20  # tokens that have one, over all rows
@@ -41,11 +43,15 @@ def translator():
     ).train()
 
 
+def batch_of(model, rows):
+    """Inputs, targets, and where they stand."""
+    ids, tokens = token_ids(4, 7)[rows], Tokens.packed(LENGTHS[rows], 7)
+    return Pair(ids.roll(2, 1), tokens, ids) if hasattr(model, "decoder") else ids, ids.roll(-1, 1), tokens
+
+
 def loss_of(model, rows):
     """The summed loss of some rows, over the number of targets in all of them."""
-    ids, tokens = token_ids(4, 7)[rows], Tokens.packed(LENGTHS[rows], 7)
-    inputs = Pair(ids.roll(2, 1), tokens, ids) if hasattr(model, "decoder") else ids
-    return model.loss(inputs, ids.roll(-1, 1), tokens, scale=1 / TARGETS)[0]
+    return model.loss(*batch_of(model, rows), scale=1 / TARGETS)[0]
 
 
 def sharded(model, **settings):
@@ -71,6 +77,24 @@ def train_like_one(rank):
                 torch.testing.assert_close(p.grad.full_tensor(), q.grad, rtol=0, atol=FLOAT64, msg=name)
 
 
+def average_like_one(rank):
+    """DDP takes the mean over its processes, so each scales by how many there are; `loss` would take none."""
+    for make in (language_model, translator):
+        one, rows = make(), slice(2 * rank, 2 * rank + 2)
+        loss_of(one, slice(0, 4)).backward()
+        ddp = DistributedDataParallel(make())
+        inputs, targets, tokens = batch_of(ddp.module, rows)
+        with pytest.raises(ConfigError, match=r"is inside DistributedDataParallel, .* call ddp\(inputs, tokens, "):
+            ddp.module.loss(inputs, targets, tokens)
+        with torch.no_grad():
+            alone = ddp.module.loss(inputs, targets, tokens, scale=2 / TARGETS)[0]
+        loss = ddp(inputs, tokens, targets=targets, scale=2 / TARGETS)[0]
+        torch.testing.assert_close(loss.detach(), alone, rtol=0, atol=FLOAT64)
+        loss.backward()
+        for (name, p), q in zip(ddp.module.named_parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=FLOAT64, msg=name)
+
+
 def read_like_one():
     model, one = sharded(language_model()), language_model()
     ids = token_ids(2, 7)
@@ -94,6 +118,7 @@ def _process(rank, meeting):
     dist.init_process_group("gloo", rank=rank, world_size=2, **where)
     try:
         train_like_one(rank)
+        average_like_one(rank)
         read_like_one()
         keep_the_phases()
     finally:

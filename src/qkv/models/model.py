@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, cast, final
 
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from qkv.config import Config, Configured, config
@@ -88,6 +90,7 @@ class Model(Configured, nn.Module, ABC):
     head: Any
     blocks: Any
     checkpoint_blocks: bool
+    _averaged: bool = False
 
     def after_step(self, loads: Mapping[str, Tensor]) -> None:
         """After the optimiser's step: hand each sublayer the loads that it reported, summed over the batches."""
@@ -118,14 +121,20 @@ class Model(Configured, nn.Module, ABC):
             scale = 1 / max(1, self.head.count(targets, tokens))
         return self.head.loss(x, tokens, self.table, targets, scale)
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> tuple[str, ...]:
+        """Nothing. `DistributedDataParallel` asks for it where it wraps a model, and does not say so in another way."""
+        self._averaged = True
+        return ()
+
     @final
     def loss(
         self, inputs: Any, targets: Tensor, tokens: Tokens | None = None, *, scale: float | None = None
     ) -> tuple[Float[Tensor, ""], Aux | None]:
         """`scale` times the loss summed over the tokens that have a target, and the sublayers' report.
 
-        It calls the model with `targets`, since FSDP2 gathers weights around calls alone; `DDP` is called likewise:
-        `ddp(inputs, tokens, targets=targets, scale=scale)`.
+        It calls the model with `targets`, since FSDP2 gathers weights around calls alone. Around a model,
+        `DistributedDataParallel` is called likewise: `ddp(inputs, tokens, targets=targets, scale=scale)`.
 
         Args:
             inputs: What the model reads.
@@ -134,8 +143,13 @@ class Model(Configured, nn.Module, ABC):
             scale: None: one over the number of tokens with a target, that is, the mean.
 
         Raises:
-            ConfigError: The model has no head.
+            ConfigError: The model has no head, or `DistributedDataParallel` would not hear of the loss.
         """
+        if self._averaged and torch.is_grad_enabled() and dist.is_initialized():
+            raise ConfigError(
+                "the model is inside DistributedDataParallel, which averages no gradient of model.loss(...); call "
+                "ddp(inputs, tokens, targets=targets, scale=scale), which gives the same"
+            )
         return self(inputs, tokens, targets=targets, scale=scale)
 
 
