@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from torch.compiler import is_exporting
+
 from qkv.errors import ConfigError, suggest
 from qkv.lowered import Form, LoweredMask, lower
 from qkv.masks import Full, Mask
@@ -19,8 +21,8 @@ from qkv.tokens import Tokens
 FASTEST_FIRST: tuple[tuple[Backend, Callable[[Problem], bool]], ...] = (
     # Where a flag says it all, or there is a square that all layers share.
     (sdpa.SDPA, lambda p: p.mask.at_hand or (p.mask.plain and p.bias is None)),
-    (DOCUMENTS, lambda p: p.mask.form is Form.DOCUMENTS and p.q.device.type == "cpu"),
-    (TILED, lambda _: True),
+    (DOCUMENTS, lambda p: p.mask.form is Form.DOCUMENTS and p.q.device.type == "cpu" and not is_exporting()),
+    (TILED, lambda _: not is_exporting()),  # an operator that nobody else knows
     (sdpa.SDPA, lambda _: True),
     (REFERENCE, lambda _: True),
 )
