@@ -20,6 +20,8 @@ PARTS, ROTARY, LOSS = "tests/unit/nn/test_parts.py", "tests/unit/ops/test_rotary
 MORE, TILES, CACHES, KINDS, HARNESS = (
     f"tests/laws/test_{name}.py" for name in ("attend_more", "tiles", "cache_laws", "mechanisms", "harness")
 )
+ENCODERS = "tests/parity/test_encoders.py::test_in_and_out"
+ENCODER_PARTS = "tests/unit/nn/test_encoder_parts.py"
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
@@ -77,7 +79,7 @@ MUTANTS = [
     Mutant("no norm of keys", "nn/attention.py", "q, k = self.q_norm(q), self.k_norm(k)", "q = self.q_norm(q)", PARTS),
     Mutant("a narrow gradient of the bias", "ops/backend.py", "torch.promote_types(self.bias.dtype, torch.float32)", "self.bias.dtype", MORE),
     Mutant("a mask of another length", "ops/attend.py", "if mask.size != (q.shape[2], k.shape[2]):", "if False:", MORE),
-    Mutant("the last position for -1", "nn/positions/tables.py", "F.embedding(index, self.weight).to(dtype)", "self.weight[index].to(dtype)", PARTS),
+    Mutant("the last position for -1", "nn/positions/tables.py", "F.embedding(index, table).to(dtype)", "table[index].to(dtype)", PARTS),
     # Tiles
     Mutant("tiles forget what came before", "ops/tiled.py", "total = total.mul_(shrink)", "total = total", MORE),
     Mutant("the sum is not shrunk", "ops/tiled.py", "_add_product(summed.mul_(shrink)", "_add_product(summed", MORE),
@@ -226,10 +228,16 @@ MUTANTS = [
            '[mean for mean in means if math.isfinite(mean)]', 'means', f"{DISPLAY}::test_sparkline"),
     # Families
     Mutant("Gemma's norm without the 1", "nn/norms.py", "weight + self.offset if self.offset else weight", "weight", f"{FAMILIES}[gemma2]"),
-    Mutant("Gemma's embeddings are not scaled", "nn/embedders/token.py", "math.sqrt(d_model) if", "1.0 if", f"{FAMILIES}[gemma2]"),
+    Mutant("Gemma's embeddings are not scaled", "nn/embedders/token.py", "math.sqrt(self.width) if", "1.0 if", f"{FAMILIES}[gemma2]"),
     Mutant("the scale is not rounded", "nn/embedders/token.py", "torch.tensor(self.scale, dtype=x.dtype)", "self.scale", PARTS),
-    Mutant("the logits' soft-cap is dropped", "nn/heads.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
-    Mutant("the loss forgets the soft-cap", "nn/heads.py", "softcap=self.softcap,", "softcap=None,", PARTS),
+    # Encoders
+    Mutant("ModernBERT's windows one short", "checkpoints/families/modernbert.py", "size=reach + 1", "size=reach", ENCODERS),
+    Mutant("RoBERTa's positions from 0", "nn/positions/tables.py", "self.weight[self.unused :]", "self.weight", ENCODERS),
+    Mutant("types are forgotten", "nn/embedders/embedder.py", "x = x + self._kinds(tokens).to(x.dtype)", "pass", ENCODERS),
+    Mutant("the mean counts what is behind the end", "nn/pooling.py", "/ documents.lengths[:, None]", "/ x.shape[1]", ENCODER_PARTS),
+    Mutant("classes of padding count", "nn/heads/pooled.py", "torch.where(tokens.valid, targets, IGNORE)", "targets", ENCODER_PARTS),
+    Mutant("the logits' soft-cap is dropped", "nn/heads/lm.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
+    Mutant("the loss forgets the soft-cap", "nn/heads/lm.py", "softcap=self.softcap,", "softcap=None,", PARTS),
     Mutant("the logits' soft-cap has no slope", "ops/loss.py", "numbers *= slope", "pass", LOSS),
     Mutant("Gemma's scores are scaled by the head's width", "checkpoints/families/decoder.py", "None if scalar == attention[\"head_dim\"] else scalar**-0.5", "None", f"{FAMILIES}[gemma2]"),
     Mutant("Gemma's norms change places", "checkpoints/families/decoder.py",
@@ -324,7 +332,7 @@ MUTANTS = [
     Mutant('pairs: the encoder sees padding', "models/encoder_decoder.py",
            'embed(torch.where(tokens.valid, source, 0), tokens), tokens)', 'embed(torch.where(tokens.valid, source, 0), tokens), None)',
            f"{ENCODER_DECODER}::test_it_is_that_of_pytorch"),
-    Mutant('pairs: smoothing in evaluation', "nn/heads.py",
+    Mutant('pairs: smoothing in evaluation', "nn/heads/lm.py",
            'self.smoothing if self.training else 0.0', 'self.smoothing', f"{ENCODER_DECODER}::test_the_loss_is_cross_entropy_with_smoothing_in_training_alone"),
     Mutant('pairs: the target has no share of what is spread', "ops/loss.py",
            'share * (smoothing / logits.shape[1])', 'share * (smoothing / (logits.shape[1] - 1))', f"{LOSS}::test_smoothing_and_bias_with_padding_are_those_of_torch"),

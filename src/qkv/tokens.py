@@ -30,6 +30,8 @@ class Tokens:
         segment: Document id; 0 is padding. Tokens of different documents never see each other.
         coords: Position for rotary embeddings; one coordinate for text.
         layout: What is known without reading the tensors.
+        types: Which of several kinds each token is of, for embedders that tell them apart (sentence A and B in BERT);
+            None: all are of kind 0.
     """
 
     index: Int[Tensor, "B T"]
@@ -37,6 +39,7 @@ class Tokens:
     segment: Int[Tensor, "B T"]
     coords: Int[Tensor, "B T P"]
     layout: Layout
+    types: Int[Tensor, "B T"] | None = None
 
     @property
     def lengths(self) -> Int[Tensor, "B t"]:
@@ -132,13 +135,27 @@ class Tokens:
         return self.index.shape[0], self.index.shape[1]
 
     @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.index, self.order, self.segment, self.coords
+    def _tensors(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        four = {"index": self.index, "order": self.order, "segment": self.segment, "coords": self.coords}
+        return four if self.types is None else four | {"types": self.types}
+
+    def _beside(self, other: "Tokens") -> dict[str, tuple[Tensor, Tensor]]:
+        """Each tensor with the other's of that name."""
+        if (self.types is None) == (other.types is None):
+            theirs = other._tensors
+            return {name: (x, theirs[name]) for name, x in self._tensors.items()}
+        return self.with_types(self.kinds)._beside(other.with_types(other.kinds))
+
+    @property
+    def kinds(self) -> Int[Tensor, "B T"]:
+        """`types`, with zeros where there are none."""
+        return torch.zeros_like(self.index) if self.types is None else self.types
 
     def shifted(self, by: Int[Tensor, " B"]) -> "Tokens":
         """The same tokens, standing `by[b]` tokens later in their documents (after what a cache holds)."""
         by = by[:, None]
-        return Tokens(self.index + by, self.order + by, self.segment, self.coords + by[..., None], self.layout)
+        return replace(self, index=self.index + by, order=self.order + by, coords=self.coords + by[..., None])
 
     def with_prefix(self, n: int | Int[Tensor, " B"]) -> "Tokens":
         """The same with the first `n` tokens of each document seeing each other under a causal mask (a prefix LM)."""
@@ -156,13 +173,23 @@ class Tokens:
             raise ConfigError(f"size={size} must be at least 1 (1: each token sees only what comes before it)")
         return replace(self, order=self.index // size * size + size - 1, layout=Layout.GENERAL)
 
+    def with_types(self, types: Int[Tensor, "B T"]) -> "Tokens":
+        """The same with the kind of each token, such as 0 in sentence A and 1 in sentence B.
+
+        Raises:
+            ConfigError: They are of another shape.
+        """
+        if types.shape != self.shape:
+            raise ConfigError(f"types are {tuple(types.shape)} and the tokens {self.shape} (B, T); make them equal")
+        return replace(self, types=types)
+
     def to(self, device: torch.device) -> "Tokens":
         """The same on a device."""
-        return Tokens(*(x.to(device) for x in self._tensors), layout=self.layout)
+        return replace(self, **{name: x.to(device) for name, x in self._tensors.items()})
 
     def take(self, rows: Int[Tensor, " b"]) -> "Tokens":
         """Some of the rows, in this order."""
-        return Tokens(*(x[rows] for x in self._tensors), layout=self.layout)
+        return replace(self, **{name: x[rows] for name, x in self._tensors.items()})
 
     def join(self, other: "Tokens") -> "Tokens":
         """The rows of both; those of the shorter one are padded on the right."""
@@ -171,12 +198,12 @@ class Tokens:
             layout = Layout.FULL
         else:
             layout = Layout.GENERAL if Layout.GENERAL in layouts else Layout.RAGGED
-        return Tokens(*map(join_rows, self._tensors, other._tensors), layout=layout)
+        return Tokens(**{name: join_rows(a, b) for name, (a, b) in self._beside(other).items()}, layout=layout)
 
     def followed_by(self, other: "Tokens") -> "Tokens":
         """The tokens of both side by side, row by row."""
-        pairs = zip(self._tensors, other._tensors, strict=True)
-        return Tokens(*(torch.cat(pair, 1) for pair in pairs), layout=Layout.GENERAL)
+        joined = {name: torch.cat(pair, 1) for name, pair in self._beside(other).items()}
+        return Tokens(**joined, layout=Layout.GENERAL)
 
 
 def placed(x: Tensor, tokens: Tokens | None) -> Tokens:

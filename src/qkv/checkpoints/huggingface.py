@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,13 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
     """
     family, data = family_of_folder(folder)
     source = str(folder / "config.json")
-    state, config = read_folder(folder, allow_pickle=allow_pickle), family.parse(data, source)
+    state = read_folder(folder, allow_pickle=allow_pickle)
+    config = family.parse(data, source, state.keys())
     model = build_empty(config.build, config.depth, len(state), source=source)
     state = _of_one_type(_normalise(state, family, folder, "head.weight" in model.state_dict()), data, folder)
     keys = family.keys(model.config)
+    if unused := sorted(keys.unused & state.keys()):
+        warnings.warn(f"{folder}: {', '.join(unused)} belong to a head that the config does not name", stacklevel=2)
     keys.check(state, model.state_dict(), source=str(folder))
     model.load_state_dict(keys.to_ours(state, source=str(folder)), assign=True)
     return model.requires_grad_().eval()
@@ -99,6 +103,7 @@ def save_model(
     stop_ids: Sequence[int] = (),
     begin_id: int | None = None,
     pad_id: int | None = None,
+    labels: Sequence[str] = (),
     sampling: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> None:
@@ -112,6 +117,7 @@ def save_model(
         stop_ids: Tokens that end a text.
         begin_id: What a text begins with.
         pad_id: What short rows are filled with.
+        labels: The names of its classes; none: LABEL_0, LABEL_1 …
         sampling: How tokens are drawn, in the words of `generation_config.json`.
         files: Further files to put there by name, such as `tokenizer.json`.
 
@@ -124,18 +130,22 @@ def save_model(
     stop = stop_ids[0] if len(stop_ids) == 1 else list(stop_ids) or None
     ids = {"bos_token_id": begin_id, "eos_token_id": stop, "pad_token_id": pad_id}
     dtype = str(max(state.values(), key=lambda tensor: tensor.nbytes).dtype).removeprefix("torch.")
-    config = chosen.write(model.config) | ids | {"torch_dtype": dtype}
+    known = {key: value for key, value in ids.items() if value is not None}
+    config = ids | chosen.write(model.config) | known | {"torch_dtype": dtype}
+    if labels and "id2label" in config:
+        config |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     texts = {"config.json": _json(config), "generation_config.json": _json(ids | dict(sampling or {}))} | dict(
         files or {}
     )
     for name in texts:
-        if not is_plain_name(name):
+        if not all(map(is_plain_name, name.split("/"))):
             raise ConfigError(f"{name!r} cannot name a file of a model; use letters, digits, '_', '-' and '.'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already, and nothing is overwritten; choose another place, or remove it")
     with writing(folder), whole_folder(folder) as whole:
         _write_weights(chosen.keys(model.config).to_theirs(state), whole, max_shard_bytes)
         for name, text in texts.items():
+            (whole / name).parent.mkdir(exist_ok=True)
             write_whole(whole / name, [text])
 
 

@@ -181,13 +181,17 @@ class KeyMap:
         rules: Each key is in one rule only.
         n_layers: The rules with `{}` hold for the layers from 0 to `n_layers - 1`.
         ignore: Their keys that carry nothing, such as the buffer of a causal mask; `{}` is any number.
+        unused: Their keys of what the model was trained with and does not have, such as another head.
 
     Attributes:
         rules: With those per layer written out for each.
+        unused: Those that no rule names after all.
     """
 
-    def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = ()):
+    def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = (), unused: Sequence[str] = ()):
         self.rules = [at for rule in rules for at in rule.at_layers(n_layers)]
+        self.unused = {*unused} - {name for rule in self.rules for name in rule.theirs}
+        ignore = (*ignore, *self.unused)
         self._ignore = re.compile("|".join(re.escape(key).replace(r"\{\}", r"\d+") for key in ignore) or "$^")
         for side in ([rule.theirs for rule in self.rules], [rule.ours for rule in self.rules]):
             names = [name for names in side for name in names]

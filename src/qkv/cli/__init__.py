@@ -34,6 +34,9 @@ app.command("qkv.cli.forecast:forecast", name="forecast", help="Continue series 
 app.command("qkv.cli.translate:translate", name="translate", help="Translate with a model that was trained on pairs.")
 app.command("qkv.cli.inspect:inspect", name="inspect", help="Draw what a translation looked at.")
 app.command("qkv.cli.chat:chat", name="chat", help="Talk with a model that was trained on conversations.")
+app.command("qkv.cli.embed:embed", name="embed", help="Turn texts into vectors, or say how alike they are.")
+app.command("qkv.cli.classify:classify", name="classify", help="Say which class each text is of.")
+app.command("qkv.cli.classify:fill", name="fill", help="Say what may stand where a text is masked.")
 app.command("qkv.cli.pull:pull", name="pull", help="Download pretrained weights.")
 app.command("qkv.cli.convert:convert", name="convert", help="Write a model in another layout: Hugging Face, GGUF, qkv.")
 app.command("qkv.cli.check:check", name="check", help="Ask a model about the laws it should keep.")
@@ -84,7 +87,7 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
 
     Behind the first argument, which is the model, a dash means nothing else but where `--stop` asks for a text.
     """
-    if not words or words[0] not in ("generate", "translate"):
+    if not words or words[0] not in ("generate", "translate", "embed", "classify"):
         return list(words)
     meant = {place for place, word in enumerate(words) if word == "-" and place > 1 and words[place - 1] != "--stop"}
     named = {f"{option}=-": f"{option}={STANDARD_INPUT}" for option in ("--file", "-f")}
@@ -93,7 +96,7 @@ def _with_dashes(words: Sequence[str]) -> list[str]:
 
 def _behind_dashes(words: Sequence[str]) -> str:
     """How to give a text that begins with a dash, where the verb takes texts."""
-    takes_texts = bool(words) and words[0] in ("generate", "translate", "inspect")
+    takes_texts = bool(words) and words[0] in ("generate", "translate", "inspect", "embed", "classify", "fill")
     return f" A text that begins with a dash goes behind --: qkv {words[0]} MODEL -- TEXT." if takes_texts else ""
 
 

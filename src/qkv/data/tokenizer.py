@@ -56,6 +56,18 @@ class Encoded(NamedTuple):
         return [i >= 0 and end <= spans[i][1] for i, (_, end) in zip(at, self.places, strict=True)]
 
 
+class Framed(NamedTuple):
+    """A text with special tokens around it.
+
+    Attributes:
+        ids: Of the whole.
+        types: The kind of each token, such as 0 in the first text and 1 in a second.
+    """
+
+    ids: list[int]
+    types: list[int]
+
+
 @final
 class Tokenizer:
     """Text to token ids and back.
@@ -164,6 +176,25 @@ class Tokenizer:
         """The ids of each text. See `encode`."""
         return [ids.tolist() for ids in self.encode_arrays(texts)]
 
+    def encode_framed(self, texts: Sequence[str], *, special: bool = False) -> list[Framed]:
+        """The ids of each text with the special tokens that the tokenizer's file puts around one, such as `[CLS]`.
+
+        Args:
+            texts: Of any lengths.
+            special: Whether the name of a special token in a text is that token, such as `[MASK]`.
+
+        Raises:
+            ConfigError: As for `encode`.
+        """
+        inner = self._twin(special=True) if special else self.inner
+        try:
+            with no_panic("the tokenizer failed on this text"):
+                plain = inner.encode_batch(list(texts), add_special_tokens=False)
+                framed = [self.inner.post_process(one) for one in plain]
+        except FileError as error:
+            raise self._unknown(texts) or error from None
+        return [Framed(one.ids, one.type_ids) for one in framed]
+
     def encode_arrays(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of each text, one after the other, on all cores; no more than some of a long text at once."""
         cut = ((n, piece) for n, text in enumerate(texts) for piece in (self._pieces(text) if text else [""]))
@@ -257,14 +288,18 @@ class Tokenizer:
 
     def _run(self, text: str, *, special: bool) -> Encoded:
         """Ids with their places, from a twin whose places are not trimmed."""
+        with no_panic("the tokenizer failed on this text"):
+            encoding = self._twin(special=special).encode(text, add_special_tokens=False)
+        return Encoded(encoding.ids, encoding.offsets)
+
+    def _twin(self, *, special: bool) -> tokenizers.Tokenizer:
+        """The same that adds nothing around a text, and reads the names of special tokens, or does not."""
         if special not in self._twins:
             twin = tokenizers.Tokenizer.from_str(self.inner.to_str())
             twin.encode_special_tokens = not special
             twin.post_processor = None
             self._twins[special] = twin
-        with no_panic("the tokenizer failed on this text"):
-            encoding = self._twins[special].encode(text, add_special_tokens=False)
-        return Encoded(encoding.ids, encoding.offsets)
+        return self._twins[special]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; special tokens have none. Bytes that are not UTF-8 become U+FFFD."""

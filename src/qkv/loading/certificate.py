@@ -44,7 +44,7 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
     ids = fixed_ids(vocab_size, min(_TOKENS, model.config.context or _TOKENS))
     theirs, their_logits = _their_stream(reference, ids)
     ours, our_logits = _our_stream(model, ids)
-    layers = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+    layers = [float((a - b).abs().max()) for a, b in zip(ours[-len(theirs) :], theirs, strict=True)]
     import transformers
 
     return made | {
@@ -135,12 +135,24 @@ def _reference(source: Path) -> Any:
     try:
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return transformers.AutoModelForCausalLM.from_pretrained(
-                place, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **extra
-            ).eval()
+            return (
+                _class_for(place, transformers)
+                .from_pretrained(
+                    place, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **extra
+                )
+                .eval()
+            )
     except Exception as error:  # another library, on a file that may be of a kind it does not know
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         return f"transformers does not read it ({reason})"
+
+
+def _class_for(place: Path, transformers: Any) -> Any:
+    """That of the architecture which a folder names, so that the head is the same; else a language model's."""
+    path = place / "config.json"
+    names = read_json(path).get("architectures") if path.is_file() else None
+    named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    return named or transformers.AutoModelForCausalLM
 
 
 @contextmanager
@@ -157,15 +169,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _their_stream(model: Any, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "1 n V"]]:
-    """The stream after each block (after the last: behind the final norm), and the logits."""
+def _their_stream(model: Any, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "..."]]:
+    """The stream after each block (after the last: behind the final norm), and what the head makes of it."""
     with torch.inference_mode():
-        out = model(ids, output_hidden_states=True, use_cache=False)
-    return list(out.hidden_states[1:]), out.logits
+        out = model(ids, output_hidden_states=True)
+    streams = list(out.hidden_states[1:])
+    head = out.get("logits", out.get("pooler_output"))
+    return streams, streams[-1] if head is None else head
 
 
-def _our_stream(model: Transformer, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "1 n V"]]:
-    """The same of ours."""
+def _our_stream(model: Transformer, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "..."]]:
+    """The same of ours; a block that is the half of a layer of theirs counts with the other half."""
     seen: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out[0])) for block in model.blocks]
     try:

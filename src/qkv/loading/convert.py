@@ -22,8 +22,8 @@ from qkv.loading.building import to_type
 from qkv.loading.certificate import NAME, certificate
 from qkv.loading.certificate import encode as encode_certificate
 from qkv.loading.layouts import load_as
-from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
+from qkv.loading.reader import Reader
 from qkv.loading.ready import Ready
 from qkv.loading.run import export_adapter
 from qkv.loading.saved import write
@@ -74,9 +74,9 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     blocks = found.is_file() and open_gguf(found).has_blocks
     asked = DTYPES[dtype] if dtype else torch.float32 if blocks else None
     wide = torch.float32 if certify and asked is not None else asked
-    ready = load_as(Ready if to == "qkv" else Loaded, found, dtype=wide)
+    ready = load_as(Ready if to == "qkv" else Reader, found, dtype=wide)
     files = dict[str, bytes]()
-    if certify and isinstance(ready, Loaded):
+    if certify and isinstance(ready, Reader):
         dtypes = [(p, p.dtype) for p in ready.model.parameters()]
         files[NAME] = encode_certificate(certificate(found, ready.model.float()))
         for p, kept in dtypes:
@@ -93,6 +93,7 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         ready.model,
         target,
         files=ready.files() | files,
+        labels=facts.labels,
         stop_ids=facts.stop_ids,
         begin_id=facts.begin_id,
         pad_id=facts.pad_id,
@@ -110,7 +111,7 @@ def _to_gguf(source: Path, target: Path, dtype: str | None) -> None:
         kept |= {key: opened.metadata[key] for key in names if key in opened.metadata}
         write_gguf(target, metadata | kept, tensors)
         return
-    loaded = load_as(Loaded, source, dtype=None if dtype is None else DTYPES.get(dtype, torch.float32))
+    loaded = load_as(Reader, source, dtype=None if dtype is None else DTYPES.get(dtype, torch.float32))
     family = family_for_gguf(loaded.config, str(source))
     state = family.keys(loaded.config).to_theirs({k: v.detach() for k, v in loaded.model.state_dict().items()})
     metadata, tensors = from_huggingface(HuggingFace(family.write(loaded.config), state, {}), source=str(source))
@@ -120,7 +121,7 @@ def _to_gguf(source: Path, target: Path, dtype: str | None) -> None:
     )
 
 
-def _words(loaded: Loaded, source: Path) -> dict[str, Any]:
+def _words(loaded: Reader, source: Path) -> dict[str, Any]:
     """The vocabulary as metadata."""
     if loaded.tokenizer is None:
         raise ConfigError(f"{source}: has no tokenizer, and a GGUF file without one is of no use; put one there")

@@ -8,6 +8,7 @@ from qkv.data import Tokenizer
 from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig
+from qkv.nn.pooling import PoolName
 
 _FILE: Final = "facts.yaml"
 
@@ -23,6 +24,10 @@ class Facts(Config):
         stop_ids: Tokens that end a text.
         pad_id: The token that other libraries fill short rows with.
         pad_side: On which side they do so.
+        mask_id: The token that stands for a word which a masked language model is to guess.
+        pool: How its makers make one vector of a text's; None: they do not say.
+        unit: Whether they scale that vector to length 1.
+        labels: The names of its classes.
         sampling: How its makers draw tokens, which exports say; None: they do not say.
         longest: Tokens of what a model of pairs reads, at most; None: any.
         longest_target: Tokens of what it writes, its end included; None: as of what it reads.
@@ -33,6 +38,10 @@ class Facts(Config):
     stop_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     pad_side: Literal["left", "right"] | None = None
+    mask_id: int | None = None
+    pool: PoolName | None = None
+    unit: bool = False
+    labels: tuple[str, ...] = ()
     sampling: SamplingConfig | None = None
     longest: int | None = None
     longest_target: int | None = None

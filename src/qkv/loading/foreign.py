@@ -1,7 +1,7 @@
 """Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files, models of transly."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from qkv.data import Tokenizer, unit_tokenizer
 from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig
+from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
 from qkv.loading.ready import Options, tokenizer_in
@@ -24,7 +25,7 @@ from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
 
 
-def open_hugging_face(folder: Path, options: Options) -> Loaded:
+def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
     """The model of a folder in Hugging Face's layout, and its tokenizer.
 
     Raises:
@@ -46,7 +47,29 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded:
         pad_side=side if side in ("left", "right") else None,
         sampling=_sampling(drawn) if drawn.get("do_sample") is True else None,
     )
-    return Loaded.of(model, tokenizer, facts)
+    if model.config.mask_ahead is None:
+        return Loaded.of(model, tokenizer, facts)
+    return Encoder(model, tokenizer, replace(facts, **_of_encoder(folder, tokenizer)))
+
+
+def _of_encoder(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """What the files of an encoder say of masks, classes, and (sentence-transformers') of one vector for a text."""
+    said = [_settings(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    mask = next((token for each in said if (token := each.get("mask_token"))), None)
+    mask = mask.get("content") if isinstance(mask, dict) else mask
+    names = read_json(folder / "config.json").get("id2label")
+    labels = names if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))) else {}
+    pooling = _settings(folder / "1_Pooling" / "config.json")
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+    chosen = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    if len(chosen) > 1 or not set(chosen) <= set(modes):
+        raise FileError(f"{folder / '1_Pooling'}: pools by {', '.join(chosen)}; qkv knows {' or '.join(modes)}, alone")
+    return {
+        "mask_id": tokenizer.inner.token_to_id(mask) if tokenizer is not None and isinstance(mask, str) else None,
+        "labels": tuple(str(labels[str(i)]) for i in range(len(labels))),
+        "pool": modes[chosen[0]] if chosen else None,
+        "unit": (folder / "modules.json").is_file() and "models.Normalize" in (folder / "modules.json").read_text(),
+    }
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -97,6 +120,8 @@ def open_peft(folder: Path, options: Options) -> Loaded:
             "the adapters belong to, in Hugging Face's layout; fix it"
         )
     base = open_hugging_face(expand_home(start), Options(options.open))
+    if not isinstance(base, Loaded):
+        raise FileError(f"{folder}: belongs to {base.what}, {start}, and qkv reads adapters of language models")
     family, _ = family_of_folder(expand_home(start))
     return merged(base, peft.read_adapter(folder, family, base.config), str(folder))
 

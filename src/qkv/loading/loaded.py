@@ -1,11 +1,9 @@
 """A model with its tokenizer: prompts in, text out."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast, final, overload
 
 import torch
@@ -26,13 +24,11 @@ from qkv.generation import (
     search,
 )
 from qkv.loading.facts import Facts
-from qkv.loading.ready import Ready, check_vocabulary
-from qkv.models.transformer import Transformer, TransformerConfig
-from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.loading.reader import Read, Reader
+from qkv.models.transformer import Transformer
 from qkv.shapes import Tensor
 
 Stop = str | Sequence[str]
-_NOTHING = Facts()
 
 
 class HowToWrite(TypedDict, total=False):
@@ -100,33 +96,22 @@ class Completion:
 
 @final
 @dataclass(frozen=True)
-class Loaded(Ready):
+class Loaded(Reader):
     """A language model, or one of vectors, with its tokenizer.
 
     Attributes:
-        model: In evaluation mode.
-        tokenizer: None where there is none (a model of vectors).
-        facts: What is known of it besides.
         template: How a conversation is written; None: the model has no chat template.
     """
 
     what = "a language model"
     verbs = "qkv generate, chat, forecast or eval"
 
-    model: Transformer
-    tokenizer: Tokenizer | None = None
-    facts: Facts = _NOTHING
     template: ChatTemplate | None = None
 
     @classmethod
     def of(cls, model: Transformer, tokenizer: Tokenizer | None, facts: Facts | None = None) -> "Loaded":
         """The model with a tokenizer and its template; None for the facts: those of a model that qkv trained."""
         return cls(model, tokenizer, facts or Facts.of(tokenizer), template_of(tokenizer))
-
-    @property
-    def config(self) -> TransformerConfig:
-        """What the model was built from."""
-        return self.model.config
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -143,24 +128,12 @@ class Loaded(Ready):
         """How tokens are drawn where nothing else is asked for: as the makers of the model say, else `USUAL`."""
         return self.facts.sampling or USUAL
 
-    @property
-    def vocab_size(self) -> int | None:
-        """Tokens of the model; None: it reads something else."""
-        embed = self.config.embed
-        return embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
-
-    def check(self, source: Path) -> None:
-        check_vocabulary(self.tokenizer, self.vocab_size, source)
-
     def files(self) -> dict[str, bytes]:
-        files = {} if self.tokenizer is None else self.tokenizer.files()
-        if self.tokenizer is not None:
-            settings = json.loads(files["tokenizer_config.json"])
-            pad = self.facts.pad_id is not None and self.tokenizer.name_of(self.facts.pad_id)
-            more = {"pad_token": pad, "padding_side": self.facts.pad_side, "model_max_length": self.config.limit}
-            settings |= {key: value for key, value in more.items() if value}
-            files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
+        files = super().files()
         return files if self.template is None else files | {"chat_template.jinja": self.template.source.encode()}
+
+    def read(self, texts: Sequence[str]) -> list[Read]:
+        return [Read(ids) for ids in self.encode_prompts(texts)]
 
     def to(self, device: str | torch.device) -> "Loaded":
         """The same, with the model's weights moved to a device, which changes the model itself."""

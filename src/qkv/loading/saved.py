@@ -15,8 +15,10 @@ from qkv.data.pairs import SIDES
 from qkv.disk import whole_folder, write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.loading.building import build_with, model_config
+from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
+from qkv.loading.reader import Reader
 from qkv.loading.ready import Bare, Options, Ready, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.model import Model
@@ -66,7 +68,10 @@ def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
         FileError: A tokenizer is damaged.
     """
     if isinstance(model, Transformer):
-        return Loaded.of(model, tokenizer_in(folder), facts)
+        tokenizer = tokenizer_in(folder)
+        if model.config.mask_ahead is not None:
+            return Encoder(model, tokenizer, facts or Facts())
+        return Loaded.of(model, tokenizer, facts)
     if isinstance(model, PairModel) and all((folder / side / "tokenizer.json").is_file() for side in SIDES):
         return Translator.read(model, folder, facts)
     return Bare(model)
@@ -93,7 +98,9 @@ def save(model: nn.Module | Ready, folder: str | Path) -> None:
 def _bare(model: nn.Module) -> Ready:
     if not isinstance(model, Model):
         raise ConfigError(f"{type(model).__name__} is no model of qkv, with a config to build it from; give one")
-    return Loaded(model) if isinstance(model, Transformer) else Bare(model)
+    if isinstance(model, Transformer):
+        return Loaded(model) if model.config.mask_ahead is None else Encoder(model)
+    return Bare(model)
 
 
 def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
@@ -101,7 +108,7 @@ def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
     state = _plain_state(ready.model)
     facts = {} if ready.facts is None else ready.facts.to_dict()
     facts.pop("type", None)
-    task = None if isinstance(ready, Loaded | Translator | Bare) else task_of(ready)
+    task = None if isinstance(ready, Reader | Translator | Bare) else task_of(ready)
     named = {} if task is None else {"task": task.tag()}
     text = dump_yaml({"format": FORMAT, "model": ready.config.to_dict()} | named | facts)
     files = {MODEL: text.encode()} | ready.files() | dict(files)
@@ -137,9 +144,11 @@ def _plain_state(model: Any) -> dict[str, torch.Tensor]:
 
 _OURS = {
     MODEL,
+    "1_Pooling",
     "model.safetensors",
     "certificate.json",
     "chat_template.jinja",
+    "modules.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }

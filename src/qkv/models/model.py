@@ -105,7 +105,7 @@ class Model(Configured, nn.Module, ABC):
     def table(self) -> Table | None:
         """The embedder's vectors, for a head that shares them; None: there are none."""
 
-    def readout(self, x: Float[Tensor, "B T D"], tokens: Tokens | None = None) -> Float[Tensor, "B ..."]:
+    def readout(self, x: Float[Tensor, "B T D"], tokens: Tokens | None = None) -> Float[Tensor, "..."]:
         """The head's outputs for a stream; without `tokens` each row is one full sequence."""
         if self.head is None:
             return x

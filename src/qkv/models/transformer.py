@@ -122,7 +122,7 @@ class Transformer(Stack, Model):
         cache: Cache | None = None,
         recorder: Recorder | None = None,
         memory: Memory | Float[Tensor, "B S M"] | None = None,
-    ) -> Float[Tensor, "B ..."] | tuple[Tensor, Aux | None]:
+    ) -> Float[Tensor, "..."] | tuple[Tensor, Aux | None]:
         """The outputs of the head for every token: logits (B, T, V) for a language model.
 
         Args:

@@ -92,3 +92,20 @@ class RMSNorm(Norm, config=RMSNormConfig):
     def _normed(self, x: Tensor) -> Tensor:
         weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
         return F.rms_norm(x, x.shape[-1:], weight + self.offset if self.offset else weight, self.eps)
+
+
+@final
+@config
+class NoNormConfig(NormConfig):
+    """x as it is: where a block's input is normed already, as in the first layer of ModernBERT (Warner et al. 2024)."""
+
+
+@final
+class NoNorm(Norm, config=NoNormConfig):
+    """Nothing."""
+
+    def __init__(self, config: NoNormConfig, width: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        return x

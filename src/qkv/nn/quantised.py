@@ -148,7 +148,7 @@ class HalfLinear(Packed):
         return F.embedding(ids, self.weight).float()
 
 
-Table: TypeAlias = Float[Tensor, "V D"] | Packed
+Table: TypeAlias = Float[Tensor, "V width"] | Packed
 """A vector for each token: plain, or packed."""
 
 

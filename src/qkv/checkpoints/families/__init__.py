@@ -1,9 +1,10 @@
 """Families of models as Hugging Face lays them out: a config and the map of its keys, in and out."""
 
-from qkv.checkpoints.families import relatives
+from qkv.checkpoints.families import bert, relatives
 from qkv.checkpoints.families.family import Family
 from qkv.checkpoints.families.gpt2 import GPT2
 from qkv.checkpoints.families.gpt_neox import GPT_NEOX
+from qkv.checkpoints.families.modernbert import MODERNBERT
 from qkv.errors import ConfigError, suggest
 from qkv.models.transformer import TransformerConfig
 
@@ -22,6 +23,8 @@ FAMILIES: dict[str, Family] = {
         relatives.GEMMA3_TEXT.family(),
         GPT_NEOX,
         relatives.PHI3.family(),
+        *(each.family() for each in (bert.BERT, bert.ROBERTA, bert.XLM_ROBERTA, bert.CAMEMBERT, bert.ALBERT)),
+        MODERNBERT,
     )
 }
 """By the `model_type` of `config.json`; plainer ones first."""

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar, cast, final
 
@@ -59,11 +59,13 @@ class ConfigReader:
     Args:
         data: The parsed JSON.
         source: What errors call it.
+        tensors: The keys of the weights beside it; none where they are not known.
     """
 
-    def __init__(self, data: dict[str, Any], source: str) -> None:
+    def __init__(self, data: dict[str, Any], source: str, tensors: Collection[str] = ()) -> None:
         self._rest = dict(data)
         self.source = source
+        self.tensors = tensors
 
     def take(self, key: str, kind: type[T], default: T | None = None) -> T:
         """The value of a key; `null` counts as absent.

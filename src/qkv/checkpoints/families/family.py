@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -48,14 +48,19 @@ class Family:
     name: str
     draft: Callable[[TransformerConfig], dict[str, Any]]
 
-    def parse(self, data: dict[str, Any], source: str) -> TransformerConfig:
+    def parse(self, data: dict[str, Any], source: str, tensors: Collection[str] = ()) -> TransformerConfig:
         """The config of a model from its `config.json`; errors call that `source`.
+
+        Args:
+            data: What stands there.
+            source: What errors call it.
+            tensors: The keys of the weights beside it, which say what the file leaves open.
 
         Raises:
             FileError: The file asks for something that qkv does not implement, or knows.
         """
         try:
-            return self.read(ConfigReader(data, source))
+            return self.read(ConfigReader(data, source, tensors))
         except ConfigError as error:
             raise FileError(f"{source}: {error}") from None
 
@@ -189,10 +194,15 @@ def write_keys(config: TransformerConfig, keys: Sequence[Key], ffn: type[Sublaye
     """
     embed, layers, attention, head = parts_of(config)
     sublayer(layers[0], 1, ffn)
-    first = _with_widths(layers[0], config.d_model)
+    first = with_widths(layers[0], config.d_model)
     parts = {"model": config, "embed": embed, "attention": first.sublayers[0], "ffn": first.sublayers[1],
              "norm": first.norm, "head": head}  # fmt: skip
     values = {"model.context": context_of(config), "model.n_layers": len(layers), "attention.scale": attention.scale}
+    return say(keys, parts, values)
+
+
+def say(keys: Sequence[Key], parts: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the keys say of a model: from its parts, where `values` do not give it."""
 
     def value(key: Key) -> Any:
         part, name = key.ours.split(".")
@@ -206,20 +216,27 @@ def write_keys(config: TransformerConfig, keys: Sequence[Key], ffn: type[Sublaye
 
 def _explicit(config: TransformerConfig) -> dict[str, Any]:
     """A model as plain data in which defaults are spelled out, without what does not change what it computes."""
-    block_data = functools.lru_cache(maxsize=None)(lambda block: _plain(_with_widths(block, config.d_model)))
+    block_data = functools.lru_cache(maxsize=None)(lambda block: _plain(with_widths(block, config.d_model)))
     embed = config.embed
     if isinstance(embed, TokenEmbedderConfig) and embed.scale is None:
         embed = dataclasses.replace(embed, scale=math.sqrt(config.d_model))
     return {
         "d_model": config.d_model,
         "embed": _plain(embed),
-        "layers": [block_data(block) for block in layers_of(config)],
+        "layers": [layer for run in runs(config.blocks) for layer in _layers(run, block_data)],
         "final_norm": _plain(config.final_norm),
         "head": _plain(config.head),
     }
 
 
-def _with_widths(block: BlockConfig, d_model: int) -> BlockConfig:
+def _layers(run: Repeat, data: Callable[[BlockConfig], Any]) -> list[Any]:
+    """A layer each; where rounds share their weights, one for all of them that says how many there are."""
+    blocks = [data(block) for block in run.blocks]
+    return [{"rounds": run.n, "blocks": blocks}] if run.shared and run.n > 1 else blocks * run.n
+
+
+def with_widths(block: BlockConfig, d_model: int) -> BlockConfig:
+    """The same with each width that follows from others spelled out."""
     return dataclasses.replace(block, sublayers=tuple(_with_width(part, d_model) for part in block.sublayers))
 
 

@@ -5,9 +5,11 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from qkv.config import Config, Share, config
+from qkv.config import Config, Count, Share, config
 from qkv.errors import ConfigError
+from qkv.nn.norms import NormConfig
 from qkv.nn.part import Part
 from qkv.nn.positions import PositionTableConfig
 from qkv.nn.quantised import Table
@@ -21,10 +23,18 @@ class EmbedderConfig(Config, ABC):
 
     Attributes:
         position: Table of positions that is added; None where attention knows them (rotary), or nothing does.
+        types: Kinds of tokens (`Tokens.types`), of which each has a vector that is added (Devlin et al. 2019, BERT,
+            section 3); None: they are not told apart.
+        norm: Norm of the sum; None: there is none.
+        width: Width of the embeddings, which a linear map then brings to that of the stream (Lan et al. 2020, ALBERT,
+            section 3.1); None: they are as wide as the stream.
         dropout: Probability that an element of the embeddings is dropped in training.
     """
 
     position: PositionTableConfig | None = None
+    types: Count | None = None
+    norm: NormConfig | None = None
+    width: Count | None = None
     dropout: Share = 0.0
 
     @property
@@ -62,23 +72,54 @@ class EmbedderConfig(Config, ABC):
 
 
 class Embedder(Part, ABC):
-    """Base of the embedders: the input's own vectors, plus positions, after dropout."""
+    """Base of the embedders: the input's own vectors, plus positions and types, normed, after dropout.
+
+    Attributes:
+        width: Of the input's own vectors.
+    """
 
     def __init__(self, config: EmbedderConfig, d_model: int) -> None:
         super().__init__()
-        self.position = config.position.build(d_model) if config.position else None
+        self.width = config.width or d_model
+        self.position = config.position.build(self.width) if config.position else None
+        self.types = nn.Parameter(torch.empty(config.types, self.width)) if config.types else None
+        self.norm = config.norm.build(self.width) if config.norm else None
+        self.widen = nn.Linear(self.width, d_model) if config.width else None
         self.dropout = config.dropout
 
     def forward(self, inputs: Tensor, tokens: Tokens) -> Float[Tensor, "B T D"]:
-        """The stream that the first block sees."""
+        """The stream that the first block sees.
+
+        Raises:
+            ConfigError: A token is of a kind that the embedder does not have (on CPUs).
+        """
         x = self.embed(inputs)
         if self.position is not None:
             x = x + self.position(tokens, x.dtype)
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        if self.types is not None:
+            x = x + self._kinds(tokens).to(x.dtype)
+        elif tokens.types is not None:
+            raise ConfigError("the tokens have types and the embedder does not tell them apart; leave them out")
+        x = x if self.norm is None else self.norm(x)
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return x if self.widen is None else self.widen(x)
+
+    def _kinds(self, tokens: Tokens) -> Tensor:
+        """The vector of each token's kind."""
+        assert self.types is not None
+        try:
+            return self.types[0] if tokens.types is None else F.embedding(tokens.types, self.types)
+        except IndexError:
+            types = tokens.kinds
+            raise ConfigError(
+                f"types from {int(types.min())} to {int(types.max())} do not fit an embedder that tells "
+                f"{len(self.types)} apart; a type counts from 0"
+            ) from None
 
     def flops(self) -> int:
-        """Floating-point operations for one token; the table of positions is looked up."""
-        looked_up = () if self.position is None else self.position.parameters()
+        """Floating-point operations for one token; the tables of positions and types are looked up."""
+        looked_up = [] if self.position is None else [*self.position.parameters()]
+        looked_up += [] if self.types is None else [self.types]
         return self.matrix_flops() - 2 * sum(p.numel() for p in looked_up)
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class TokenEmbedderConfig(EmbedderConfig):
 
     def notes(self, d_model: int) -> list[str]:
         size = "…" if self.vocab_size is None else f"{self.vocab_size:,}"
-        return [f"a vector for each of {size} tokens, {d_model:,} wide"]
+        return [f"a vector for each of {size} tokens, {self.width or d_model:,} wide"]
 
     def for_vocabulary(self, n: int, of: str = "", name: str = "embed") -> "TokenEmbedderConfig":
         """The same for the tokenizer `of` something, with `n` tokens; a larger table stays. `name` is its own name."""
@@ -62,9 +62,9 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
         super().__init__(config, d_model)
         if config.vocab_size is None or config.vocab_size < 1:
             raise ConfigError(f"embed.vocab_size={config.vocab_size}; set it to the number of tokens of the tokenizer")
-        self.scale = math.sqrt(d_model) if config.scale is None else config.scale
+        self.scale = math.sqrt(self.width) if config.scale is None else config.scale
         self.vocab_size = config.vocab_size
-        self.weight: Table = nn.Parameter(torch.empty(config.vocab_size, d_model))
+        self.weight: Table = nn.Parameter(torch.empty(config.vocab_size, self.width))
 
     def embed(self, inputs: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The vector of each id. An id that there is not raises `ConfigError` on CPUs; a GPU stops the process."""
@@ -81,7 +81,7 @@ class TokenEmbedder(Embedder, config=TokenEmbedderConfig):
         return x if self.scale == 1 else x * torch.tensor(self.scale, dtype=x.dtype)
 
     def flops(self) -> int:
-        return 0
+        return 0 if self.widen is None else 2 * self.widen.weight.numel()
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Int[Tensor, "B T"]:
         return torch.randint(self.vocab_size, (batch, length), generator=generator)

@@ -54,7 +54,7 @@ class VectorEmbedder(Embedder, config=VectorEmbedderConfig):
         super().__init__(config, d_model)
         if config.n_features is None or config.n_features < 1:
             raise ConfigError(f"embed.n_features={config.n_features}; set it to the width of your vectors")
-        self.proj = nn.Linear(config.n_features, d_model, bias=config.bias)
+        self.proj = nn.Linear(config.n_features, self.width, bias=config.bias)
 
     def embed(self, inputs: Float[Tensor, "B T features"]) -> Float[Tensor, "B T D"]:
         if inputs.dim() != 3:

@@ -1,13 +1,13 @@
 """Tables of positions, which are added to the embeddings: learned and sinusoidal."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Annotated, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, Configured, config, must
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
 from qkv.shapes import Float, Tensor
@@ -39,9 +39,15 @@ class PositionTableConfig(Config, ABC):
 @final
 @config
 class LearnedPositionsConfig(PositionTableConfig):
-    """One trained vector for each of `length` positions (Gehring et al. 2017; GPT-2, BERT)."""
+    """One trained vector for each of `length` positions (Gehring et al. 2017; GPT-2, BERT).
+
+    Attributes:
+        length: Positions.
+        unused: Vectors before them that no token uses, as in RoBERTa, whose positions count from behind the padding's.
+    """
 
     length: int
+    unused: Annotated[int, must("not be negative", lambda n: n >= 0)] = 0
 
     @property
     def max_length(self) -> int:
@@ -57,7 +63,8 @@ class LearnedPositions(PositionTable, config=LearnedPositionsConfig):
 
     def __init__(self, config: LearnedPositionsConfig, d_model: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.length, d_model))
+        self.weight = nn.Parameter(torch.empty(config.unused + config.length, d_model))
+        self.unused = config.unused
 
     def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
         """The vectors of these indices.
@@ -65,12 +72,12 @@ class LearnedPositions(PositionTable, config=LearnedPositionsConfig):
         Raises:
             ConfigError: There is no such index (on CPUs; the stack has checked that none is too large).
         """
-        index = tokens.index
+        index, table = tokens.index, self.weight[self.unused :]
         try:
-            return F.embedding(index, self.weight).to(dtype)  # `weight[index]` would take -1 for the last
+            return F.embedding(index, table).to(dtype)  # `table[index]` would take -1 for the last
         except IndexError:
             raise ConfigError(
-                f"indices from {int(index.min())} to {int(index.max())} do not fit a table of {len(self.weight)} "
+                f"indices from {int(index.min())} to {int(index.max())} do not fit a table of {len(table)} "
                 "positions; an index counts from 0 at the start of its document"
             ) from None
 

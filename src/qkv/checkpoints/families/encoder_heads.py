@@ -1,0 +1,159 @@
+"""Heads of encoders as Hugging Face names them: masked tokens, pooled vectors, classes of texts and of tokens."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from qkv.checkpoints.families.config_reader import ConfigReader
+from qkv.checkpoints.families.family import renamed
+from qkv.checkpoints.maps import Rule
+from qkv.errors import ConfigError, FileError
+from qkv.nn.heads import ClassHeadConfig, HeadConfig, LMHeadConfig, TransformConfig
+from qkv.nn.norms import LayerNormConfig
+from qkv.nn.pooling import FirstTokenConfig, PoolConfig
+
+BODY, MASKED, TEXTS, TOKENS = "Model", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification"
+"""Ends of the names of their classes."""
+
+_SAME: Final = {"ForPreTraining": MASKED}  # the same head, and one more that nobody uses
+
+
+@final
+@dataclass(frozen=True)
+class HeadKeys:
+    """The keys of one head.
+
+    Attributes:
+        dense: Of the linear map of its transform; None: it has no transform.
+        norm: Of the transform's norm; None: it has none.
+        out: Of the last linear map; None: there is none.
+        bias: Of the last map's bias, where that stands elsewhere.
+    """
+
+    dense: str | None = None
+    norm: str | None = None
+    out: str | None = None
+    bias: str | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Heads:
+    """The heads of a family.
+
+    Attributes:
+        stem: What the names of its classes begin with.
+        keys: Of each head, by the end of the class's name.
+        dropout: The key of the classifier's dropout.
+    """
+
+    stem: str
+    keys: Mapping[str, HeadKeys]
+    dropout: str = "classifier_dropout"
+
+    def kind(self, source: ConfigReader) -> str:
+        """The end of the name of the class that a config names."""
+        names = source.take("architectures", list, [self.stem + BODY])
+        name = str(names[0]) if names else self.stem + BODY
+        end = name.removeprefix(self.stem)
+        end = _SAME.get(end, end)
+        if not name.startswith(self.stem) or end not in self.keys:
+            known = ", ".join(self.stem + end for end in self.keys)
+            raise FileError(f"{source.source}: 'architectures' names {name!r}; qkv knows {known}")
+        return end
+
+    def read(
+        self,
+        source: ConfigReader,
+        *,
+        masked: TransformConfig,
+        pooled: TransformConfig,
+        pool: PoolConfig | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> HeadConfig | None:
+        """The head that a config asks for.
+
+        Args:
+            source: The config.
+            masked: The transform before the vocabulary.
+            pooled: The transform before classes.
+            pool: What classes of texts are read from; None: the first token.
+            dropout: That of a classifier where the config does not say.
+            bias: Whether the vocabulary has a bias.
+        """
+        kind = self.kind(source)
+        tied = source.take("tie_word_embeddings", bool, True)
+        dropout = source.take(self.dropout, float, dropout)
+        labels = source.optional("id2label", dict)
+        n = source.optional_count("num_labels") or len(labels or {}) or 2
+        keys = self.keys[kind]
+        if kind == MASKED:
+            return LMHeadConfig(tied=tied, bias=bias, transform=masked)
+        transform = None if keys.dense is None else pooled
+        if kind == BODY:
+            pooled_too = source.take("has_pooler", bool, True) and _has(source.tensors, keys.dense)
+            return ClassHeadConfig(pool=FirstTokenConfig(), transform=transform) if transform and pooled_too else None
+        pool = (pool or FirstTokenConfig()) if kind == TEXTS else None
+        return ClassHeadConfig(n_classes=n, pool=pool, transform=transform, dropout=dropout)
+
+    def write(self, head: HeadConfig | None) -> dict[str, Any]:
+        """What a config says of a head."""
+        end, said = self.end(head), dict[str, Any]()
+        if isinstance(head, LMHeadConfig):
+            said["tie_word_embeddings"] = head.tied
+        if isinstance(head, ClassHeadConfig) and head.n_classes is not None:
+            said["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.n_classes)}
+            said["label2id"] = {name: int(i) for i, name in said["id2label"].items()}
+            said[self.dropout] = head.dropout
+        if head is None and self.keys[BODY].dense is not None:
+            said["has_pooler"] = False
+        return {"architectures": [self.stem + end], **said}
+
+    @staticmethod
+    def end(head: HeadConfig | None) -> str:
+        """The end of the name of the class that has such a head.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        match head:
+            case None | ClassHeadConfig(n_classes=None):
+                return BODY
+            case LMHeadConfig():
+                return MASKED
+            case ClassHeadConfig(pool=None):
+                return TOKENS
+            case ClassHeadConfig():
+                return TEXTS
+        raise ConfigError(f"head is {head.tag()}, and encoders have LMHead, ClassHead or none")
+
+    def rules(self, head: HeadConfig | None) -> list[Rule]:
+        """The map of the head's keys."""
+        if head is None:
+            return []
+        keys, rules = self.keys[self.end(head)], list[Rule]()
+        assert isinstance(head, LMHeadConfig | ClassHeadConfig)
+        if head.transform is not None and keys.dense is not None:
+            parts = ("weight", "bias") if head.transform.bias else ("weight",)
+            rules += renamed(keys.dense, "head.transform.proj", parts)
+            if head.transform.norm is not None and keys.norm is not None:
+                rules += renamed(keys.norm, "head.transform.norm", norm_parts(head.transform.norm))
+        if keys.out is not None and isinstance(head, ClassHeadConfig):
+            rules += renamed(keys.out, "head.proj")
+        if isinstance(head, LMHeadConfig):
+            rules += [] if head.tied else [Rule(f"{keys.out}.weight", "head.weight")]
+            # A tied map is said to have its bias elsewhere; one of its own has it at home.
+            rules += [Rule((head.tied and keys.bias) or f"{keys.out}.bias", "head.bias")] if head.bias else []
+        return rules
+
+
+def _has(tensors: Collection[str], key: str | None) -> bool:
+    """Whether there is such a module among the tensors, with or without a prefix; yes where they are not known."""
+    end = f"{(key or '').partition('.')[2]}.weight"
+    return not tensors or any(name.endswith(end) for name in tensors)
+
+
+def norm_parts(norm: object) -> tuple[str, ...]:
+    """The weights of a LayerNorm."""
+    return ("weight", "bias") if isinstance(norm, LayerNormConfig) and norm.bias else ("weight",)

@@ -1,0 +1,66 @@
+"""`qkv classify` and `qkv fill`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from qkv.cli.embed import given_texts
+from qkv.cli.opening import Whole, json_line
+
+if TYPE_CHECKING:
+    from qkv.loading.encoder import Guess
+
+
+def classify(
+    model: str,
+    /,
+    *texts: str,
+    file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
+    top: Whole = 5,
+    as_json: Annotated[bool, Parameter("--json")] = False,
+) -> None:
+    """Say which class each text is of, the likeliest first.
+
+    Args:
+        model: An encoder with a head of classes: a run, or a folder.
+        texts: What to read. A single dash: each line of standard input.
+        file: A text file; each line is a text.
+        top: How many classes to print of each text.
+        as_json: Print one JSON object in a line for each text.
+    """
+    given = given_texts(texts, file)
+    from qkv.loading.encoder import Encoder
+    from qkv.loading.layouts import load_as
+
+    for text, guesses in zip(given, load_as(Encoder, model).classify(given, top=top), strict=True):
+        if as_json:
+            print(json_line({"text": text, "classes": dict(guesses)}))
+        else:
+            _print(text, guesses)
+
+
+def fill(model: str, text: str, /, *, top: Whole = 5, as_json: Annotated[bool, Parameter("--json")] = False) -> None:
+    """Say what may stand where a text is masked.
+
+    Args:
+        model: A masked language model: a run, or a folder.
+        text: With the mask's name where a token is to be guessed, such as "Paris is the [MASK] of France."
+        top: How many tokens to print for each mask.
+        as_json: Print one JSON object in a line for each mask.
+    """
+    from qkv.loading.encoder import Encoder
+    from qkv.loading.layouts import load_as
+
+    for number, guesses in enumerate(load_as(Encoder, model).fill(text, top=top), 1):
+        if as_json:
+            print(json_line({"mask": number, "tokens": dict(guesses)}))
+        else:
+            _print(f"mask {number}", guesses)
+
+
+def _print(title: str, guesses: "Sequence[Guess]") -> None:
+    print(title)
+    for guess in guesses:
+        print(f"  {guess.probability:6.1%}  {guess.label}")

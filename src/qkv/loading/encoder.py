@@ -1,0 +1,119 @@
+"""A model without a causal mask, with its tokenizer: texts in; vectors, classes and masked words out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+
+from qkv.errors import ConfigError
+from qkv.loading.reader import Read, Reader
+from qkv.nn.heads import ClassHeadConfig, LMHeadConfig
+from qkv.shapes import Float, Tensor
+
+
+class Guess(NamedTuple):
+    """A class, or a word, and how likely it is.
+
+    Attributes:
+        label: Its name.
+        probability: From 0 to 1.
+    """
+
+    label: str
+    probability: float
+
+
+@final
+@dataclass(frozen=True)
+class Encoder(Reader):
+    """A model whose tokens see each other both ways, with its tokenizer."""
+
+    what = "an encoder"
+    verbs = "qkv embed, fill, classify or show"
+
+    def read(self, texts: Sequence[str]) -> list[Read]:
+        if self.tokenizer is None:
+            raise ConfigError("the model has no tokenizer; give the ids of each text, with its special tokens")
+        return [Read(framed.ids, framed.types) for framed in self.tokenizer.encode_framed(texts)]
+
+    def files(self) -> dict[str, bytes]:
+        files = super().files()
+        if self.tokenizer is not None:
+            around = self.tokenizer.prefix  # what stands before a text and behind it
+            names = dict(zip(("cls_token", "sep_token"), map(self.tokenizer.name_of, around), strict=False))
+            settings = json.loads(files["tokenizer_config.json"]) | (names if len(around) == 2 else {})
+            files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
+        if self.facts.pool is None:
+            return files
+        return files | _as_sentence_transformers(self.facts.pool, self.config.d_model, unit=self.facts.unit)
+
+    def classify(self, texts: str | Sequence[str], *, top: int = 5) -> list[list[Guess]]:
+        """The likeliest classes of each text, the likeliest first.
+
+        Args:
+            texts: One, or several of any lengths.
+            top: How many classes.
+
+        Raises:
+            ConfigError: The model has no classes of texts, or a text does not fit it.
+        """
+        head = self.config.head
+        if not isinstance(head, ClassHeadConfig) or head.n_classes is None or head.pool is None:
+            found = "none" if head is None else head.tag()
+            raise ConfigError(f"the model's head is {found} and gives no classes of texts; use `embed` or `fill`")
+        labels = self.facts.labels or tuple(f"class {i}" for i in range(head.n_classes))
+        texts = [texts] if isinstance(texts, str) else texts
+        outputs = self._outputs(self.read(texts))
+        return [_best(logits, labels, top) for logits in outputs]
+
+    def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
+        """The likeliest tokens for each mask in a text, from left to right.
+
+        Args:
+            text: With the name of the tokenizer's mask token in it, such as `[MASK]`.
+            top: How many tokens for each.
+
+        Raises:
+            ConfigError: The model has no masked language model, or the text no mask.
+        """
+        if not isinstance(self.config.head, LMHeadConfig):
+            raise ConfigError("the model has no head over its vocabulary; use `embed`, or a masked language model")
+        mask, tokenizer = self.facts.mask_id, self.tokenizer
+        if mask is None or tokenizer is None:
+            raise ConfigError("the tokenizer names no mask token; give its folder a 'mask_token'")
+        name = tokenizer.name_of(mask)
+        (read,) = [Read(framed.ids, framed.types) for framed in tokenizer.encode_framed([text], special=True)]
+        at = [i for i, token in enumerate(read.ids) if token == mask]
+        if not at:
+            raise ConfigError(f"there is no {name} in the text; put one where the model is to say what stands there")
+        (logits,) = self._outputs([read])
+        names = [tokenizer.name_of(i) for i in range(logits.shape[-1])]
+        return [_best(logits[i], names, top) for i in at]
+
+    @torch.inference_mode()
+    def _outputs(self, rows: Sequence[Read]) -> Float[Tensor, "..."]:
+        """The outputs of the head for texts side by side."""
+        self._check_lengths(rows)
+        stream, tokens = self._stream(rows)
+        return self.model.readout(stream, tokens)
+
+
+def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str, bytes]:
+    """The files by which that library knows how one vector is made of a text's."""
+    names = ["Transformer", "Pooling", "Normalize"] if unit else ["Transformer", "Pooling"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(names)
+    ]
+    modes = {"pooling_mode_cls_token": pool == "first", "pooling_mode_mean_tokens": pool == "mean"}
+    made = {"modules.json": modules, "1_Pooling/config.json": {"word_embedding_dimension": width} | modes}
+    return {name: json.dumps(data, indent=2).encode() for name, data in made.items()}
+
+
+def _best(logits: Tensor, names: Sequence[str], top: int) -> list[Guess]:
+    if top < 1:
+        raise ConfigError(f"top={top} must be at least 1")
+    values, places = logits.float().softmax(-1).topk(min(top, len(names)))
+    return [Guess(str(names[i]), p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]

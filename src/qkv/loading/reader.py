@@ -1,0 +1,166 @@
+"""A Transformer with its tokenizer: texts in, vectors out. What language models and encoders have in common."""
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+
+from qkv.data import Tokenizer
+from qkv.errors import ConfigError
+from qkv.loading.facts import Facts
+from qkv.loading.ready import Ready, check_vocabulary
+from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.pooling import POOLS, PoolName
+from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
+
+NOTHING = Facts()
+_ROW = 4096  # tokens that are read at once
+
+
+class Read(NamedTuple):
+    """A text as a model reads it.
+
+    Attributes:
+        ids: Its tokens, with the special ones around it.
+        types: The kind of each; None: all are of kind 0.
+    """
+
+    ids: Sequence[int]
+    types: Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Reader(Ready):
+    """Base of what reads texts.
+
+    Attributes:
+        model: In evaluation mode.
+        tokenizer: None where there is none (a model of vectors).
+        facts: What is known of it besides.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer | None = None
+    facts: Facts = NOTHING
+
+    @property
+    def config(self) -> TransformerConfig:
+        """What the model was built from."""
+        return self.model.config
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens of the model; None: it reads something else."""
+        embed = self.config.embed
+        return embed.vocab_size if isinstance(embed, TokenEmbedderConfig) else None
+
+    def check(self, source: Path) -> None:
+        check_vocabulary(self.tokenizer, self.vocab_size, source)
+
+    def files(self) -> dict[str, bytes]:
+        files = {} if self.tokenizer is None else self.tokenizer.files()
+        if self.tokenizer is not None:
+            settings = json.loads(files["tokenizer_config.json"])
+            named = {"pad_token": self.facts.pad_id, "mask_token": self.facts.mask_id}
+            more = {key: None if token is None else self.tokenizer.name_of(token) for key, token in named.items()}
+            more |= {"padding_side": self.facts.pad_side, "model_max_length": self.config.limit}
+            settings |= {key: value for key, value in more.items() if value}
+            files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
+        return files
+
+    @abstractmethod
+    def read(self, texts: Sequence[str]) -> list[Read]:
+        """What each text is read as.
+
+        Raises:
+            ConfigError: There is no tokenizer, or a text that it does not know.
+        """
+
+    @final
+    def embed(
+        self,
+        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pool: PoolName | Literal["own"] | None = "own",
+        unit: bool | None = None,
+    ) -> "Float[Tensor, 'N D'] | list[Float[Tensor, 'T D']]":
+        """A vector for each text: texts of any lengths are read side by side, packed, without padding.
+
+        Args:
+            inputs: A text, texts, or the token ids of each, with their special tokens.
+            pool: From the tokens of a text to one vector: 'mean' of all, or the 'first'; 'own': what the model was made
+                for, where its folder says so, else the mean. None: the stream of each text as it is, after the final
+                norm (`last_hidden_state` of `transformers`).
+            unit: Whether vectors are scaled to length 1, so that products of two are cosines. None: where the folder
+                of the model says so. Not of streams.
+
+        Returns:
+            (N, D) on the CPU, one row for each input; with `pool=None` a list of (T, D).
+
+        Raises:
+            ConfigError: There is no tokenizer, or an input is empty or longer than the model can read.
+        """
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        words = [text for text in texts if isinstance(text, str)]
+        if words and len(words) != len(texts):
+            raise ConfigError("some inputs are texts and others are not; give texts, or the ids of each")
+        rows = self.read(words) if words else [Read(text) for text in texts if not isinstance(text, str)]
+        self._check_lengths(rows)
+        chosen = (self.facts.pool or "mean") if pool == "own" else pool
+        if chosen is not None and chosen not in POOLS:
+            raise ConfigError(f"pool={pool!r} is unknown; give {', '.join(map(repr, POOLS))}, 'own' or None")
+        made: list[Tensor] = [torch.empty(0)] * len(rows)
+        for places in _batches([len(row.ids) for row in rows]):
+            stream, tokens = self._stream([rows[i] for i in places])
+            if chosen is None:
+                parts = stream[0].split([len(rows[i].ids) for i in places])
+            else:
+                parts = POOLS[chosen].build(self.config.d_model)(stream, tokens)
+            for place, part in zip(places, parts, strict=True):
+                made[place] = part.float().cpu()
+        if chosen is None:
+            return made
+        vectors = torch.stack(made) if made else torch.empty(0, self.config.d_model)
+        return F.normalize(vectors, dim=-1) if (self.facts.unit if unit is None else unit) else vectors
+
+    def _check_lengths(self, rows: Sequence[Read]) -> None:
+        for number, row in enumerate(rows, 1):
+            n, limit = len(row.ids), self.config.limit
+            if n == 0:
+                raise ConfigError(f"input {number} of {len(rows)} has no tokens; leave it out")
+            if limit is not None and n > limit:
+                raise ConfigError(
+                    f"input {number} of {len(rows)} has {n} tokens and the model reads {limit}; cut it, or split it"
+                )
+
+    @torch.inference_mode()
+    def _stream(self, rows: Sequence[Read]) -> tuple[Float[Tensor, "1 T D"], Tokens]:
+        """The stream of texts side by side in one row, and where they stand."""
+        device = next(self.model.parameters()).device
+        tokens = Tokens.packed([[len(row.ids) for row in rows]], device=device)
+        if any(row.types is not None for row in rows):
+            types = [kind for row in rows for kind in row.types or [0] * len(row.ids)]
+            tokens = tokens.with_types(torch.tensor([types], device=device))
+        ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)
+        return self.model.encode(ids, tokens)[0], tokens
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of texts that are read at once: of like lengths, so many tokens in all, or a single longer one."""
+    group: list[int] = []
+    n = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group and n + lengths[i] > _ROW:
+            yield group
+            group, n = [], 0
+        group.append(i)
+        n += lengths[i]
+    if group:
+        yield group

@@ -1,0 +1,89 @@
+"""The documents of the stream to classes or numbers: one output for each document, or for each token."""
+
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qkv.config import Count, Share, config
+from qkv.errors import ConfigError
+from qkv.nn.embedders.embedder import EmbedderConfig
+from qkv.nn.heads.head import Head, HeadConfig, check_targets
+from qkv.nn.heads.transform import TransformConfig
+from qkv.nn.pooling import PoolConfig
+from qkv.nn.quantised import Table
+from qkv.ops.loss import IGNORE
+from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
+
+
+@final
+@config
+class ClassHeadConfig(HeadConfig):
+    """Logits of classes, trained with cross-entropy: of each document, or of each token.
+
+    Attributes:
+        n_classes: How many there are. None: the head gives the vectors that others classify, and has no loss.
+        pool: From the tokens of a document to one vector; None: each token has a class of its own.
+        transform: What a vector goes through before.
+        dropout: Probability that an element of it is dropped in training.
+    """
+
+    n_classes: Count | None = None
+    pool: PoolConfig | None = None
+    transform: TransformConfig | None = None
+    dropout: Share = 0.0
+
+    gives: ClassVar[str] = "classes"
+
+    def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
+        of = "token" if self.pool is None else "document"
+        return [f"{d_model:,} → {'…' if self.n_classes is None else f'{self.n_classes:,}'}, of each {of}"]
+
+    def build(self, d_model: int, embed: EmbedderConfig) -> "ClassHead":
+        return ClassHead(self, d_model)
+
+
+@final
+class ClassHead(Head):
+    """A pool, a transform, a linear map, each of them by choice."""
+
+    def __init__(self, config: ClassHeadConfig, d_model: int) -> None:
+        super().__init__()
+        self.pool = None if config.pool is None else config.pool.build(d_model)
+        self.transform = None if config.transform is None else config.transform.build(d_model, d_model)
+        self.proj = None if config.n_classes is None else nn.Linear(d_model, config.n_classes)
+        self.dropout = config.dropout
+
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "*items out"]:
+        """Of each document (N, classes), ordered as in `Documents.of`; without a pool of each token (B, T, classes)."""
+        x = x if self.pool is None else self.pool(x, tokens)
+        x = x if self.transform is None else self.transform(x)
+        x = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return x if self.proj is None else self.proj(x)
+
+    def loss(
+        self,
+        x: Float[Tensor, "B T D"],
+        tokens: Tokens,
+        table: Table | None,
+        targets: Int[Tensor, "*items"],
+        scale: float,
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy in nats, summed over the documents, or tokens, that have a target."""
+        if self.proj is None:
+            raise ConfigError("the head has no classes and so no loss; set n_classes")
+        logits = self(x, tokens, table)
+        targets = self._meant(targets, tokens, logits.shape[:-1])
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, -2).to(wide), targets, ignore_index=IGNORE, reduction="sum") * scale
+
+    def count(self, targets: Int[Tensor, "*items"], tokens: Tokens) -> int:
+        """How many documents, or tokens, have a target: those whose target is not -100."""
+        return int((self._meant(targets, tokens, targets.shape) != IGNORE).sum())
+
+    def _meant(self, targets: Tensor, tokens: Tokens, shape: torch.Size) -> Tensor:
+        """The targets side by side, without those of padding."""
+        check_targets(targets, shape)
+        return (targets if self.pool is not None else torch.where(tokens.valid, targets, IGNORE)).flatten()

@@ -1,0 +1,75 @@
+"""From the tokens of a document to one vector: what a classifier and an embedding read."""
+
+from abc import ABC, abstractmethod
+from typing import Final, Literal, final
+
+import torch
+from torch import nn
+
+from qkv.config import Config, Configured, config
+from qkv.documents import Documents
+from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
+
+
+class Pool(Configured, nn.Module, ABC):
+    """Base of the pools."""
+
+    @final
+    def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens) -> Float[Tensor, "N D"]:
+        """A vector for each of the N documents, row by row and within a row in their order; padding has no part."""
+        documents = Documents.of(tokens)
+        return self.pool(documents.gather(x), documents)
+
+    @abstractmethod
+    def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
+        """As `forward`, of the documents side by side, with zeros behind their ends."""
+
+
+@config
+class PoolConfig(Config, ABC):
+    """Base of the configs of pools."""
+
+    def build(self, width: int) -> Pool:
+        """The pool of vectors of `width` numbers."""
+        return self._build(width)
+
+
+@final
+@config
+class FirstTokenConfig(PoolConfig):
+    """The vector of the first token, such as a class token (Devlin et al. 2019, BERT, section 3)."""
+
+
+@final
+class FirstToken(Pool, config=FirstTokenConfig):
+    """One token."""
+
+    def __init__(self, config: FirstTokenConfig, width: int) -> None:
+        super().__init__()
+
+    def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
+        return x[:, 0]
+
+
+@final
+@config
+class MeanPoolConfig(PoolConfig):
+    """The mean over all tokens (Reimers and Gurevych 2019, section 3)."""
+
+
+@final
+class MeanPool(Pool, config=MeanPoolConfig):
+    """A mean, taken in at least float32."""
+
+    def __init__(self, config: MeanPoolConfig, width: int) -> None:
+        super().__init__()
+
+    def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return (x.to(wide).sum(1) / documents.lengths[:, None]).to(x.dtype)
+
+
+PoolName = Literal["mean", "first"]
+POOLS: Final[dict[PoolName, PoolConfig]] = {"mean": MeanPoolConfig(), "first": FirstTokenConfig()}
+"""Those without weights, by name."""
