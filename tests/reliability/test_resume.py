@@ -162,6 +162,26 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_lost(tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("spoil", ["float", "long", "short", "absent", "noise"])
+def test_random_states_of_another_kind_are_refused(tmp_path, monkeypatch, spoil):
+    """A whole checkpoint, by its hashes, that PyTorch's generator cannot go back to."""
+    recipe, run, state = write_recipe(tmp_path, steps=6), tmp_path / "run", trainer.Trainer.state
+
+    def spoilt(self):
+        files, data = state(self)
+        good = files["random"]["cpu"]
+        bad = {"float": good.float(), "long": good.long(), "short": good[:16], "noise": good.clone().fill_(7)}
+        return files | {"random": {"cpu": bad[spoil]} if spoil in bad else {"other": good}}, data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "state", spoilt)
+        assert terminate_at(4, recipe, run) == 143
+    before = last_manifest(run)
+    with pytest.raises(FileError, match=r"step-00000004: does not fit the recipe \(.*\); resume with its own recipe"):
+        train(recipe, out=run, resume=True)
+    assert last_manifest(run) == before
+
+
 def test_a_line_of_metrics_that_a_crash_cut(tmp_path):
     recipe, run = write_recipe(tmp_path, steps=9), tmp_path / "run"
     assert train(recipe, out=tmp_path / "straight") == 0
