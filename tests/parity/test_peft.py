@@ -28,6 +28,7 @@ with warnings.catch_warnings():
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),
 ]
 
 VOCAB = 61
@@ -198,7 +199,7 @@ def written(tmp_path_factory):
     [
         ({"use_dora": True}, r"'use_dora' is True, which qkv does not implement for this family; only False"),
         ({"bias": "all"}, r"'bias' is 'all'"),
-        ({"modules_to_save": ["lm_head"]}, r"'modules_to_save' is \['lm_head'\]"),
+        ({"modules_to_save": "lm_head"}, r"'modules_to_save' is 'lm_head' and must be of type list"),
         ({"init_lora_weights": "pissa"}, r"'init_lora_weights' is 'pissa', which also changed the base"),
         ({"sparse": True}, r"'sparse' is not known to qkv, and it might change what the model computes"),
         ({"rank_pattern": {"(a+)+": 2}}, r"the pattern '\(a\+\)\+': 2 is not the end of a name and a number"),
@@ -220,6 +221,38 @@ def test_settings_that_are_refused(tmp_path, written, change, message):
     (tmp_path / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
     with pytest.raises(FileError, match=message):
         read_adapter(tmp_path, FAMILIES["llama"], config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "lm_head"]},
+            r"'base_model.model.lm_head.* adapts the head or the em",
+        ),
+        (
+            {"target_modules": ["lm_head"]},
+            r"lm_head.*' adapts the head or the embedding table, which qkv re",
+        ),
+        (
+            {"target_modules": ["embed_tokens"]},
+            r"embed_tokens.*' adapts the head or the embedding table",
+        ),
+        (
+            {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+            r"'modules_to_save' is .*'lm_head'.*, whole weights beside the adapters, which .* merge it",
+        ),
+    ],
+)
+def test_adapters_beyond_the_layers_are_refused_and_what_to_do_works(tmp_path, settings, message):
+    llama(tmp_path / "base")
+    theirs = peft.get_peft_model(reference(tmp_path / "base"), peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+    wide(theirs).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(FileError, match=message):
+        qkv.load(tmp_path / "adapter")
+    want = logits(theirs.eval())
+    theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged")), want, rtol=0, atol=HF_FLOAT32_INSIDE)
 
 
 def test_tensors_that_are_refused(tmp_path, written):

@@ -38,10 +38,11 @@ _ONLY = {
     "bias": "none", "loftq_config": {}, "lora_bias": False, "peft_type": "LORA", "use_dora": False, "use_qalora": False,
 } | dict.fromkeys(
     ("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
-     "lora_ga_config", "megatron_config", "modules_to_save", "monteclora_config", "target_parameters",
+     "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters",
      "trainable_token_indices", "use_bdlora", "velora_config")
 )  # fmt: skip
 """Settings of which we know one value."""
+_BEYOND = "which qkv reads none of; merge it with PEFT (`merge_and_unload`), save the model, and give that"
 _INITS = (True, False, "gaussian", "orthogonal")  # the others change the weights of the base as well
 
 
@@ -71,7 +72,10 @@ def read_adapter(folder: Path, family: Family, model: TransformerConfig) -> Adap
     tensors, modules = read_tensors(source), list(_modules(family, model))
     found = {i: pair for i, module in enumerate(modules) if (pair := settings.take(tensors, module, source))}
     if tensors:
+        ends = tuple(f"{_PREFIX}{key.removesuffix('weight')}" for key in (family.head, "lm_head.weight", family.table))
         reason = "is no adapter of a projection of this model; use the model it is for"
+        if min(tensors).startswith(ends):
+            reason = f"adapts the head or the embedding table, {_BEYOND}"
         raise FileError(f"{source}: {min(tensors)!a} {reason}")
     if not found:
         raise FileError(f"{source}: holds no adapters; give a folder of PEFT's")
@@ -224,6 +228,8 @@ class _Settings(NamedTuple):
         source = ConfigReader(read_json(path), str(path))
         for key, value in _ONLY.items():
             source.require(key, value)
+        if whole := source.take("modules_to_save", list, []):
+            raise FileError(f"{path}: 'modules_to_save' is {whole!r}, whole weights beside the adapters, {_BEYOND}")
         if (init := source.take("init_lora_weights", object, True)) not in _INITS:
             reason = "which also changed the base; convert it to plain LoRA with PEFT first"
             raise FileError(f"{path}: 'init_lora_weights' is {init!r}, {reason}")
