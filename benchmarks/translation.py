@@ -32,7 +32,6 @@ from typing import Any
 import torch
 
 from date_fields import fields_looked_at
-from qkv.config import assign
 from qkv.data import BPETokenizerConfig, TSVConfig
 from qkv.generation import BeamConfig
 from qkv.loading.facts import Facts
@@ -43,6 +42,7 @@ from qkv.tasks import PairDataConfig
 from qkv.training import AdamWConfig, RecipeConfig, WSDConfig, read_recipe
 from qkv.training.memory import keep_pages
 from qkv.training.trainer import Trainer
+from qkv.yaml_files import assign
 
 SPANS = ((1, 4), (5, 10), (10, 20), (20, 40), (40, 60))
 

@@ -5,9 +5,9 @@ import torch
 
 import chat_templates
 from qkv.checkpoints import Store
-from qkv.config import dump_yaml
 from qkv.data import BPETokenizerConfig, Tokenizer
 from qkv.presets import llama
+from qkv.yaml_files import dump_yaml
 
 
 def chat_tokenizer(*texts):

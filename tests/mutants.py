@@ -353,7 +353,7 @@ MUTANTS = [
     Mutant("pairs: states stay where they were", "caches.py",
            "self._held[slot] = tuple(x[rows] for x in held)", "self._held[slot] = tuple(x[: len(rows)] for x in held)",
            f"{STATEFUL}::test_ragged_prompts_go_on_with_a_cache"),
-    Mutant("YAML of any size", "config.py", "        _check_size(data)\n", "", ZOO),
+    Mutant("YAML of any size", "yaml_files.py", "        _check_size(data)\n", "", ZOO),
     Mutant("a text may double forty times", "data/tokenizer_files.py", "> _MAX_GROWTH:", "> math.inf:", ZOO),
     Mutant("panics are heard", "data/tokenizer_files.py", "os.dup2(nowhere.fileno(), 2)", "pass", ZOO),
     Mutant("a certificate is believed", "loading/certificate.py", "if not _is_certificate(made):", "if not isinstance(made, dict):", ZOO),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from qkv.config import dump_yaml
 from qkv.training import session, train, trainer
+from qkv.yaml_files import dump_yaml
 from tiny import tiny_config
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "birds", "fly", "over", "old", "grey", "hills")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import qkv
-from qkv.config import Config, dump_yaml, parse_yaml
+from qkv.config import Config
+from qkv.yaml_files import dump_yaml, parse_yaml
 
 for module in pkgutil.walk_packages(qkv.__path__, "qkv."):
     importlib.import_module(module.name)

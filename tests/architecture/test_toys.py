@@ -10,8 +10,9 @@ import torch
 import qkv
 from qkv import Batch, Batches, ConfigError, Measure, Ready, Task, TaskConfig, Tokens
 from qkv.cli import main
-from qkv.config import config, dump_yaml
+from qkv.config import config
 from qkv.training import train
+from qkv.yaml_files import dump_yaml
 from runs import assert_same_run, fast, kill_at, metrics  # noqa: F401 - `fast` is a fixture
 
 pytestmark = pytest.mark.usefixtures("fast")

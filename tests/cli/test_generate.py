@@ -10,11 +10,11 @@ import torch
 import qkv
 from qkv.checkpoints import Store
 from qkv.cli import main
-from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig
 from qkv.generation import SamplingConfig
 from qkv.loading.loaded import Loaded
 from qkv.presets import llama
+from qkv.yaml_files import dump_yaml
 
 
 @pytest.fixture(scope="module")

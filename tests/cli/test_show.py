@@ -4,12 +4,12 @@ import pytest
 
 from qkv.cli import main
 from qkv.cli.show import find_config
-from qkv.config import dump_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.nn.blocks import BlockConfig
 from qkv.nn.norms import RMSNormConfig
 from qkv.nn.sublayer import SublayerConfig
 from qkv.presets import preset
+from qkv.yaml_files import dump_yaml
 
 SMALL = """\
  gpt2 · 124,439,808 parameters · made for 1,024 tokens

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from qkv.cli import main
-from qkv.config import read_yaml
+from qkv.yaml_files import read_yaml
 from runs import assert_same_run, fast, metrics, start_qkv, write_recipe  # noqa: F401 - `fast` is a fixture
 
 pytestmark = pytest.mark.usefixtures("fast")

@@ -11,13 +11,13 @@ import sacrebleu
 
 import qkv
 from qkv.cli import main
-from qkv.config import dump_yaml, read_yaml
 from qkv.errors import ConfigError
 from qkv.models.decoders import LuongConfig
 from qkv.presets.translators import PAIR_PRESETS
 from qkv.tasks import Asked, PairDataConfig
 from qkv.tasks.pairs import edit_distance
 from qkv.training import evaluate_model, read_recipe, train
+from qkv.yaml_files import dump_yaml, read_yaml
 from runs import assert_same_run, fast, kill_at, last_manifest, start_qkv  # noqa: F401 - a fixture
 
 MODELS = {"recurrent": "bahdanau", "transformer": "translator"}

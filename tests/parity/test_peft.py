@@ -14,11 +14,11 @@ from qkv.checkpoints.huggingface import load_model
 from qkv.checkpoints.peft import read_adapter, write_adapter
 from qkv.checkpoints.tensors import read_tensors, write_tensors
 from qkv.cli import main
-from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig
 from qkv.errors import ConfigError, FileError
 from qkv.loading.convert import convert
 from qkv.nn.adapters import LoRAConfig, adapter_state, add_adapters, load_adapters, merge_adapters
+from qkv.yaml_files import dump_yaml
 from runs import fast, recipe_data, write_corpus  # noqa: F401 - `fast` is a fixture
 from tolerances import FLOAT32, FLOAT64, HF_FLOAT32_INSIDE
 

@@ -26,11 +26,11 @@ from qkv.checkpoints import Store, read_folder, read_tensors
 from qkv.checkpoints.huggingface import load_model
 from qkv.checkpoints.pickled import read_pickled
 from qkv.checkpoints.transly import load_transly
-from qkv.config import parse_yaml
 from qkv.data import END_OF_TEXT, Tokenizer, template_of, unit_tokenizer
 from qkv.errors import FileError, QkvError
 from qkv.loading.certificate import read_certificate
 from qkv.models.pairs import PairModelConfig
+from qkv.yaml_files import parse_yaml
 from reliability import zoo
 
 resource = pytest.importorskip("resource")

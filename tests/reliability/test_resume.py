@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from qkv.config import read_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.training import read_recipe, session, train, trainer
+from qkv.yaml_files import read_yaml
 from runs import (
     assert_same_run,
     fast,  # noqa: F401 - a fixture

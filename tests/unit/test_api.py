@@ -10,12 +10,12 @@ import qkv
 from chats import write_chat_run
 from qkv.checkpoints import Store, write_tensors
 from qkv.checkpoints.families import FAMILIES
-from qkv.config import dump_yaml, read_yaml
 from qkv.data import CharacterTokenizerConfig, Tokenizer
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig, generate
 from qkv.loading.loaded import Loaded
 from qkv.presets import gpt2
+from qkv.yaml_files import dump_yaml, read_yaml
 from tolerances import FLOAT32
 
 DOCUMENT = "abcdefghij .\n"

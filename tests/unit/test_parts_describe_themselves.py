@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qkv.cli import main
-from qkv.config import config, dump_yaml
+from qkv.config import config
 from qkv.cost import summary
 from qkv.errors import ConfigError
 from qkv.masks import Causal
@@ -24,6 +24,7 @@ from qkv.nn.positions import PositionTable, PositionTableConfig
 from qkv.nn.quantised import Int8Linear, quantise
 from qkv.nn.recurrent import RecurrentConfig
 from qkv.nn.sublayer import Sublayer, SublayerConfig, in_turn
+from qkv.yaml_files import dump_yaml
 from tiny import tiny_model
 
 

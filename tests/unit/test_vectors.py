@@ -6,12 +6,12 @@ import torch
 
 import qkv
 from qkv.cli import main
-from qkv.config import dump_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.loading.loaded import Loaded
 from qkv.masks import Full
 from qkv.tasks import Asked
 from qkv.training import evaluate_model, train
+from qkv.yaml_files import dump_yaml
 from runs import fast, metrics, recipe_data, write_corpus, write_vectors  # noqa: F401 - `fast` is a fixture
 from tiny import FEATURES, tiny_config, tiny_model
 from tolerances import FLOAT32

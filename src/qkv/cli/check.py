@@ -21,11 +21,11 @@ def check(model: str, /, *, dtype: Literal["float32", "float64", "bfloat16"] = "
 
     from qkv.checkpoints.named import NAMED
     from qkv.cli.show import find_config
-    from qkv.config import expand_home
     from qkv.cost import parameters
     from qkv.errors import ConfigError
     from qkv.laws import check as ask
     from qkv.loading.layouts import load
+    from qkv.yaml_files import expand_home
 
     if expand_home(model).is_dir() or model.endswith(".gguf") or model in NAMED:
         built = load(model, dtype=getattr(torch, dtype)).model

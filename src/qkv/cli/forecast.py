@@ -18,9 +18,9 @@ def forecast(model: str, values: Path, /, *, steps: Whole, out: Path) -> None:
 
     import numpy as np
 
-    from qkv.config import expand_home
     from qkv.data.sources import open_vectors
     from qkv.disk import write_whole, writing
+    from qkv.yaml_files import expand_home
 
     found = open_model(model).forecast(open_vectors(expand_home(values)), steps=steps)
     file = io.BytesIO()

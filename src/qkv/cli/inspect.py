@@ -13,10 +13,10 @@ def inspect(model: Path, text: str, /, *, translation: str | None = None, out: P
         translation: Whose attention to draw. By default the model's own.
         out: The picture. By default alignment.png, or the next of that name with a number that is free.
     """
-    from qkv.config import expand_home
     from qkv.inspect import draw_alignment
     from qkv.loading.layouts import load_as
     from qkv.loading.translator import Translator
+    from qkv.yaml_files import expand_home
 
     alignment = load_as(Translator, model).align(text, translation)
     out = _free() if out is None else expand_home(out)

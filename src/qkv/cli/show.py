@@ -37,11 +37,11 @@ def show(
 
     from qkv.checkpoints.named import NAMED
     from qkv.cli.drawing import Terminal, certificate_lines, draw, table
-    from qkv.config import expand_home
     from qkv.cost import summary
     from qkv.errors import ConfigError
     from qkv.loading.certificate import read_certificate
     from qkv.loading.names import find
+    from qkv.yaml_files import expand_home
 
     for name, given in (("--tokens", tokens), ("--batch", batch)):
         if given is not None and not kernels:
@@ -95,11 +95,11 @@ def find_config(model: str) -> "ModelConfig":
         FileError: The path cannot be read.
     """
     from qkv.checkpoints.named import NAMED
-    from qkv.config import expand_home
     from qkv.errors import ConfigError
     from qkv.loading.layouts import config_of
     from qkv.presets import preset
     from qkv.training.recipe_files import built_in_recipe
+    from qkv.yaml_files import expand_home
 
     path = expand_home(model)
     if path.is_dir() or path.suffix == ".gguf" or model in NAMED:
@@ -115,12 +115,12 @@ def find_config(model: str) -> "ModelConfig":
 
 
 def _read(path: Path) -> "ModelConfig":
-    from qkv.config import read_yaml
     from qkv.errors import ConfigError
     from qkv.loading.building import model_config
     from qkv.loading.layouts import config_of
     from qkv.training.recipe import StartConfig
     from qkv.training.recipe_files import expand_preset
+    from qkv.yaml_files import read_yaml
 
     data = read_yaml(path)
     if not isinstance(data, dict):

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 import torch
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches, tokens_of
 from qkv.data.dataset import Split
 from qkv.data.sources import decode_text, read_bytes
@@ -22,6 +22,7 @@ from qkv.models.pairs import Pair
 from qkv.ops.loss import IGNORE
 from qkv.shapes import Tensor
 from qkv.tokens import Tokens
+from qkv.yaml_files import expand_home
 
 TextPair = tuple[str, str]
 

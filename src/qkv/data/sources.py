@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Final, Literal, TypeVar, cast, final
 
 import numpy as np
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
+from qkv.yaml_files import expand_home
 
 Holds = Literal["text", "conversations", "vectors"]
 

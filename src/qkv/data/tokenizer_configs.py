@@ -10,9 +10,10 @@ from typing import ClassVar, Final, final
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.data.tokenizer import BYTES, CHARACTERS, END_OF_TEXT, WORDS, Tokenizer, pieces
 from qkv.errors import ConfigError
+from qkv.yaml_files import expand_home
 
 MAX_VOCAB_SIZE: Final = 1 << 20
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Final, Literal, final
 
-from qkv.config import Config, config, dump_yaml, read_yaml
+from qkv.config import Config, config
 from qkv.data import Tokenizer
 from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig
 from qkv.nn.pooling import PoolName
+from qkv.yaml_files import dump_yaml, read_yaml
 
 _FILE: Final = "facts.yaml"
 

@@ -11,7 +11,6 @@ from qkv.checkpoints import check_fit, peft
 from qkv.checkpoints.files import read_json
 from qkv.checkpoints.gguf import load_gguf, open_gguf
 from qkv.checkpoints.huggingface import family_of_folder, load_model
-from qkv.config import expand_home
 from qkv.data import Tokenizer, unit_tokenizer
 from qkv.data.gguf_vocabulary import read_vocabulary
 from qkv.errors import ConfigError, FileError
@@ -23,6 +22,7 @@ from qkv.loading.ready import Options, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
+from qkv.yaml_files import expand_home
 
 
 def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:

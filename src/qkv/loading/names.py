@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from qkv.checkpoints.named import NAMED, pull
-from qkv.config import expand_home
 from qkv.errors import FileError, suggest
+from qkv.yaml_files import expand_home
 
 
 def find(source: str | Path) -> Path:

@@ -10,7 +10,6 @@ import torch
 from qkv.checkpoints import Checkpoint, Store, peft
 from qkv.checkpoints.formats import digest_of_base
 from qkv.checkpoints.huggingface import family_of_folder
-from qkv.config import expand_home, read_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.loading.building import build_with, model_config
 from qkv.loading.foreign import merged
@@ -23,6 +22,7 @@ from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.nn.quantised import is_packed
 from qkv.tasks import DataConfig, TaskConfig
+from qkv.yaml_files import expand_home, read_yaml
 
 RECIPE: Final = "recipe.yaml"
 

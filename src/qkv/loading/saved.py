@@ -10,7 +10,6 @@ from torch import nn
 
 from qkv.checkpoints import check_fit, read_folder, write_tensors
 from qkv.checkpoints.formats import FORMAT, from_format
-from qkv.config import dump_yaml, expand_home, read_yaml
 from qkv.data.pairs import SIDES
 from qkv.disk import whole_folder, write_whole, writing
 from qkv.errors import ConfigError, FileError
@@ -27,6 +26,7 @@ from qkv.models.transformer import Transformer
 from qkv.nn.adapters import LoRALinear
 from qkv.nn.quantised import Packed
 from qkv.tasks import task_named, task_of
+from qkv.yaml_files import dump_yaml, expand_home, read_yaml
 
 MODEL = "model.yaml"
 """The file with the config, and the facts beside it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.data import Batches
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.generation import USUAL, SamplingConfig
@@ -14,6 +14,7 @@ from qkv.loading.ready import Ready
 from qkv.models.model import Model, ModelConfig
 from qkv.nn.adapters import LoRAConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
+from qkv.yaml_files import expand_home
 
 
 @final

@@ -3,11 +3,11 @@
 import warnings
 from dataclasses import replace
 
-from qkv.config import expand_home
 from qkv.errors import ConfigError
 from qkv.loading.layouts import load_plain
 from qkv.tasks import Asked, Report, task_of
 from qkv.training.run import RECIPE, Run
+from qkv.yaml_files import expand_home
 
 
 def evaluate_model(asked: Asked) -> Report:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.config import Config, assign, read_yaml
+from qkv.config import Config
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.presets import preset
 from qkv.training.recipe import RecipeConfig
+from qkv.yaml_files import assign, read_yaml
 
 _BUILT_IN = Path(__file__).parent.parent / "recipes"
 

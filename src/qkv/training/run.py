@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, final
 
 from qkv.checkpoints import Store
-from qkv.config import dump_yaml, read_yaml
 from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.tasks import Task
 from qkv.training.recipe import RecipeConfig
+from qkv.yaml_files import dump_yaml, read_yaml
 
 RECIPE, METRICS, CHECKPOINTS, PLOT = "recipe.yaml", "metrics.jsonl", "checkpoints", "loss.png"
 

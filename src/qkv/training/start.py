@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qkv.config import expand_home
 from qkv.errors import ConfigError
 from qkv.loading.layouts import load_plain
 from qkv.models.model import Model
@@ -18,6 +17,7 @@ from qkv.training.recipe_files import read_recipe
 from qkv.training.run import RECIPE, Run, default_out, require_free
 from qkv.training.session import Session
 from qkv.training.trainer import Trainer
+from qkv.yaml_files import expand_home
 
 RESUMABLE = frozenset({"steps", "evaluate_every", "evaluate_batches", "save_every", "keep", "sample", "non_finite"})
 """What may be changed when a run goes on: it does not change what the steps so far have computed."""

@@ -11,7 +11,6 @@ from typing import Any, final
 
 import numpy as np
 
-from qkv.config import expand_home
 from qkv.disk import write_whole
 from qkv.errors import ConfigError
 from qkv.fetch import cache_dir, caching
@@ -21,6 +20,7 @@ from qkv.training.recipe import RecipeConfig
 from qkv.training.recipe_files import read_recipe_data
 from qkv.training.run import RECIPE, Run, default_out
 from qkv.training.start import train as run_recipe
+from qkv.yaml_files import expand_home
 
 
 @final

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qkv
-from qkv.config import config, dump_yaml, parse_yaml
+from qkv.config import config
 from qkv.data import CharacterTokenizerConfig
 from qkv.errors import ConfigError, FileError
 from qkv.models.model import Model, ModelConfig
@@ -19,6 +19,7 @@ from qkv.nn.quantised import quantise
 from qkv.presets import PRESETS
 from qkv.presets.translators import PAIR_PRESETS
 from qkv.tokens import Tokens
+from qkv.yaml_files import dump_yaml, parse_yaml
 
 TEXT = ["to be or not to be\n"]
 SMALL = {"d_model": 16, "n_layers": 2, "n_rounds": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "vocab_size": 31}

@@ -12,12 +12,12 @@ import qkv
 import qkv.cli
 from chats import write_chat_run
 from qkv.checkpoints import digest, read_tensors, write_tensors
-from qkv.config import dump_yaml, read_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.loading.convert import convert
 from qkv.nn.adapters import LoRAConfig, add_adapters, load_adapters
 from qkv.tasks import Asked, Start
 from qkv.training import evaluate_model, read_recipe, train, trainer
+from qkv.yaml_files import dump_yaml, read_yaml
 from runs import (
     assert_same_run,
     fast,  # noqa: F401 - a fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qkv.config import dump_yaml
 from qkv.errors import ConfigError, FileError
 from qkv.tasks import SampleConfig
 from qkv.training import AdamWConfig, CosineConfig, RecipeConfig, WSDConfig, read_recipe
+from qkv.yaml_files import dump_yaml
 from runs import fast, recipe_data, write_corpus, write_recipe, write_vectors  # noqa: F401 - `fast` is a fixture
 from tiny import tiny_config
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import qkv
-from qkv.config import dump_yaml
 from qkv.data import CharacterTokenizerConfig, TSVConfig
 from qkv.errors import ConfigError, FileError
 from qkv.models.pairs import Pair
@@ -17,6 +16,7 @@ from qkv.presets.translators import PAIR_PRESETS
 from qkv.tasks import PairDataConfig
 from qkv.tokens import Tokens
 from qkv.training import train
+from qkv.yaml_files import dump_yaml
 from runs import assert_same_run, fast, kill_at, metrics, recipe_data, write_corpus  # noqa: F401 - fast is a fixture
 from transly import write_tiny
 
