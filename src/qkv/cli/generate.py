@@ -44,7 +44,8 @@ def generate(
             of standard input.
         file: A file with one prompt in each line; in a .jsonl file, as "prompt". Empty lines do not count.
         batch_size: How many prompts of a file are read side by side.
-        as_json: Print one JSON object in a line for each text: prompt, text, and why it ended (stop, length, context).
+        as_json: Print one JSON object in a line for each text: prompt, text, why it ended (stop, length, context), and
+            the log-probability of its tokens under the model alone, in nats.
         max_new_tokens: How many tokens to add at most.
         draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
@@ -146,7 +147,8 @@ def _print(done: list["Completion"], as_json: bool, *, begin: bool = True) -> No
     for place, one in enumerate(done):
         if as_json:
             finish = one.finish.name.lower() if one.finish else None
-            line = json_line({"prompt": one.prompt, "text": one.text, "finish": finish})
+            facts = {"prompt": one.prompt, "text": one.text, "finish": finish}
+            line = json_line(facts | {"log_probability": one.score.total})
         else:
             line = ("" if begin and place == 0 else _SEPARATOR) + one.prompt + one.text
         print(line, flush=True)

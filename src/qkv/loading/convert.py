@@ -97,7 +97,7 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
         stop_ids=facts.stop_ids,
         begin_id=facts.begin_id,
         pad_id=facts.pad_id,
-        sampling=drawn and {"do_sample": True} | drawn,
+        sampling={"do_sample": False} if drawn.get("temperature") == 0 else drawn and {"do_sample": True} | drawn,
     )
     return target
 

@@ -45,7 +45,7 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
         stop_ids=stop_ids,
         pad_id=pad[0] if pad else None,
         pad_side=side if side in ("left", "right") else None,
-        sampling=_sampling(drawn) if drawn.get("do_sample") is True else None,
+        sampling=_sampling(drawn),
     )
     if model.config.mask_ahead is None:
         return Loaded.of(model, tokenizer, facts)
@@ -77,8 +77,12 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _sampling(drawn: dict[str, Any]) -> SamplingConfig | None:
-    """What a file says about sampling; None where it says what nobody can draw by."""
+    """What a file says about sampling; None where it says nothing, or what nobody can draw by."""
     names = {field.name for field in fields(SamplingConfig)} - {"seed"}
+    if drawn.get("do_sample") is False:
+        return SamplingConfig(temperature=0)
+    if drawn.get("do_sample") is not True:
+        return None
     try:
         return SamplingConfig(**{key: drawn[key] for key in names if drawn.get(key) not in (None, 0)})
     except ConfigError:

@@ -194,7 +194,7 @@ class Loaded(Reader):
     def score(self, text: str | list[str] | tuple[str, ...], *, batch_size: int = 8) -> Score | list[Score]:
         """The log-probability of each token of a text, given those before it.
 
-        Where `facts.begins`, as of most models, the token that begins a text is put before it, and all tokens of the
+        Where `facts.begins`, as in Llama, the token that begins a text is put before it, and all tokens of the
         text count. Else there is nothing before the first token, and it is left out.
 
         Args:

@@ -56,6 +56,20 @@ def test_a_folder_of_hugging_face_and_its_export(folder, tmp_path):
     assert qkv.load(convert(folder, tmp_path / "ours", to="qkv", certify=False)).facts == FACTS
 
 
+@pytest.mark.parametrize(
+    ("said", "want"),
+    [({}, None), ({"temperature": 0.6}, None), ({"temperature": 0.6, "do_sample": False}, {"temperature": 0})],
+)
+def test_makers_who_do_not_draw_by_chance(folder, tmp_path, said, want):
+    """`transformers` has no chance by default, so only a file that says so means it."""
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    loaded = qkv.load(folder)
+    assert loaded.facts.sampling == (want and qkv.SamplingConfig(**want))
+    made = convert(folder, tmp_path / "again", to="hf", certify=False)
+    assert qkv.load(made).facts.sampling == loaded.facts.sampling
+    assert json.loads((made / "generation_config.json").read_text()).get("do_sample") is said.get("do_sample")
+
+
 def test_transformers_pads_what_was_exported(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     made = convert(folder, tmp_path / "again", to="hf", certify=False)
