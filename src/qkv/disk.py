@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all, whatever happens meanwhile."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -25,16 +26,15 @@ def write_whole(path: Path, pieces: Iterable[Any]) -> None:
     Raises:
         OSError: The disk is full or not writable.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        partial = Path(file.name)
-        try:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("xb") as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-            partial.chmod(0o644)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

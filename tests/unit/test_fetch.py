@@ -331,6 +331,15 @@ def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatc
     assert path.read_bytes() == b"old"
 
 
+def test_what_is_written_whole_is_as_private_as_the_user_asks(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "a", [b"mine"])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
 def test_where_nothing_is_configured_it_is_the_index_of_pip(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     address = fetching._default_index()
