@@ -112,15 +112,14 @@ class Tokenizer:
         """Read a tokenizer.json, of ours or anyone's, and the settings and chat template beside it.
 
         Args:
-            path: The file, or a folder that has a `tokenizer.json`.
+            path: The file, or a folder that has one, or GPT-2's `vocab.json` and `merges.txt`.
             end_of_text: The id that separates documents; None: the `eos_token` of the settings, else `<|endoftext|>`.
 
         Raises:
             FileError: The file is missing or damaged.
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
-        path = path / "tokenizer.json" if path.is_dir() else path
-        inner, settings = read_inner(path), read_settings(path.parent)
+        inner, settings = read_inner(path), read_settings(path if path.is_dir() else path.parent)
         named = {key: inner.token_to_id(settings[key]) for key in ("eos_token", "bos_token") if key in settings}
         return cls(
             inner,

@@ -17,17 +17,28 @@ _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_SETTINGS_BYTES: Final = 1 << 22
 _MAX_GROWTH: Final = 1000
 _MAX_ADDED: Final = 1000
+_OLDER: Final = ("vocab.json", "merges.txt", "tokenizer.model")
 _TRIAL: Final = "a A1 é\n\u4e00\U0001f600 ."
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a file of a tokenizer, though it may be of a kind that cannot be read."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", *_OLDER))
+
+
 def read_inner(path: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer from a `tokenizer.json`, once it has been found harmless.
+    """The library's tokenizer from a `tokenizer.json`, or GPT-2's two files, once they have been found harmless.
+
+    Args:
+        path: The file, or the folder that has it.
 
     Raises:
-        FileError: The file is missing or damaged, or would take any memory or time.
+        FileError: The file is missing or damaged, is of another kind, or would take any memory or time.
     """
-    data = _read(path, _MAX_FILE_BYTES)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    older = not path.is_file() and has_tokenizer(path.parent)
     with no_panic(f"{path}: not a tokenizer.json that can be read"), quiet():
+        data = _from_two_files(path.parent) if older else _read(path, _MAX_FILE_BYTES)
         inner = tokenizers.Tokenizer.from_buffer(data)
         inner.no_truncation()
         inner.no_padding()
@@ -38,6 +49,52 @@ def read_inner(path: Path) -> tokenizers.Tokenizer:
     if not 0 <= largest < len(data):
         raise FileError(f"{path}: the largest id is {largest}, impossible in {len(data)} bytes; get the file again")
     return inner
+
+
+def _from_two_files(folder: Path) -> bytes:
+    """The `tokenizer.json` of GPT-2's `vocab.json` and `merges.txt`.
+
+    Files of other tokenizers have these names, too, so the folder must say that they are GPT-2's, and nothing more.
+    """
+    settings = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    family = {"gpt2": "GPT2Tokenizer"}.get(str(_json(folder / "config.json").get("model_type")))
+    kind = settings.get("tokenizer_class") or family
+    there = [name for name in (*_OLDER, "added_tokens.json") if (folder / name).is_file()]
+    vocab = _json(folder / "vocab.json", _MAX_FILE_BYTES) if there == ["vocab.json", "merges.txt"] else {}
+    added = [*(settings.get("added_tokens_decoder") or {}).values(), *(settings.get("additional_special_tokens") or ())]
+    special = {_content(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")} - {None}
+    special |= {"<|endoftext|>", *map(_content, added)}
+    odd = [token for token in added if isinstance(token, dict) and (token.get("lstrip") or token.get("rstrip"))]
+    odd += [key for key in ("add_bos_token", "add_prefix_space") if settings.get(key)]
+    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast") or odd or not special <= vocab.keys():
+        found = f"has {', '.join(there)} of {kind or 'an unknown tokenizer'}, and without a tokenizer.json qkv reads"
+        remedy = "GPT-2's plain two files alone; AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one"
+        raise FileError(f"{folder}: {found} {remedy}")
+    lines = _read(folder / "merges.txt", _MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    tokens = sorted(special, key=lambda token: vocab[token])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return json.dumps({
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges}, "pre_tokenizer": level, "decoder": level,
+        "added_tokens": [{"id": vocab[token], "content": token} | flags for token in tokens],
+    }).encode()  # fmt: skip
+
+
+def _json(path: Path, most: int = _MAX_SETTINGS_BYTES) -> dict[str, Any]:
+    """An object; empty where there is no such file."""
+    try:
+        data = json.loads(_read(path, most)) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise FileError(f"{path}: not a JSON object; get the tokenizer again")
+    return data
+
+
+def _content(token: Any) -> Any:
+    """The text of a special token, which may have settings."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -61,16 +118,8 @@ def read_settings(folder: Path) -> dict[str, str]:
         FileError: A file is damaged.
     """
     path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    data: Any = {}
-    try:
-        if path.is_file():
-            data = json.loads(_read(path, _MAX_SETTINGS_BYTES))
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise FileError(f"{path}: not a JSON object; get the tokenizer again")
-    tokens = {key: data.get(key) for key in ("eos_token", "bos_token")}
-    found = {key: token.get("content") if isinstance(token, dict) else token for key, token in tokens.items()}
+    data = _json(path)
+    found = {key: _content(data.get(key)) for key in ("eos_token", "bos_token")}
     try:
         if template.is_file():
             return _texts(found) | {"chat_template": _read(template, _MAX_SETTINGS_BYTES).decode("utf-8")}

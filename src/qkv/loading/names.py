@@ -34,7 +34,7 @@ def _from_hub(name: str) -> Path | None:
     except ImportError:
         return None
     try:
-        wanted = ["*.json", "*.safetensors", "*.jinja"]  # never a pickle, never code
+        wanted = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]  # never a pickle, never code
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # the library, and what it is built on, raise a dozen types
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from qkv.data import Tokenizer
+from qkv.data.tokenizer_files import has_tokenizer
 from qkv.errors import FileError
 from qkv.models.model import Model
 
@@ -75,8 +76,8 @@ class Options:
 
 
 def tokenizer_in(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a folder; None where it has none. Raises `FileError` where it is damaged."""
-    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    """The tokenizer of a folder; None where it has none. Raises `FileError` where it is damaged, or of another kind."""
+    return Tokenizer.load(folder) if has_tokenizer(folder) else None
 
 
 def check_vocabulary(tokenizer: Tokenizer | None, n: int | None, folder: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -28,6 +29,7 @@ from qkv.data import (
 from qkv.data import tokenizer as module
 from qkv.data import tokenizer_configs as configs
 from qkv.errors import ConfigError, FileError
+from qkv.loading.ready import tokenizer_in
 
 CORPUS = ["The cat sat on the mat.\nThe hat, the cat!\r\n", "naïve café 😀 <|endoftext|> the end\n\n\n  x = 1\n"]
 BPE = BPETokenizerConfig(vocab_size=300).train(CORPUS)
@@ -231,6 +233,79 @@ def test_truncation_and_padding_of_a_file_are_ignored(tmp_path: Path) -> None:
     data["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     (tmp_path / "tokenizer.json").write_text(json.dumps(data))
     assert Tokenizer.load(tmp_path).encode(CORPUS[0]) == BPE.encode(CORPUS[0])
+
+
+def two_files(folder: Path, config: dict[str, Any] | None = None, settings: dict[str, Any] | None = None) -> Path:
+    """GPT-2's, of which `config.json` or the settings say that they are."""
+    BPE.inner.model.save(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"} if config is None else config))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+END = {"content": "<|endoftext|>", "special": True, "lstrip": False, "rstrip": False, "normalized": True}
+GPT2_SETTINGS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "a length": {"model_max_length": 1024},
+    "a class": {"tokenizer_class": "GPT2Tokenizer", "eos_token": END_OF_TEXT, "add_prefix_space": False},
+    "all": {"tokenizer_class": "GPT2TokenizerFast", "pad_token": "a", "added_tokens_decoder": {"0": END}},
+}
+
+
+@pytest.mark.parametrize("settings", GPT2_SETTINGS.values(), ids=[*GPT2_SETTINGS])
+def test_gpt2s_two_files_are_read_as_in_transformers(settings: dict[str, Any] | None, tmp_path: Path) -> None:
+    folder = two_files(tmp_path, settings=settings)
+    ours, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("the cat sat", " the  cat\n\nsat's 12345 é你好😀\t ", "", "THE\r\ncat"):
+        assert ours.encode(text) == theirs(text, split_special_tokens=True)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.end_of_text == theirs.eos_token_id == BPE.end_of_text
+    assert Tokenizer.load(folder).to_json() == ours.to_json()
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "settings", "message"),
+    [
+        (
+            (),
+            {"model_type": "qwen2"},
+            None,
+            "vocab.json, merges.txt of an unknown tokenizer, and without a tokenizer.json",
+        ),
+        ((), None, {"tokenizer_class": "Qwen2Tokenizer"}, "vocab.json, merges.txt of Qwen2Tokenizer, and without"),
+        (
+            (),
+            None,
+            {"add_prefix_space": True},
+            "of GPT2Tokenizer, and without a tokenizer.json qkv reads GPT-2's plain",
+        ),
+        ((), None, {"pad_token": "[PAD]"}, "of GPT2Tokenizer, and without"),
+        ((), None, {"added_tokens_decoder": {"1": {"content": "a", "lstrip": True}}}, "of GPT2Tokenizer, and without"),
+        ((), None, {"added_tokens_decoder": [1]}, "not a tokenizer.json that can be read"),
+        ((), None, {"eos_token": ["a"]}, "not a tokenizer.json that can be read"),
+        (("added_tokens.json",), None, None, "merges.txt, added_tokens.json of GPT2Tokenizer"),
+        (("tokenizer.model",), None, None, "vocab.json, merges.txt, tokenizer.model of GPT2Tokenizer"),
+    ],
+)
+def test_other_files_of_tokenizers_are_never_guessed(
+    files: tuple[str, ...], config: Any, settings: Any, message: str, tmp_path: Path
+) -> None:
+    folder = two_files(tmp_path, config, settings)
+    for name in files:
+        (folder / name).write_bytes(b"{}")
+    with pytest.raises(FileError, match=message):
+        Tokenizer.load(folder)
+
+
+def test_a_tokenizer_model_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    with pytest.raises(
+        FileError, match=r"has tokenizer.model of .* AutoTokenizer.from_pretrained\(…\).save_pretrained"
+    ):
+        tokenizer_in(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    assert tokenizer_in(tmp_path) is None
 
 
 def crafted(**model: object) -> str:
