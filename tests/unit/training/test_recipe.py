@@ -216,7 +216,7 @@ def test_no_such_recipe(tmp_path):
     with pytest.raises(FileError, match=message):
         read_recipe(Path("shakespear"))
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match=r"list\.yaml: a recipe is a mapping of keys to values, found list"):
+    with pytest.raises(ConfigError, match=r"list\.yaml: holds a list and must hold the keys of a recipe"):
         read_recipe(tmp_path / "list.yaml")
 
 
