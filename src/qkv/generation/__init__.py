@@ -7,23 +7,3 @@ from qkv.generation.generate import Kept, Step, generate, search
 from qkv.generation.sampling import USUAL, SamplingConfig, next_ids, row_generators
 from qkv.generation.scoring import score
 from qkv.generation.stops import StopFilter
-
-__all__ = [
-    "USUAL",
-    "BeamConfig",
-    "Engine",
-    "Finish",
-    "Hypothesis",
-    "Kept",
-    "Row",
-    "SamplingConfig",
-    "Step",
-    "StopFilter",
-    "beam_search",
-    "forecast",
-    "generate",
-    "next_ids",
-    "row_generators",
-    "score",
-    "search",
-]

@@ -1,3 +1,4 @@
+# pyright: reportUnusedImport=false
 """The mathematics: attention, rotary embedding and the loss, as functions of tensors."""
 
 from qkv.ops.attend import BACKENDS, attend, attention_weights, choose, kernels_used, solve
@@ -6,22 +7,3 @@ from qkv.ops.loss import linear_cross_entropy
 from qkv.ops.reference import weights_of
 from qkv.ops.rotary import Rotation, rotate
 from qkv.ops.scores import additive_scores, dot_scores, general_scores, normalised
-
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "Problem",
-    "Rotation",
-    "additive_scores",
-    "attend",
-    "attention_weights",
-    "choose",
-    "dot_scores",
-    "general_scores",
-    "kernels_used",
-    "linear_cross_entropy",
-    "normalised",
-    "rotate",
-    "solve",
-    "weights_of",
-]

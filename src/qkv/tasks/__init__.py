@@ -4,20 +4,3 @@ from qkv.tasks.documents import DataConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.pairs import PairDataConfig
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, task_named, task_of
-
-__all__ = [
-    "Asked",
-    "DataConfig",
-    "Evaluation",
-    "Measure",
-    "PairDataConfig",
-    "Recipe",
-    "Report",
-    "SampleConfig",
-    "Start",
-    "Task",
-    "TaskConfig",
-    "evaluate",
-    "task_named",
-    "task_of",
-]

@@ -6,15 +6,3 @@ from qkv.training.recipe import RecipeConfig, StartConfig
 from qkv.training.recipe_files import read_recipe
 from qkv.training.schedule import CosineConfig, ScheduleConfig, WSDConfig
 from qkv.training.start import train
-
-__all__ = [
-    "AdamWConfig",
-    "CosineConfig",
-    "RecipeConfig",
-    "ScheduleConfig",
-    "StartConfig",
-    "WSDConfig",
-    "evaluate_model",
-    "read_recipe",
-    "train",
-]

@@ -6,23 +6,3 @@ from qkv.checkpoints.gguf.load import Opened, load_gguf, open_gguf
 from qkv.checkpoints.gguf.names import HuggingFace, family_for_gguf, from_huggingface, to_huggingface
 from qkv.checkpoints.gguf.reader import GGUF, read_gguf
 from qkv.checkpoints.gguf.writer import encode, file_type, write_gguf
-
-__all__ = [
-    "GGUF",
-    "KINDS",
-    "GGUFTensor",
-    "HuggingFace",
-    "Opened",
-    "encode",
-    "expand",
-    "family_for_gguf",
-    "file_type",
-    "from_huggingface",
-    "int4_groups",
-    "load_gguf",
-    "open_gguf",
-    "quantise",
-    "read_gguf",
-    "to_huggingface",
-    "write_gguf",
-]

@@ -3,12 +3,3 @@
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
 from qkv.nn.embedders.token import TokenEmbedder, TokenEmbedderConfig
 from qkv.nn.embedders.vector import VectorEmbedder, VectorEmbedderConfig
-
-__all__ = [
-    "Embedder",
-    "EmbedderConfig",
-    "TokenEmbedder",
-    "TokenEmbedderConfig",
-    "VectorEmbedder",
-    "VectorEmbedderConfig",
-]

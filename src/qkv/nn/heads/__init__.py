@@ -5,16 +5,3 @@ from qkv.nn.heads.lm import LMHead, LMHeadConfig
 from qkv.nn.heads.pooled import ClassHead, ClassHeadConfig
 from qkv.nn.heads.transform import Transform, TransformConfig
 from qkv.nn.heads.vector import VectorHead, VectorHeadConfig
-
-__all__ = [
-    "ClassHead",
-    "ClassHeadConfig",
-    "Head",
-    "HeadConfig",
-    "LMHead",
-    "LMHeadConfig",
-    "Transform",
-    "TransformConfig",
-    "VectorHead",
-    "VectorHeadConfig",
-]

@@ -20,23 +20,3 @@ from qkv.nn.positions.tables import (
 
 AttentionPositionConfig = RoPEConfig | ScoreBiasConfig
 """What tells attention where tokens stand: a rotation of queries and keys, or a bias of the scores."""
-
-__all__ = [
-    "ALiBiConfig",
-    "AttentionPositionConfig",
-    "DynamicNTKScalingConfig",
-    "LearnedPositionsConfig",
-    "LinearScalingConfig",
-    "Llama3ScalingConfig",
-    "LongRoPEScalingConfig",
-    "NTKScalingConfig",
-    "PositionTable",
-    "PositionTableConfig",
-    "RoPEConfig",
-    "RoPEScalingConfig",
-    "ScoreBias",
-    "ScoreBiasConfig",
-    "SinusoidalPositionsConfig",
-    "T5BiasConfig",
-    "YaRNScalingConfig",
-]
