@@ -37,7 +37,7 @@ def loaded(folder):
     return qkv.load(folder)
 
 
-@pytest.mark.parametrize(("beams", "penalty"), list(itertools.product([2, 4], [0.5, 1.0, 2.0])))
+@pytest.mark.parametrize(("beams", "penalty"), [(2, 0.5), (4, 2.0)])
 def test_a_search_is_that_of_transformers(folder, loaded, beams, penalty):
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     prompt = loaded.encode_prompts(["Hello"])

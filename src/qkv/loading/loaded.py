@@ -155,7 +155,7 @@ class Loaded(Reader):
         """How the text goes on after the prompt.
 
         Several prompts are read side by side. Each text is the one that its prompt alone would give (where tokens are
-        drawn by chance, with a seed).
+        drawn by chance, with a seed), to the rounding of the weights: packed ones round otherwise in larger batches.
 
         Args:
             prompt: The beginning, which is not repeated in the result; or a list of them, of any lengths.
