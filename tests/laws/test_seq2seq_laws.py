@@ -217,7 +217,7 @@ def test_a_step_is_that_of_the_fused_layers(cell):
     want, last = net(x)
     state = net.zeros(2, x)
     for t in range(6):
-        state = net.step(F.linear(x[:, t], net.input_weight, net.input_bias), state)
+        state = net.step(F.linear(x[:, t], *net.weights("ih", 0)), state)
         torch.testing.assert_close(state[-1][0], want[:, t], rtol=0, atol=FLOAT64)
     for ours, theirs in zip(state, last, strict=True):
         for a, b in zip(ours, theirs, strict=True):

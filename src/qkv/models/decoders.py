@@ -137,8 +137,8 @@ class Decoder(Configured, nn.Module, ABC):
 
     def split_gates(self, y: Float[Tensor, "N T E"]) -> tuple[Float[Tensor, "N T gates"], Float[Tensor, "extra gates"]]:
         """What the embeddings add to the gates, for all tokens at once; and the weight of the rest of the input."""
-        weight = self.net.input_weight
-        return F.linear(y, weight[:, : self.d_embed], self.net.input_bias), weight[:, self.d_embed :].T
+        weight, bias = self.net.weights("ih", 0)
+        return F.linear(y, weight[:, : self.d_embed], bias), weight[:, self.d_embed :].T
 
 
 @final

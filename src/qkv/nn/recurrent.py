@@ -125,7 +125,7 @@ class Recurrent(nn.Module):
         Returns:
             The outputs, 0 behind the ends; and the states after the last tokens (backward ones: after the first).
         """
-        x = x.to(self.input_weight.dtype)
+        x = x.to(self.weights("ih", 0)[0].dtype)
         given: Any = None
         if state is not None:
             stacked: LayerState = tuple(torch.stack(part) for part in zip(*state, strict=True))
@@ -143,16 +143,6 @@ class Recurrent(nn.Module):
         """Weight and bias of the input (`ih`) or of the recurrence (`hh`)."""
         net = self.net
         return net.get_parameter(f"weight_{kind}_l{layer}"), net.get_parameter(f"bias_{kind}_l{layer}")
-
-    @property
-    def input_weight(self) -> Float[Tensor, "gates d_in"]:
-        """What the lowest layer's input is multiplied with."""
-        return self.net.get_parameter("weight_ih_l0")
-
-    @property
-    def input_bias(self) -> Float[Tensor, " gates"]:
-        """What is added to that."""
-        return self.net.get_parameter("bias_ih_l0")
 
     def step(self, gates: Float[Tensor, "N gates"], state: State) -> State:
         """One token: the next states of all layers, from what the input adds to the gates of the lowest one."""
@@ -204,5 +194,5 @@ class RecurrentSublayer(Stateful, config=RecurrentConfig):
         return self.o_proj(out), tuple(part for layer in after for part in layer)
 
     def fresh(self, n: int, like: Tensor) -> Kept:
-        zeros = self.net.zeros(n, self.net.input_weight)
+        zeros = self.net.zeros(n, self.net.weights("ih", 0)[0])
         return tuple(part for layer in zeros for part in layer)
