@@ -82,7 +82,7 @@ _ALIASES: Final = {
     "deepseek-r1-qwen": ("kormo", "megrez", "stablelm2", "hunyuan"),
 }  # fmt: skip
 """Further names that llama.cpp has for the same."""
-RULES |= {alias: RULES[name] for name, aliases in _ALIASES.items() for alias in aliases}
+RULES.update({alias: RULES[name] for name, aliases in _ALIASES.items() for alias in aliases})
 
 
 @final
