@@ -727,7 +727,7 @@ TEMPLATES = {
     "an include": "{% include '/etc/passwd' %}",
     "an import": "{% import '/etc/passwd' as x %}",
     "an extension": "{% extends '/etc/passwd' %}",
-    "a block": "{% block a %}x{% endblock %}",
+    "autoescape": "{% autoescape true %}x{% endautoescape %}",
     "a macro that calls itself": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "a macro that calls itself twice": "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "a macro in loops": "{% macro m() %}" + LOOP + "x{% endfor %}{% endmacro %}" + LOOP + "{{ m() }}{% endfor %}",
