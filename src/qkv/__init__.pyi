@@ -23,6 +23,9 @@ from qkv.data import TokenizerFileConfig as TokenizerFileConfig
 from qkv.data import TSVConfig as TSVConfig
 from qkv.data import VectorFilesConfig as VectorFilesConfig
 from qkv.data import WordTokenizerConfig as WordTokenizerConfig
+from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
+from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
+from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig
 from qkv.errors import ConfigError as ConfigError
 from qkv.errors import FileError as FileError
 from qkv.errors import QkvError as QkvError
@@ -126,6 +129,7 @@ from qkv.ops import attention_weights as attention_weights
 from qkv.presets import preset as preset
 from qkv.recorder import AttentionWeights as AttentionWeights
 from qkv.recorder import Recorder as Recorder
+from qkv.tasks import ClassDataConfig as ClassDataConfig
 from qkv.tasks import DataConfig as DataConfig
 from qkv.tasks import Measure as Measure
 from qkv.tasks import PairDataConfig as PairDataConfig

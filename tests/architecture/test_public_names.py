@@ -85,6 +85,9 @@ NEEDED = {
     "LongRoPEScalingConfig": lambda: {"original_length": 64, "short_factors": (1.0, 2.0), "long_factors": (3.0, 4.0)},
     "PackagePairsConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv"},
     "TSVConfig": lambda: {"path": "pairs.tsv"},
+    "LabelledFilesConfig": lambda: {"path": "texts.csv"},
+    "ClassFoldersConfig": lambda: {"path": "texts"},
+    "ClassDataConfig": lambda: {"source": qkv.ClassFoldersConfig(path="texts")},
     "PairDataConfig": lambda: {
         "source": qkv.TSVConfig(path="pairs.tsv"), "tokenizer": qkv.CharacterTokenizerConfig(),
         "target_tokenizer": qkv.WordTokenizerConfig(),

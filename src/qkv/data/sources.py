@@ -90,10 +90,10 @@ class FilesConfig(TextSourceConfig):
 
     def documents(self) -> Iterator[str]:
         for path in files_below(self.path, TEXT_SUFFIXES):
-            if (records := _records(path)) is None:
+            if (found := records(path)) is None:
                 texts = [decode_text(read_bytes(path), str(path))]
             else:
-                texts = (_text_in(record, self.field, where) for record, where in records)
+                texts = (text_in(record, self.field, where) for record, where in found)
             yield from filter(None, texts)
 
     def notes(self) -> Iterator[str]:
@@ -276,7 +276,7 @@ def json_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise _unreadable(path, error) from None
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
+def records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
     """The objects of a file that holds several, with their places; None: it is one text."""
     kind = _suffix(path)
     if kind in _TABLES:
@@ -300,13 +300,14 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
     return ((row, f"{path}, {'item' if kind == '.json' else 'row'} {n}") for n, row in enumerate(rows, start=1))
 
 
-def _text_in(record: dict[str, Any], field: str, where: str) -> str:
+def text_in(record: dict[str, Any], field: str, where: str, setting: str = "field") -> str:
+    """What stands under a key, which a `setting` of a config names; `FileError` where that is no text."""
     if field not in record:
         names = ", ".join(sorted(record)[:10])
         if "messages" in record or {"prompt", "response"} <= record.keys():
             remedy = "it is a conversation: take the source Conversations, or eval --conversations"
         else:
-            remedy = "set `field` (eval: --field)"
+            remedy = f"set `{setting}`" + " (eval: --field)" * (setting == "field")
         raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; {remedy}")
     if not isinstance(record[field], str):
         raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")

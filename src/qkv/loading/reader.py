@@ -145,7 +145,7 @@ class Reader(Ready):
         """The stream of texts side by side in one row, and where they stand."""
         device = next(self.model.parameters()).device
         tokens = Tokens.packed([[len(row.ids) for row in rows]], device=device)
-        if any(row.types is not None for row in rows):
+        if self.config.embed.types is not None and any(row.types is not None for row in rows):
             types = [kind for row in rows for kind in row.types or [0] * len(row.ids)]
             tokens = tokens.with_types(torch.tensor([types], device=device))
         ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)

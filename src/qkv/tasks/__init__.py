@@ -1,5 +1,6 @@
 """What runs learn, one file each."""
 
+from qkv.tasks.classes import ClassDataConfig
 from qkv.tasks.documents import DataConfig
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.pairs import PairDataConfig

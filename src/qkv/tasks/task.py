@@ -142,6 +142,9 @@ class Task(ABC):
         """What is logged beside the loss when all that is held out has been evaluated; here nothing."""
         return ()
 
+    def pictures(self, folder: Path) -> None:  # noqa: B027 - none is a good default
+        """Draw what the last `measures` found, into the run's folder; here nothing."""
+
     def notes(self, recipe: Recipe) -> Iterable[str]:
         """What to say about the data when a run begins; here nothing."""
         return ()

@@ -14,11 +14,17 @@ from qkv.training.recipe import RecipeConfig
 def starting_model(recipe: RecipeConfig, base: Model) -> Model:
     """The recipe's model with a checkpoint's weights, in float32; with adapters, where the recipe has some.
 
-    Weights that stay frozen remain memory-mapped, if they were. Others are copied: a step would write into them.
+    A head that is not the checkpoint's is drawn. Weights that stay frozen remain memory-mapped, if they were. Others
+    are copied: a step would write into them.
     """
     assert recipe.model is not None
     frozen = recipe.adapter is not None
     state = {name: p.to(torch.float32, copy=not frozen) for name, p in base.state_dict().items()}
+    heads = [config.with_dropout(0.0).to_dict().get("head") for config in (recipe.model, base.config)]
+    if heads[0] != heads[1]:
+        fresh = recipe.model.build().state_dict()
+        drawn = {name: fresh[name] for name in fresh if name.startswith("head.")}
+        state = {name: p for name, p in state.items() if not name.startswith("head.")} | drawn
     with torch.device("meta"):
         model = recipe.model.build()
     model.load_state_dict(state, assign=True)

@@ -108,15 +108,15 @@ class RecipeConfig(Config):
         Raises:
             ConfigError: Something in it does not fit the data, or `start`.
         """
-        return absolute(dataclasses.replace(self, model=task.complete(self._model(base), self)))
+        return absolute(dataclasses.replace(self, model=self._model(task, base)))
 
-    def _model(self, base: ModelConfig | None) -> ModelConfig:
-        """The model that is written out, or that of `start`; where there are both, they are one."""
+    def _model(self, task: Task, base: ModelConfig | None) -> ModelConfig:
+        """The model that is written out, or that of `start`, as the task completes it; where there are both, one."""
         if self.start is None:
             assert self.model is not None
-            return self.model
+            return task.complete(self.model, self)
         assert base is not None
-        model = self.start.model(base)
+        model = task.complete(self.start.model(base), self)
         if self.model is None:
             return model
         if self.model.to_dict() | {"context": None} != model.to_dict() | {"context": None}:  # a run may set its own
@@ -124,4 +124,4 @@ class RecipeConfig(Config):
                 f"model is another one than that of start.path={self.start.path} with start.dropout="
                 f"{self.start.dropout}; leave model out"
             )
-        return self.model
+        return task.complete(self.model, self)

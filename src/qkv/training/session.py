@@ -91,6 +91,8 @@ class Session:
         if (text := self.trainer.sample()) is not None:
             self._write(lambda: self.run.add_sample(self.trainer.step, text))
         self._write(self.run.plot)
+        if last:
+            self._write(lambda: self.trainer.task.pictures(self.run.path))
 
     def _save(self) -> None:
         if self._write(lambda: self.run.store.save(self.trainer.step, *self.trainer.state())):
