@@ -9,11 +9,12 @@ from typing import NamedTuple, final
 import numpy as np
 import torch
 
-from qkv.config import Config, config, expand_home
+from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches
 from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in
 from qkv.errors import FileError
 from qkv.tokens import Tokens
+from qkv.yaml_files import expand_home
 
 
 class Labelled(NamedTuple):
