@@ -66,7 +66,7 @@ def show(
     console.print(draw(folder.absolute().name, config, cost))
     console.print(table(cost))
     if kept := _kept(folder if folder.exists() or model not in NAMED else find(model)):
-        console.print(f"The weights as they are kept: {kept}.", style="dim")
+        console.print(f"The weights as they are kept: {kept}", style="dim", markup=False)
     if folder.is_dir() and (found := read_certificate(folder)):
         console.print("\n".join(certificate_lines(found)), markup=False)
 
@@ -81,7 +81,7 @@ def _kept(path: Path) -> str:
     if path.is_file() and path.suffix == ".gguf":
         for tensor in read_gguf(path).tensors.values():
             sizes[tensor.kind.lower()] += tensor.data.nbytes
-    for file in path.glob("*.safetensors") if path.is_dir() else ():
+    for file in path.glob("model*.safetensors") if path.is_dir() else ():
         for tensor in read_tensors(file).values():
             sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.nbytes
     return ", ".join(f"{size_in_bytes(size)} {kind}" for kind, size in sizes.most_common())
