@@ -212,6 +212,9 @@ def test_a_model_without_a_template(tmp_path, capsys, monkeypatch):
     (plain / "checkpoints").rename(tmp_path / "checkpoints")  # it is said before weights are read
     assert b"the model has no chat template and cannot chat" in pipe(plain, b"Hello\n").stderr
     (tmp_path / "checkpoints").rename(plain / "checkpoints")
+    (plain / "adapter_config.json").write_text("{}")  # adapters speak with the tokenizer of their base
+    assert b"'base_model_name_or_path' is None" in pipe(plain, b"Hello\n").stderr
+    (plain / "adapter_config.json").unlink()
     (plain / "chat_template.jinja").write_text("{{ 'a' * 10 ** 9 }}")
     done = pipe(plain, b"Hello\n")
     assert done.returncode == 3

@@ -45,6 +45,7 @@ def chat(
         expand: Type of all weights; packed ones are expanded to it.
         quantize: Pack the weights in memory: int8, or int4 in groups of 32.
     """
+    from qkv.checkpoints import peft
     from qkv.data.chat import template_of
     from qkv.loading.conversation import Conversation
     from qkv.loading.loaded import chat_parts
@@ -52,8 +53,10 @@ def chat(
     from qkv.loading.ready import tokenizer_in
 
     given = draw.given()
-    if (tokenizer := tokenizer_in(find(model))) is not None:  # a folder's, which is read sooner than weights
-        chat_parts(template_of(tokenizer), tokenizer)
+    folder = find(model)
+    tokenizer = None if (folder / peft.CONFIG).exists() else tokenizer_in(folder)  # that of adapters is their base's
+    if tokenizer is not None:
+        chat_parts(template_of(tokenizer), tokenizer)  # refuses before weights are read
     loaded = open_model(model, expand=expand, quantize=quantize)
     sampling = replace(loaded.sampling, **given)
     conversation = Conversation(loaded, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
