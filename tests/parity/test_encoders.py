@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import qkv
+from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.checkpoints.named import pull
 from qkv.errors import ConfigError, FileError
@@ -171,6 +172,40 @@ def test_a_causal_model_is_no_bert(tmp_path):
     model = ours.config.replace(blocks=ours.config.blocks.replace(pattern=block)).build()
     with pytest.raises(ConfigError, match="bert cannot express this model"):
         save_model(model, tmp_path / "out", family="bert")
+
+
+PUBLISHED = {  # what the configs of the published models say that differs from the defaults of their family
+    "bert-base": ("bert", {}),
+    "bert-large": (
+        "bert", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    ),
+    "roberta-base": (
+        "roberta", {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+    ),
+    "albert-base": ("albert", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
+    "modernbert-base": ("modernbert", {}),
+    "modernbert-large": (
+        "modernbert",
+        {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 2624},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_models(name):
+    kind, said = PUBLISHED[name]
+    config = transformers.AutoConfig.for_model(kind, **said)
+    stem = {"bert": "Bert", "roberta": "Roberta", "albert": "Albert", "modernbert": "ModernBert"}[kind]
+    kept = {} if kind == "modernbert" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    data = config.to_dict() | {"architectures": [f"{stem}ForMaskedLM"]} | kept  # presets have no dropout
+    ours = FAMILIES[kind].parse(data, "config.json")
+    made = qkv.preset(name)
+    family = family_of(made)
+    assert family.name == kind
+    assert FAMILIES[kind].parse(family.write(made), "config.json") == ours
+    with torch.device("meta"):
+        model = getattr(transformers, f"{stem}ForMaskedLM")(config)
+        assert sum(p.numel() for p in made.build().parameters()) == sum(p.numel() for p in model.parameters())
 
 
 # --- trained weights --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 from qkv.errors import ConfigError, suggest
 from qkv.masks import Causal, Window
 from qkv.models.transformer import TransformerConfig
+from qkv.presets.encoders import ENCODER_PRESETS
 from qkv.presets.language import gemma2, gpt2, llama, olmo2, pythia, small
 from qkv.presets.translators import PAIR_PRESETS
 
@@ -38,11 +39,12 @@ PRESETS: dict[str, Callable[..., TransformerConfig]] = {
     "gemma2-2b": partial(gemma2, d_model=2304, n_rounds=13, n_heads=8, n_kv_heads=4, head_dim=256, d_ff=9216),
     "olmo2-1b": partial(olmo2, d_model=2048, n_layers=16, n_heads=16, d_ff=8192),
     "pythia-160m": partial(pythia, d_model=768, n_layers=12, n_heads=12),
+    **ENCODER_PRESETS,
 }
 
 
 def preset(name: str, **changes: Any) -> Any:
-    """The config of a known model, a language model's or one of pairs.
+    """The config of a known model: of a language model, an encoder, or a model of pairs.
 
     Args:
         name: Such as `small`.
