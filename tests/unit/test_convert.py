@@ -21,9 +21,11 @@ from qkv.cli.drawing import size_in_bytes
 from qkv.errors import ConfigError, FileError
 from qkv.loading.certificate import read_certificate
 from qkv.loading.convert import convert
+from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
 from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, Packed
 from qkv.tokens import Tokens
+from tiny import tiny_config, tiny_model
 from tolerances import FLOAT32
 
 GREEDY = SamplingConfig(temperature=0)
@@ -157,6 +159,25 @@ def test_a_certificate(packed, tmp_path, capsys):
     assert "against transformers" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "scaling", [qkv.LinearScalingConfig(factor=3.0), qkv.YaRNScalingConfig(factor=4.0, original_length=16)]
+)
+def test_a_certificate_of_what_transformers_reads_otherwise_from_gguf(packed, tmp_path, scaling):
+    """It leaves out how rotations are scaled, and the order of the rows of biases."""
+    loaded = qkv.load(packed, dtype=torch.float32)
+    position = qkv.RoPEConfig(theta=500.0, scaling=scaling)
+    block = loaded.config.blocks.pattern
+    attention = block.sublayers[0].replace(position=position, bias=True)
+    blocks = loaded.config.blocks.replace(pattern=block.replace(sublayers=(attention, *block.sublayers[1:])))
+    model = tiny_model(torch.float32, config=loaded.config.replace(blocks=blocks, context=96))
+    qkv.save(Loaded.of(model, loaded.tokenizer, loaded.facts), tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "x.gguf", to="gguf")
+    for source in ("ours", "x.gguf"):
+        told = read_certificate(convert(tmp_path / source, tmp_path / f"{source}-hf", to="hf"))
+        assert told["reference"].startswith("transformers ")
+        assert told["largest_difference"]["logits"] < 1e-4 * told["largest"]["logits"]
+
+
 def test_a_certificate_sees_a_fault(packed, tmp_path, monkeypatch):
     from qkv.loading import certificate
 
@@ -179,11 +200,19 @@ def test_the_certificate_is_of_float32(packed, tmp_path, dtype):
     assert json.loads((tmp_path / "hf" / "certificate.json").read_text())["largest_difference"]["logits"] < 1e-4
 
 
+def test_a_certificate_of_a_run_is_made_where_transformers_reads_what_was_written(run, tmp_path):
+    told = read_certificate(convert(run, tmp_path / "hf", to="hf"))
+    assert told["largest_difference"]["logits"] < 1e-4
+
+
 def test_a_certificate_without_a_reference(run, tmp_path, capsys):
-    """transformers reads no run of ours: that is said, not passed over."""
-    convert(run, tmp_path / "hf", to="hf")
-    assert read_certificate(tmp_path / "hf")["reason"] == "transformers does not read this kind of source"
-    assert main(["show", str(tmp_path / "hf")]) == 0
+    """transformers has no such model: that is said, not passed over."""
+    loaded = qkv.load(run)
+    model = tiny_model(torch.float32, config=tiny_config(position=qkv.ALiBiConfig()))
+    qkv.save(Loaded.of(model, None, loaded.facts), tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "made", to="qkv")
+    assert "cannot express this model" in read_certificate(tmp_path / "made")["reason"]
+    assert main(["show", str(tmp_path / "made")]) == 0
     assert "not compared: transformers does not read" in capsys.readouterr().out
 
 

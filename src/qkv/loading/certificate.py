@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -12,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from qkv.checkpoints.files import read_json
+from qkv.checkpoints.huggingface import save_model
 from qkv.errors import FileError
 from qkv.models.transformer import Transformer
 from qkv.shapes import Float, Int, Tensor
@@ -26,20 +28,26 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
     """What is known of a model that was read from `source`.
 
     Args:
-        source: A Hugging Face folder or a GGUF file; of anything else there is no reference.
+        source: Of any layout. A Hugging Face folder is read by `transformers` itself, and of any other it reads what
+            qkv writes for it: from a GGUF file it leaves out much, such as scaled rotations.
         model: What qkv made of it, in float32.
 
     Returns:
-        The source and its SHA-256; and, where `transformers` is installed and reads the source, the largest difference
+        The source and its SHA-256; and, where `transformers` is installed and knows the model, the largest difference
         of the stream after each block and of the logits, on fixed inputs, in float32; else why there is none.
     """
     made: dict[str, Any] = {"source": source.name, "sha256": digest_of(source)}
     n = sum(p.numel() for p in model.parameters())
     if n > _MOST:
         return made | {"reference": None, "reason": f"{n:,} parameters are too many to compute them twice"}
-    reference = _reference(source)
-    if isinstance(reference, str):
-        return made | {"reference": None, "reason": reference}
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = _reference(source, model, Path(scratch) / "it")
+        return made | (
+            {"reference": None, "reason": reference} if isinstance(reference, str) else _compared(model, reference)
+        )
+
+
+def _compared(model: Transformer, reference: Any) -> dict[str, Any]:
     vocab_size = model.config.embed.to_dict()["vocab_size"]
     ids = fixed_ids(vocab_size, min(_TOKENS, model.config.context or _TOKENS))
     theirs, their_logits = _their_stream(reference, ids)
@@ -47,7 +55,7 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
     layers = [float((a - b).abs().max()) for a, b in zip(ours[-len(theirs) :], theirs, strict=True)]
     import transformers
 
-    return made | {
+    return {
         "reference": f"transformers {transformers.__version__}",
         "inputs": {"tokens": ids.shape[1], "rule": "token i is (7919 i² + 104729 i + 1) modulo the vocabulary"},
         "largest_difference": {"layers": layers, "logits": float((our_logits - their_logits).abs().max())},
@@ -123,23 +131,21 @@ def fixed_ids(vocab_size: int, n: int) -> Int[Tensor, "1 n"]:
     return ((7919 * i * i + 104_729 * i + 1) % vocab_size)[None]
 
 
-def _reference(source: Path) -> Any:
+def _reference(source: Path, model: Transformer, scratch: Path) -> Any:
     """The model as `transformers` reads it; a text: why it does not."""
     try:
         import transformers
     except ImportError:
         return "transformers is not installed; pip install transformers"
-    place, extra = (source.parent, {"gguf_file": source.name}) if source.is_file() else (source, {})
-    if not extra and not (source / "config.json").is_file():
-        return "transformers does not read this kind of source"
     try:
+        place = source if (source / "config.json").is_file() else scratch
+        if place is scratch:
+            save_model(model, scratch)
         with _quiet(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return (
                 _class_for(place, transformers)
-                .from_pretrained(
-                    place, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **extra
-                )
+                .from_pretrained(place, dtype=torch.float32, local_files_only=True, attn_implementation="eager")
                 .eval()
             )
     except Exception as error:  # another library, on a file that may be of a kind it does not know
