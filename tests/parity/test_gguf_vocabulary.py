@@ -107,6 +107,8 @@ def test_an_alias_is_the_same(name, alias):
 
 
 def test_what_gguf_cannot_hold_is_refused():
+    with pytest.raises(ConfigError, match=r"the begin token is 50256, and there are .* tokens; fix 'bos_token_id'"):
+        write_vocabulary(BPETokenizerConfig(vocab_size=300).train([TEXT]), begin_id=50_256, size=300)
     with pytest.raises(ConfigError, match=r"cannot hold this tokenizer \(WordLevel\)"):
         write_vocabulary(CharacterTokenizerConfig().train([TEXT]))
     inner = tokenizers.Tokenizer.from_str(BPETokenizerConfig(vocab_size=300).train([TEXT]).to_json())

@@ -47,6 +47,7 @@ GPT2 = {
     "n_inner": 96,
     "vocab_size": 269,
     "eos_token_id": 268,
+    "bos_token_id": None,
 }
 
 CASES = {

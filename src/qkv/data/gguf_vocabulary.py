@@ -173,6 +173,8 @@ def write_vocabulary(tokenizer: Tokenizer, *, begin_id: int | None = None, size:
         )
     if 0 < size < len(tokens):
         raise ConfigError(f"the tokenizer has {len(tokens)} tokens and the model {size}; give the model's own")
+    if begin_id is not None and begin_id >= max(size, len(tokens)):
+        raise ConfigError(f"the begin token is {begin_id}, and there are {len(tokens)} tokens; fix 'bos_token_id'")
     types = [NORMAL if token not in added else CONTROL if added[token][1] else USER for token in tokens]
     types += [UNUSED] * (size - len(tokens))
     tokens += [f"[PAD{i}]" for i in range(len(tokens), size)]  # as llama.cpp's converter calls them
