@@ -87,6 +87,7 @@ from qkv.nn.convolution import ConvolutionConfig as ConvolutionConfig
 from qkv.nn.cross import CrossAttentionConfig as CrossAttentionConfig
 from qkv.nn.embedders import Embedder as Embedder
 from qkv.nn.embedders import EmbedderConfig as EmbedderConfig
+from qkv.nn.embedders import PatchEmbedderConfig as PatchEmbedderConfig
 from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig
@@ -107,6 +108,7 @@ from qkv.nn.pooling import FirstTokenConfig as FirstTokenConfig
 from qkv.nn.pooling import MeanPoolConfig as MeanPoolConfig
 from qkv.nn.positions import ALiBiConfig as ALiBiConfig
 from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig
+from qkv.nn.positions import LearnedGridConfig as LearnedGridConfig
 from qkv.nn.positions import LearnedPositionsConfig as LearnedPositionsConfig
 from qkv.nn.positions import LinearScalingConfig as LinearScalingConfig
 from qkv.nn.positions import Llama3ScalingConfig as Llama3ScalingConfig
@@ -115,6 +117,7 @@ from qkv.nn.positions import NTKScalingConfig as NTKScalingConfig
 from qkv.nn.positions import PositionTable as PositionTable
 from qkv.nn.positions import PositionTableConfig as PositionTableConfig
 from qkv.nn.positions import RoPEConfig as RoPEConfig
+from qkv.nn.positions import SinusoidalGridConfig as SinusoidalGridConfig
 from qkv.nn.positions import SinusoidalPositionsConfig as SinusoidalPositionsConfig
 from qkv.nn.positions import T5BiasConfig as T5BiasConfig
 from qkv.nn.positions import YaRNScalingConfig as YaRNScalingConfig

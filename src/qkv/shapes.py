@@ -5,7 +5,7 @@ H query heads      G kv heads            K head_dim            P position coordi
 F d_ff             E experts             V vocabulary
 """
 
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor
 
-__all__ = ["Bool", "Float", "Int", "Integer", "Tensor"]
+__all__ = ["Bool", "Float", "Int", "Integer", "Shaped", "Tensor"]

@@ -28,7 +28,7 @@ class Tokens:
         index: Place inside its own document, in tokens (windows, caches, learned tables).
         order: Causal rank. A token sees those of its own or a lower rank; equal ranks see each other (a prefix).
         segment: Document id; 0 is padding. Tokens of different documents never see each other.
-        coords: Position for rotary embeddings; one coordinate for text.
+        coords: Position for rotary embeddings and tables: one coordinate for text, row and column for a picture.
         layout: What is known without reading the tensors.
         types: Which of several kinds each token is of, for embedders that tell them apart (sentence A and B in BERT);
             None: all are of kind 0.
@@ -115,6 +115,26 @@ class Tokens:
                 segment[row, : totals[row]] = torch.arange(1, len(sizes) + 1).repeat_interleave(n)
                 index[row, : totals[row]] = torch.arange(totals[row]) - starts.repeat_interleave(n)
         return _from_index(index.to(device), segment.to(device), Layout.RAGGED)
+
+    @staticmethod
+    def pictures(
+        grids: Sequence[Sequence[tuple[int, int]]], length: int | None = None, *, device: torch.device | None = None
+    ) -> "Tokens":
+        """Several pictures side by side: row b holds those of `grids[b]`, (rows, columns) of patches, then padding.
+
+        The patches of a picture stand row by row, and their coordinates are row and column.
+
+        Raises:
+            ConfigError: The pictures of a row do not fit into `length`.
+        """
+        packed = Tokens.packed([[h * w for h, w in row] for row in grids], length, device=device)
+        coords = torch.zeros(*packed.shape, 2, dtype=torch.long)
+        for row, sizes in enumerate(grids):
+            places = [torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(-1, 2) for h, w in sizes]
+            if places:
+                coords[row, : sum(map(len, places))] = torch.cat(places)
+        full = all(len(row) == 1 for row in grids) and bool(packed.valid.all())
+        return replace(packed, coords=coords.to(device), layout=Layout.FULL if full else packed.layout)
 
     @staticmethod
     def from_padding(valid: Bool[Tensor, "B T"]) -> "Tokens":

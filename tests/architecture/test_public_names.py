@@ -80,6 +80,8 @@ NEEDED = {
     "Repeat": lambda: {"n": 3, "pattern": (block(), block())},
     "TransformerConfig": lambda: {"d_model": 8, "embed": qkv.TokenEmbedderConfig(vocab_size=5), "blocks": (block(),)},
     "LearnedPositionsConfig": lambda: {"length": 16},
+    "LearnedGridConfig": lambda: {"rows": 3, "columns": 5},
+    "PatchEmbedderConfig": lambda: {"patch": 4},
     "LinearScalingConfig": lambda: {"factor": 2.0},
     "NTKScalingConfig": lambda: {"factor": 2.0},
     "LongRoPEScalingConfig": lambda: {"original_length": 64, "short_factors": (1.0, 2.0), "long_factors": (3.0, 4.0)},

@@ -12,6 +12,7 @@ from qkv.models.transformer import TransformerConfig
 from qkv.presets.encoders import ENCODER_PRESETS
 from qkv.presets.language import gemma2, gpt2, llama, olmo2, pythia, small
 from qkv.presets.translators import PAIR_PRESETS
+from qkv.presets.vision import VISION_PRESETS
 
 _SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "theta", "context")
 _LLAMAS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -44,7 +45,7 @@ PRESETS: dict[str, Callable[..., TransformerConfig]] = {
 
 
 def preset(name: str, **changes: Any) -> Any:
-    """The config of a known model: of a language model, an encoder, or a model of pairs.
+    """The config of a known model: of a language model, an encoder, a model of pairs, or one of pictures.
 
     Args:
         name: Such as `small`.
@@ -53,7 +54,7 @@ def preset(name: str, **changes: Any) -> Any:
     Raises:
         ConfigError: There is no preset of that name, or it has nothing that is called so.
     """
-    rows: dict[str, Callable[..., Any]] = {**PRESETS, **PAIR_PRESETS}
+    rows: dict[str, Callable[..., Any]] = {**PRESETS, **PAIR_PRESETS, **VISION_PRESETS}
     if name not in rows:
         raise ConfigError(f"no preset {name!r}; {suggest(str(name), rows)}")
     sizes = signature(rows[name]).parameters

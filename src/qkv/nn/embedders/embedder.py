@@ -62,6 +62,10 @@ class EmbedderConfig(Config, ABC):
         """The same for vectors of `n` numbers; `ConfigError` if it takes no vectors, or others."""
         raise ConfigError(f"the data are vectors and model.embed is {self.tag()}; use VectorEmbedder")
 
+    def for_pictures(self, channels: int) -> "EmbedderConfig":
+        """The same for pictures of `channels` values a pixel; `ConfigError` if it takes no pictures, or others."""
+        raise ConfigError(f"the data are pictures and model.embed is {self.tag()}; use PatchEmbedder")
+
     def closed(self) -> "EmbedderConfig":
         """The same with a size for each that only data would set; here there is none."""
         return self

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, config, must
+from qkv.config import Config, Configured, Count, config, must
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
 
@@ -110,3 +110,85 @@ class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
         """The vectors of these indices; the angles are computed in float64."""
         angle = tokens.index[..., None] * frequencies(self.base, self.d_model, tokens.index.device)
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
+
+
+def _cells(tokens: Tokens) -> Int[Tensor, "B T 2"]:
+    """Row and column of each token; `ConfigError` where they have another number of coordinates."""
+    if (n := tokens.coords.shape[-1]) != 2:
+        raise ConfigError(
+            f"positions are of rows and columns and the tokens have {n} coordinate each; give Tokens.pictures(grids)"
+        )
+    return tokens.coords
+
+
+@final
+@config
+class LearnedGridConfig(PositionTableConfig):
+    """One trained vector for each place of a grid of patches (Dosovitskiy et al. 2021, section 3.1).
+
+    Attributes:
+        rows, columns: Of the largest picture, in patches.
+    """
+
+    rows: Count
+    columns: Count
+
+    @property
+    def max_length(self) -> int:
+        return self.rows * self.columns
+
+    def describe(self) -> str:
+        return f"a vector for each place of {self.rows} rows and {self.columns} columns"
+
+
+@final
+class LearnedGrid(PositionTable, config=LearnedGridConfig):
+    """A trained table, row by row."""
+
+    def __init__(self, config: LearnedGridConfig, d_model: int) -> None:
+        super().__init__()
+        self.rows, self.columns = config.rows, config.columns
+        self.weight = nn.Parameter(torch.empty(config.rows * config.columns, d_model))
+
+    def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of these rows and columns. Raises `ConfigError` where there is no such place (on CPUs)."""
+        row, column = _cells(tokens).unbind(-1)
+        there = (column >= 0) & (column < self.columns)  # a column too many would be the next row's first
+        try:
+            return F.embedding(torch.where(there, row * self.columns + column, -1), self.weight).to(dtype)
+        except IndexError:
+            raise ConfigError(
+                f"a patch in row {int(row.max())} or column {int(column.max())} does not fit a table of {self.rows} "
+                f"rows and {self.columns} columns, which count from 0; give smaller pictures"
+            ) from None
+
+
+@final
+@config
+class SinusoidalGridConfig(PositionTableConfig):
+    """sin, then cos of the column in the first half of a vector and of the row in the second, for pictures of any size.
+
+    Source: Chen et al. 2021 (MoCo v3), section 4; He et al. 2022 (MAE).
+    """
+
+    base: float = 10_000.0
+
+    def describe(self) -> str:
+        return "sines and cosines of row and column"
+
+
+@final
+class SinusoidalGrid(PositionTable, config=SinusoidalGridConfig):
+    """A table that is computed and has no weights."""
+
+    def __init__(self, config: SinusoidalGridConfig, d_model: int) -> None:
+        super().__init__()
+        if d_model % 4:
+            raise ConfigError(f"d_model={d_model} must be a multiple of 4 for sines and cosines of row and column")
+        self.base, self.d_model = config.base, d_model
+
+    def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
+        """The vectors of these rows and columns; the angles are computed in float64."""
+        cells = _cells(tokens).flip(-1)  # column, row
+        angle = cells[..., None] * frequencies(self.base, self.d_model // 2, cells.device)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)

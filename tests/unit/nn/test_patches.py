@@ -1,0 +1,160 @@
+"""Pictures as tokens: patches and back, positions of rows and columns, and models that read them in any order."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import qkv
+from qkv.errors import ConfigError
+from qkv.nn.embedders import PatchEmbedderConfig, TokenEmbedderConfig
+from qkv.nn.positions import LearnedGridConfig, RoPEConfig, SinusoidalGridConfig
+from qkv.ops.patches import patchify, unpatchify
+from qkv.presets.vision import vit
+from qkv.tokens import Layout, Tokens
+from tiny import tiny_config, tiny_model
+
+GRIDS = [(3, 2), (1, 4), (2, 5)]
+
+
+def test_patches_by_hand():
+    """Row by row, and in each patch channel by channel."""
+    picture = torch.arange(16).reshape(2, 2, 4)
+    assert patchify(picture, 2).tolist() == [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((3, 8, 12), 4), ((1, 5, 3), 1), ((2, 6, 6), 3)])
+def test_unpatch_of_patch_is_the_picture(shape, patch):
+    picture = torch.randn(shape)
+    grid = shape[1] // patch, shape[2] // patch
+    assert torch.equal(unpatchify(patchify(picture, patch), grid, patch), picture)
+
+
+def test_a_map_of_patches_is_the_convolution_of_other_libraries():
+    picture, weight = torch.randn(3, 8, 12, dtype=torch.float64), torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    theirs = F.conv2d(picture[None], weight, stride=4)[0].flatten(1).T
+    torch.testing.assert_close(patchify(picture, 4) @ weight.flatten(1).T, theirs)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (3, 7, 8), (3, 0, 8)])
+def test_a_picture_that_is_no_whole_patches_is_refused(shape):
+    with pytest.raises(ConfigError, match=f"{shape[1]} x {shape[2]} .* does not fall into patches of 4"):
+        patchify(torch.zeros(shape), 4)
+
+
+@pytest.mark.parametrize(("t", "f"), [(5, 12), (6, 13)])
+def test_patches_that_are_no_grid_are_refused(t, f):
+    with pytest.raises(ConfigError, match="a grid of 2 x 3 has 6"):
+        unpatchify(torch.zeros(t, f), (2, 3), 2)
+
+
+def test_where_the_patches_of_pictures_stand():
+    tokens = Tokens.pictures([[(2, 2), (1, 3)], [(1, 2)]])
+    assert tokens.coords[0].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 0], [0, 1], [0, 2]]
+    assert tokens.coords[1, :2].tolist() == [[0, 0], [0, 1]]
+    assert tokens.segment.tolist() == [[1, 1, 1, 1, 2, 2, 2], [1, 1, 0, 0, 0, 0, 0]]
+    assert tokens.layout is Layout.RAGGED
+    assert Tokens.pictures([[(2, 3)], [(3, 2)]]).layout is Layout.FULL
+    assert Tokens.pictures([[(2, 3)], [(3, 2)]], 7).layout is Layout.RAGGED
+
+
+def test_sinusoidal_positions_are_those_of_mae():
+    """As in transformers, which builds rows first and then, for the weights of MAE, puts the half of columns first."""
+    theirs = pytest.importorskip("transformers.models.vit_mae.modeling_vit_mae")
+    rows, columns = theirs.build_2d_sinusoidal_position_embedding(5, 3, 24, dtype=torch.float64).chunk(2, dim=1)
+    ours = SinusoidalGridConfig().build(24)(Tokens.pictures([[(5, 3)]]), torch.float64)
+    torch.testing.assert_close(ours[0], torch.cat([columns, rows], 1), rtol=0, atol=1e-12)
+
+
+def test_a_learned_grid_is_read_by_row_and_column():
+    table = LearnedGridConfig(rows=3, columns=5).build(4)
+    with torch.no_grad():
+        table.weight.copy_(torch.arange(60).view(15, 4))
+    found = table(Tokens.pictures([[(2, 3)]]), torch.float32)
+    assert (found[0, :, 0] / 4).tolist() == [0, 1, 2, 5, 6, 7]
+
+
+@pytest.mark.parametrize("grid", [(4, 1), (1, 6), (2, 7)])
+def test_a_picture_beyond_a_learned_grid_is_refused(grid):
+    """A column too many is not the next row's first."""
+    table = LearnedGridConfig(rows=3, columns=5).build(4)
+    with pytest.raises(ConfigError, match="does not fit a table of 3 rows and 5 columns"):
+        table(Tokens.pictures([[grid]]), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "config", [LearnedGridConfig(rows=3, columns=5), SinusoidalGridConfig()], ids=["learned", "sin"]
+)
+def test_positions_of_pictures_refuse_texts(config):
+    with pytest.raises(ConfigError, match=r"1 coordinate each; give Tokens\.pictures"):
+        config.build(8)(Tokens.full(1, 4), torch.float32)
+
+
+def test_positions_of_texts_refuse_pictures():
+    model = tiny_model(config=tiny_config(position=RoPEConfig()))
+    with pytest.raises(ConfigError, match="RoPE turns by 1 coordinate and the tokens have 2"):
+        model(torch.zeros(1, 6, dtype=torch.long), Tokens.pictures([[(2, 3)]]))
+
+
+def test_an_odd_width_is_refused():
+    with pytest.raises(ConfigError, match="d_model=6 must be a multiple of 4"):
+        SinusoidalGridConfig().build(6)
+
+
+TABLES = {"learned": LearnedGridConfig(rows=3, columns=5), "sin": SinusoidalGridConfig()}
+
+
+def picture_model(table):
+    config = vit(d_model=16, n_layers=2, n_heads=4, patch=2, channels=3, n_classes=7)
+    return tiny_model(config=config.replace(embed=config.embed.replace(position=TABLES[table])))
+
+
+@pytest.mark.parametrize("table", TABLES)
+@torch.no_grad()
+def test_pictures_side_by_side_are_as_alone(table):
+    """Of unequal size, packed into one row, and padded."""
+    model = picture_model(table)
+    pictures = [torch.randn(h * w, 12, dtype=torch.float64) for h, w in GRIDS]
+    alone = torch.cat([model(x[None], Tokens.pictures([[grid]])) for x, grid in zip(pictures, GRIDS, strict=True)])
+    packed = model(torch.cat(pictures)[None], Tokens.pictures([GRIDS]))
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
+    padded = torch.full((3, 10, 12), float("nan"), dtype=torch.float64)
+    for row, x in zip(padded, pictures, strict=True):
+        row[: len(x)] = x
+    torch.testing.assert_close(model(padded, Tokens.pictures([[grid] for grid in GRIDS])), alone, rtol=0, atol=1e-12)
+    assert alone.shape == (3, 7)
+    assert alone.std() > 0.1
+
+
+@pytest.mark.parametrize("table", TABLES)
+@torch.no_grad()
+def test_patches_moved_with_their_positions_give_the_same(table):
+    """And without them something else."""
+    model, x, tokens = picture_model(table), torch.randn(1, 15, 12, dtype=torch.float64), Tokens.pictures([[(3, 5)]])
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
+    moved = Tokens(tokens.index, tokens.order, tokens.segment, tokens.coords[:, order], tokens.layout)
+    torch.testing.assert_close(model(x[:, order], moved), model(x, tokens), rtol=0, atol=1e-12)
+    assert not torch.allclose(model(x[:, order], tokens), model(x, tokens), atol=1e-3)
+
+
+def test_what_an_embedder_of_patches_refuses():
+    with pytest.raises(ConfigError, match="channels=None; set it"):
+        PatchEmbedderConfig(patch=2).build(8)
+    with pytest.raises(ConfigError, match=r"the patches are \(1, 4, 5\) and must be \(B, T, 12\)"):
+        PatchEmbedderConfig(patch=2, channels=3).build(8)(torch.zeros(1, 4, 5), Tokens.full(1, 4))
+    with pytest.raises(ConfigError, match=r"have 1 channels and model\.embed\.channels is 3"):
+        PatchEmbedderConfig(patch=2, channels=3).for_pictures(1)
+    with pytest.raises(ConfigError, match=r"the data are pictures and model\.embed is TokenEmbedder"):
+        TokenEmbedderConfig().for_pictures(1)
+
+
+# Parameters of timm's models of 224 x 224 pixels and 1000 classes, of which the head, the class token and the learned
+# positions are taken off, since these have none.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("vit-ti16", 5_717_416), ("vit-s16", 22_050_664), ("vit-b16", 86_567_656), ("vit-l16", 304_326_632)],
+)
+def test_the_sizes_of_the_presets(name, published):
+    with torch.device("meta"):
+        model = qkv.preset(name, channels=3).build()
+    d = model.config.d_model
+    assert sum(p.numel() for p in model.parameters()) == published - 1000 * (d + 1) - d - 197 * d
