@@ -14,8 +14,7 @@ import torch
 import transformers
 
 from chats import chat_tokenizer
-from drawn import drawn_config, wide_weights
-from qkv.checkpoints.families import FAMILIES
+from drawn import DECODERS, drawn_config, wide_weights
 from qkv.checkpoints.gguf import HuggingFace, family_for_gguf, from_huggingface, write_gguf
 from qkv.checkpoints.huggingface import save_model
 from qkv.data import BPETokenizerConfig
@@ -201,7 +200,7 @@ def test_words_are_split_as_in_llama_cpp(tmp_path):
 DRAWS = 20
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", DECODERS)
 def test_a_drawn_model_is_written_right_or_refused_in_a_line(tmp_path, kind):
     written = 0
     for seed in range(DRAWS):

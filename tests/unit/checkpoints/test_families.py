@@ -7,15 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkv
+from drawn import DECODERS
 from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.families.family import layers_of, stack
 from qkv.errors import ConfigError, FileError
 from qkv.presets import PRESETS
 from tiny import tiny_config
-
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "modernbert")
-DECODERS = [kind for kind in FAMILIES if kind not in ENCODERS]
 
 numbers = st.integers(1, 9)
 fractions = st.floats(0.01, 9.0)
