@@ -28,7 +28,8 @@ def evaluate(
             target in each line; for one of vectors a .npy file or a folder of them. By default what the run held out.
         beams: For pairs, as in translate.
         length_penalty: For pairs, as in translate.
-        conversations: The data are conversations in JSON Lines; what the assistant says is measured.
+        conversations: The data are conversations in JSON Lines, of which what the assistant says is measured; of a run
+            on conversations that need not be said.
         field: The key of the text in JSON Lines; by default "text".
         as_json: Print one line of JSON.
     """

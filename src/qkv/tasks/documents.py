@@ -100,4 +100,11 @@ class DataConfig(TaskConfig):
             raise ConfigError(
                 f"{asked.path} has no tokenizer, so it cannot read text; evaluate it from Python with model.loss"
             )
-        return evaluate_text(opened, (read_conversations if asked.conversations else read_texts)(opened, asked))
+        return evaluate_text(opened, (read_conversations if _are_conversations(asked) else read_texts)(opened, asked))
+
+
+def _are_conversations(asked: Asked) -> bool:
+    """Whether that is said, or DATA are of the kind of file that the run was trained on."""
+    data = None if asked.recipe is None or asked.field is not None else asked.recipe.data
+    trained = isinstance(data, DataConfig) and data.source.holds == "conversations"
+    return asked.conversations or (trained and ".jsonl" in Path(str(asked.data)).suffixes)

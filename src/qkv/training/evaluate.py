@@ -19,7 +19,7 @@ def evaluate_model(asked: Asked) -> Report:
     """
     path = expand_home(asked.path)
     opened, task = load_plain(path, lambda note: warnings.warn(note, stacklevel=3)), None
-    if asked.data is None and (path / RECIPE).is_file():
+    if (path / RECIPE).is_file():
         recipe, checkpoint = Run.saved_recipe(path), Run(path, keep=1).store.latest()
         known = None if checkpoint is None else checkpoint.state.get("data")
         asked, task = replace(asked, recipe=recipe, fingerprint=known), type(recipe.data)

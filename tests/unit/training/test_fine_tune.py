@@ -312,6 +312,11 @@ def test_a_run_of_conversations_resumes_exactly_and_keeps_its_template(tmp_path,
     assert_same_run(run, tmp_path / "straight")
     shutil.rmtree(speaker)
     assert qkv.load(run).template is not None
+    (tmp_path / "more.jsonl").write_text('{"prompt": "the cat", "response": "on a mat"}\n')
+    said, unsaid = (
+        evaluate_model(Asked(path=run, data=tmp_path / "more.jsonl", conversations=said)) for said in (True, False)
+    )
+    assert said == unsaid  # a run knows what it was trained on
 
 
 def test_long_conversations_are_reported(tmp_path, speaker, capsys):
