@@ -26,6 +26,12 @@ from qkv.data import WordTokenizerConfig as WordTokenizerConfig
 from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
 from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
 from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig
+from qkv.data.pictures import AugmentationConfig as AugmentationConfig
+from qkv.data.pictures import IDXFilesConfig as IDXFilesConfig
+from qkv.data.pictures import PackagePicturesConfig as PackagePicturesConfig
+from qkv.data.pictures import PictureFoldersConfig as PictureFoldersConfig
+from qkv.data.pictures import PicturesConfig as PicturesConfig
+from qkv.data.pictures import ShiftConfig as ShiftConfig
 from qkv.errors import ConfigError as ConfigError
 from qkv.errors import FileError as FileError
 from qkv.errors import QkvError as QkvError

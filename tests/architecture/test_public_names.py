@@ -89,6 +89,13 @@ NEEDED = {
     "TSVConfig": lambda: {"path": "pairs.tsv"},
     "LabelledFilesConfig": lambda: {"path": "texts.csv"},
     "ClassFoldersConfig": lambda: {"path": "texts"},
+    "PictureFoldersConfig": lambda: {"path": "pictures"},
+    "IDXFilesConfig": lambda: {"path": "train-images-idx3-ubyte"},
+    "PackagePicturesConfig": lambda: {
+        "name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv", "size": (8, 8),
+    },
+    "PicturesConfig": lambda: {"channels": 1, "mean": (0.5,), "std": (0.25,)},
+    "ShiftConfig": lambda: {"pixels": 1},
     "ClassDataConfig": lambda: {"source": qkv.ClassFoldersConfig(path="texts")},
     "PairDataConfig": lambda: {
         "source": qkv.TSVConfig(path="pairs.tsv"), "tokenizer": qkv.CharacterTokenizerConfig(),

@@ -49,7 +49,7 @@ def test_a_text_that_begins_with_a_dash(verb, text, capsys):
 def test_the_help_names_the_recipes(capsys):
     assert main(["train", "--help"]) == 0
     said = capsys.readouterr().out
-    for name in ("dates", "hindi", "phonemes", "shakespeare"):
+    for name in ("dates", "digits", "hindi", "phonemes", "shakespeare"):
         assert built_in_recipe(name) is not None
         assert name in said
 

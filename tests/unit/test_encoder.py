@@ -63,7 +63,7 @@ def test_vectors_of_ragged_texts_are_those_of_each_alone(any_folder):
         (alone,) = loaded.embed(text, pool=None)
         torch.testing.assert_close(stream, alone, rtol=0, atol=FLOAT32)
     assert torch.equal(loaded.embed(TEXTS), torch.stack([row.mean(0) for row in together]))
-    first = loaded.embed([row.ids for row in loaded.read(TEXTS)], pool="first", unit=True)
+    first = loaded.embed([row.values for row in loaded.read(TEXTS)], pool="first", unit=True)
     wanted = torch.nn.functional.normalize(torch.stack([row[0] for row in together]), dim=-1)
     assert torch.equal(first, wanted)
     assert loaded.embed([]).shape == (0, 16)
@@ -84,7 +84,7 @@ def test_what_cannot_be_read_is_said(folders):
         loaded.embed([[]])
     with pytest.raises(ConfigError, match="some inputs are texts and others are not"):
         loaded.embed(["the", [5]])
-    with pytest.raises(ConfigError, match="the model's head is LMHead and gives no classes of texts"):
+    with pytest.raises(ConfigError, match="the model's head is LMHead and gives no classes of its inputs"):
         loaded.classify("the")
     with pytest.raises(ConfigError, match=r"there is no \[MASK\] in the text"):
         loaded.fill("the cat")

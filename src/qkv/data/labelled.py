@@ -1,36 +1,40 @@
-"""Texts with a class each: sources, ids, and batches without padding."""
+"""Texts or pictures with a class each: sources, what is read of them, and batches without padding."""
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, final
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
 import torch
 
 from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches
+from qkv.data.reads import Read, side_by_side
 from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in
 from qkv.errors import FileError
-from qkv.tokens import Tokens
 from qkv.yaml_files import expand_home
+
+Holds = Literal["texts", "pictures"]
 
 
 class Labelled(NamedTuple):
-    """A text and the name of its class."""
+    """A text, or a picture (channels, height, width) in uint8, and the name of its class."""
 
-    text: str
+    item: Any
     label: str
 
 
 @config
 class LabelledSourceConfig(Config, ABC):
-    """A corpus of texts with classes in a fixed order, the same every time it is read."""
+    """A corpus of items with classes in a fixed order, the same every time it is read."""
+
+    holds: ClassVar[Holds] = "texts"
+    """What the items are."""
 
     @abstractmethod
     def items(self) -> Iterator[Labelled]:
-        """Each text with its class.
+        """Each item with its class.
 
         Raises:
             FileError: Something is missing, unreadable or not what it should be.
@@ -72,13 +76,23 @@ class ClassFoldersConfig(LabelledSourceConfig):
     path: str
 
     def items(self) -> Iterator[Labelled]:
-        folder = expand_home(self.path)
-        classes = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
-        if not classes:
-            raise FileError(f"{folder}: holds no folders; give one with a folder of texts for each class")
-        for each in classes:
-            for path in files_below(str(each), TEXT_SUFFIXES):
-                yield Labelled(_not_empty(decode_text(read_bytes(path), str(path)), str(path)), each.name)
+        for path, label in class_folders(self.path, TEXT_SUFFIXES):
+            yield Labelled(_not_empty(decode_text(read_bytes(path), str(path)), str(path)), label)
+
+
+def class_folders(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    """The files with one of the suffixes in the folders of a folder, each with the name of its own folder.
+
+    Raises:
+        FileError: There are no folders, or one has no such file.
+    """
+    folder = expand_home(path)
+    classes = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+    if not classes:
+        raise FileError(f"{folder}: holds no folders; give one with a folder for each class")
+    for each in classes:
+        for file in files_below(str(each), suffixes):
+            yield file, each.name
 
 
 def _text(record: dict[str, object], key: str, setting: str, where: str) -> str:
@@ -95,76 +109,53 @@ def _not_empty(text: str, where: str) -> str:
     return text
 
 
-# --- ids --------------------------------------------------------------------------------------------------------------
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class LabelledSplit:
-    """Documents, one after the other, and the class of each.
-
-    Attributes:
-        values: Token ids, (n_tokens,).
-        offsets: Where each document begins, and the end of the last; (n_documents + 1,).
-        labels: The number of the class of each; (n_documents,).
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
-
-    @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], labels: Sequence[int]) -> "LabelledSplit":
-        """From the ids of each document."""
-        values = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in documents])
-        return cls(values, np.cumsum([0, *map(len, documents)]), np.asarray(labels, dtype=np.int64))
-
-    @property
-    def n_documents(self) -> int:
-        """Number of documents."""
-        return len(self.labels)
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of ids and classes."""
-        digest = hashlib.sha256(self.offsets.tobytes())
-        digest.update(self.values.tobytes() + self.labels.tobytes())
-        return digest.hexdigest()
-
-    def ids(self, i: int) -> np.ndarray:
-        """Those of a document."""
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 @final
 class LabelledBatches(Batches):
-    """The batches of labelled documents: those of a batch stand side by side in one row, so that nothing is padded.
+    """The batches of labelled items: those of a batch stand side by side in one row, so that nothing is padded.
 
-    Targets are (documents,), the number of the class of each.
+    Targets are (items,), the number of the class of each.
 
     Args:
-        split: The documents.
+        items: Each as numbers: ids, or the pixels of a picture.
+        labels: The number of the class of each.
+        read: What a model reads of one.
+        vary: Makes another of one, in training, with a generator of its own for each epoch; None: they stay the same.
         context: Tokens of the longest.
-        batch_size: Documents of a batch.
+        batch_size: Items of a batch.
         seed, shuffle: See `Batches`.
     """
 
-    def __init__(self, split: LabelledSplit, *, context: int, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self,
+        items: Sequence[np.ndarray],
+        labels: Sequence[int],
+        read: Callable[[np.ndarray], Read],
+        *,
+        vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        context: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
         super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
-        self._split = split
+        self._items, self._labels, self._read, self._vary = items, torch.tensor(list(labels)), read, vary
 
     @property
     def n_rows(self) -> int:
-        """Number of documents."""
-        return self._split.n_documents
+        """Number of items."""
+        return len(self._items)
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
         order = np.arange(self.n_rows)
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
         numbers = order[first:end].tolist()
-        ids = [self._split.ids(i) for i in numbers]
-        inputs = torch.from_numpy(np.concatenate(ids))[None]
-        return Batch(
-            inputs, torch.from_numpy(self._split.labels[numbers]), Tokens.packed([[len(each) for each in ids]])
-        )
+        inputs, tokens = side_by_side([self._read(self._varied(i, epoch)) for i in numbers])
+        return Batch(inputs, self._labels[numbers], tokens)
+
+    def _varied(self, i: int, epoch: int) -> np.ndarray:
+        item = self._items[i]
+        return item if self._vary is None else self._vary(item, np.random.default_rng([self.seed, epoch, i]))

@@ -1,14 +1,18 @@
-"""A model without a causal mask, with its tokenizer: texts in; vectors, classes and masked words out."""
+"""A model without a causal mask, with what it reads by: texts or pictures in; vectors, classes and masked words out."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 
+from qkv.data.pictures import PicturesConfig
+from qkv.data.reads import Read
 from qkv.errors import ConfigError
-from qkv.loading.reader import Read, Reader
+from qkv.loading.reader import Reader
+from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig
 from qkv.nn.heads import ClassHeadConfig, LMHeadConfig
 from qkv.shapes import Float, Tensor
 
@@ -28,12 +32,15 @@ class Guess(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Encoder(Reader):
-    """A model whose tokens see each other both ways, with its tokenizer."""
+    """A model whose tokens see each other both ways, with its tokenizer, or with how it reads pictures."""
 
     what = "an encoder"
     verbs = "qkv embed, fill, classify or show"
 
-    def read(self, texts: Sequence[str]) -> list[Read]:
+    def read(self, texts: Sequence[Any]) -> list[Read]:
+        """What each text is read as, or each picture: the path of a file, or a `PIL.Image`."""
+        if (pictures := self.facts.pictures) is not None:
+            return [patches_of(pictures.read(each), pictures, self.config.embed) for each in texts]
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; give the ids of each text, with its special tokens")
         return [Read(framed.ids, framed.types) for framed in self.tokenizer.encode_framed(texts)]
@@ -49,23 +56,25 @@ class Encoder(Reader):
             return files
         return files | _as_sentence_transformers(self.facts.pool, self.config.d_model, unit=self.facts.unit)
 
-    def classify(self, texts: str | Sequence[str], *, top: int = 5) -> list[list[Guess]]:
-        """The likeliest classes of each text, the likeliest first.
+    def classify(self, inputs: Any, *, top: int = 5) -> list[list[Guess]]:
+        """The likeliest classes of each text or picture, the likeliest first.
 
         Args:
-            texts: One, or several of any lengths.
+            inputs: One, or several of any lengths: texts, or where the model reads pictures the path of each, or a
+                `PIL.Image`.
             top: How many classes.
 
         Raises:
-            ConfigError: The model has no classes of texts, or a text does not fit it.
+            ConfigError: The model has no classes of whole inputs, or one does not fit it.
+            FileError: There is no such picture, or it cannot be read.
         """
         head = self.config.head
         if not isinstance(head, ClassHeadConfig) or head.n_classes is None or head.pool is None:
             found = "none" if head is None else head.tag()
-            raise ConfigError(f"the model's head is {found} and gives no classes of texts; use `embed` or `fill`")
+            raise ConfigError(f"the model's head is {found} and gives no classes of its inputs; use `embed` or `fill`")
         labels = self.facts.labels or tuple(f"class {i}" for i in range(head.n_classes))
-        texts = [texts] if isinstance(texts, str) else texts
-        outputs = self._outputs(self.read(texts))
+        given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+        outputs = self._outputs(self.read(given))
         return [_best(logits, labels, top) for logits in outputs]
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
@@ -85,7 +94,7 @@ class Encoder(Reader):
             raise ConfigError("the tokenizer names no mask token; give its folder a 'mask_token'")
         name = tokenizer.name_of(mask)
         (read,) = [Read(framed.ids, framed.types) for framed in tokenizer.encode_framed([text], special=True)]
-        at = [i for i, token in enumerate(read.ids) if token == mask]
+        at = [i for i, token in enumerate(read.values) if token == mask]
         if not at:
             raise ConfigError(f"there is no {name} in the text; put one where the model is to say what stands there")
         (logits,) = self._outputs([read])
@@ -98,6 +107,19 @@ class Encoder(Reader):
         self._check_lengths(rows)
         stream, tokens = self._stream(rows)
         return self.model.readout(stream, tokens)
+
+
+def patches_of(picture: np.ndarray, pictures: PicturesConfig, embed: EmbedderConfig) -> Read:
+    """A picture (C, H, W) in uint8 as a model with that embedder reads it.
+
+    Raises:
+        ConfigError: The embedder reads no pictures, or this one is no whole patches.
+    """
+    if not isinstance(embed, PatchEmbedderConfig):
+        raise ConfigError(f"the model's embedder is {embed.tag()} and reads no pictures; use PatchEmbedder")
+    _, height, width = picture.shape
+    patches = pictures.patches(picture, embed.patch)
+    return Read(patches, grid=(height // embed.patch, width // embed.patch))
 
 
 def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str, bytes]:

@@ -1,10 +1,11 @@
-"""What is known of a model of text besides its weights."""
+"""What is known of a model of texts or pictures besides its weights."""
 
 from pathlib import Path
 from typing import Final, Literal, final
 
 from qkv.config import Config, config
 from qkv.data import Tokenizer
+from qkv.data.pictures import PicturesConfig
 from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 from qkv.generation import SamplingConfig
@@ -29,6 +30,7 @@ class Facts(Config):
         pool: How its makers make one vector of a text's; None: they do not say.
         unit: Whether they scale that vector to length 1.
         labels: The names of its classes.
+        pictures: How its pictures become numbers; None: it reads none.
         sampling: How its makers draw tokens, which exports say; None: they do not say.
         longest: Tokens of what a model of pairs reads, at most; None: any.
         longest_target: Tokens of what it writes, its end included; None: as of what it reads.
@@ -43,6 +45,7 @@ class Facts(Config):
     pool: PoolName | None = None
     unit: bool = False
     labels: tuple[str, ...] = ()
+    pictures: PicturesConfig | None = None
     sampling: SamplingConfig | None = None
     longest: int | None = None
     longest_target: int | None = None

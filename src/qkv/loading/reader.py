@@ -5,12 +5,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
 
 from qkv.data import Tokenizer
+from qkv.data.reads import Read, side_by_side
 from qkv.errors import ConfigError
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
@@ -22,18 +23,6 @@ from qkv.tokens import Tokens
 
 NOTHING = Facts()
 _ROW = 4096  # tokens that are read at once
-
-
-class Read(NamedTuple):
-    """A text as a model reads it.
-
-    Attributes:
-        ids: Its tokens, with the special ones around it.
-        types: The kind of each; None: all are of kind 0.
-    """
-
-    ids: Sequence[int]
-    types: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,10 +106,10 @@ class Reader(Ready):
         if chosen is not None and chosen not in POOLS:
             raise ConfigError(f"pool={pool!r} is unknown; give {', '.join(map(repr, POOLS))}, 'own' or None")
         made: list[Tensor] = [torch.empty(0)] * len(rows)
-        for places in _batches([len(row.ids) for row in rows]):
+        for places in _batches([len(row.values) for row in rows]):
             stream, tokens = self._stream([rows[i] for i in places])
             if chosen is None:
-                parts = stream[0].split([len(rows[i].ids) for i in places])
+                parts = stream[0].split([len(rows[i].values) for i in places])
             else:
                 parts = POOLS[chosen].build(self.config.d_model)(stream, tokens)
             for place, part in zip(places, parts, strict=True):
@@ -132,7 +121,7 @@ class Reader(Ready):
 
     def _check_lengths(self, rows: Sequence[Read]) -> None:
         for number, row in enumerate(rows, 1):
-            n, limit = len(row.ids), self.config.limit
+            n, limit = len(row.values), self.config.limit
             if n == 0:
                 raise ConfigError(f"input {number} of {len(rows)} has no tokens; leave it out")
             if limit is not None and n > limit:
@@ -143,13 +132,12 @@ class Reader(Ready):
     @torch.inference_mode()
     def _stream(self, rows: Sequence[Read]) -> tuple[Float[Tensor, "1 T D"], Tokens]:
         """The stream of texts side by side in one row, and where they stand."""
-        device = next(self.model.parameters()).device
-        tokens = Tokens.packed([[len(row.ids) for row in rows]], device=device)
-        if self.config.embed.types is not None and any(row.types is not None for row in rows):
-            types = [kind for row in rows for kind in row.types or [0] * len(row.ids)]
-            tokens = tokens.with_types(torch.tensor([types], device=device))
-        ids = torch.tensor([[token for row in rows for token in row.ids]], device=device)
-        return self.model.encode(ids, tokens)[0], tokens
+        if self.config.embed.types is None:
+            rows = [row._replace(types=None) for row in rows]
+        inputs, tokens = side_by_side(rows, next(self.model.parameters()).device)
+        if inputs.is_floating_point():
+            inputs = inputs.to(next(self.model.parameters()).dtype)
+        return self.model.encode(inputs, tokens)[0], tokens
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -43,7 +43,7 @@ def vit(
 
 
 VISION_PRESETS: Final[dict[str, Callable[..., TransformerConfig]]] = {
-    "vit-small": partial(vit, d_model=96, n_layers=4, n_heads=3, patch=2),
+    "vit-small": partial(vit, d_model=64, n_layers=3, n_heads=4, patch=2),
     "vit-ti16": partial(vit, d_model=192, n_layers=12, n_heads=3),
     "vit-s16": partial(vit, d_model=384, n_layers=12, n_heads=6),
     "vit-b16": partial(vit, d_model=768, n_layers=12, n_heads=12),

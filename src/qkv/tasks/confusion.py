@@ -48,7 +48,7 @@ class Confusion:
     def lines(self) -> list[str]:
         """A table for people."""
         width = max(5, *map(len, self.labels))
-        rows = [f"{'class':<{width}}   precision   recall       f1    texts"]
+        rows = [f"{'class':<{width}}   precision   recall       f1    items"]
         for label, row in self.by_class().items():
             shares = f"{row['precision']:>9.1%}{row['recall']:>9.1%}{row['f1']:>9.3f}"
             rows.append(f"{label:<{width}}   {shares}{row['items']:>9,}")

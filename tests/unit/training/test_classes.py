@@ -11,7 +11,8 @@ import yaml
 
 import qkv
 from qkv.cli import main
-from qkv.data.labelled import LabelledBatches, LabelledSplit
+from qkv.data.labelled import LabelledBatches
+from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
 from qkv.masks import Full
@@ -113,7 +114,7 @@ def test_folders_of_classes(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        ("a,x\nb,x\nc,x\n", {}, "the classes of all texts are 'x'; give texts of two classes or more"),
+        ("a,x\nb,x\nc,x\n", {}, "the classes of all texts are 'x'; give two classes or more"),
         ("a,x\n,y\n", {}, "row 2: 'text' is empty"),
         ("a,x\n", {}, "1 texts, of which none can be held out"),
         ("a,x\nb,y\nc,x\nd,y\n", {"context": 0}, "context"),
@@ -133,7 +134,7 @@ def test_what_cannot_be_learned_is_one_line(rows, changes, message, tmp_path, ca
 def test_a_class_that_only_the_held_out_texts_have(table, tmp_path):
     (tmp_path / "other.csv").write_text("text,label\nrose,plant\n")
     data = recipe({"type": "LabelledFiles", "path": str(table)})["data"] | {"validation": str(tmp_path / "other.csv")}
-    with pytest.raises(FileError, match="no text to train on is of the class 'plant'; there are animal, colour"):
+    with pytest.raises(FileError, match="nothing to train on is of the class 'plant'; there are animal, colour"):
         RecipeConfig.from_dict(recipe(None, data=data)).data.prepare()
 
 
@@ -160,16 +161,15 @@ def test_longer_texts_are_cut_where_asked(table):
 
 
 def test_batches_hold_each_document_once_and_no_padding():
-    documents = [list(range(n, 2 * n)) for n in range(1, 8)]
-    split = LabelledSplit.of(documents, range(7))
-    batches = LabelledBatches(split, context=9, batch_size=3, seed=1, shuffle=True)
+    documents = [np.arange(n, 2 * n) for n in range(1, 8)]
+    batches = LabelledBatches(documents, range(7), Read, context=9, batch_size=3, seed=1, shuffle=True)
     seen = []
     for i in range(len(batches)):
         batch = batches.batch(2, i)
         assert batch.tokens.valid.all()
         parts = batch.inputs[0].split([len(documents[label]) for label in batch.targets.tolist()])
         for label, part in zip(batch.targets.tolist(), parts, strict=True):
-            assert part.tolist() == documents[label]
+            assert part.tolist() == documents[label].tolist()
             seen.append(label)
     assert len(set(seen)) == len(seen) == 6
 

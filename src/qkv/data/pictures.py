@@ -1,0 +1,258 @@
+"""Pictures: what is read of files, as numbers, and corpora of pictures with a class each."""
+
+import csv
+import gzip
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, final
+
+import numpy as np
+import torch
+
+from qkv.config import Config, Count, config
+from qkv.data.labelled import Holds, Labelled, LabelledSourceConfig, class_folders
+from qkv.data.sources import decode_text, read_bytes
+from qkv.errors import ConfigError, FileError
+from qkv.fetch import check_package, fetch, read_archive
+from qkv.ops.patches import patchify
+from qkv.shapes import Float, Tensor
+from qkv.yaml_files import expand_home
+
+PICTURE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What is read of a folder, in any case."""
+
+Channels = Literal[1, 3]
+Size = tuple[Count, Count]
+
+
+def read_picture(source: Any, *, channels: Channels, size: Size | None = None) -> np.ndarray:
+    """A picture as numbers, (channels, height, width) in uint8.
+
+    It is turned as its EXIF data say; what is transparent is white; of 16 bits the upper 8 are kept; of an animation
+    the first frame is read.
+
+    Args:
+        source: The path of a file, or a `PIL.Image`.
+        channels: 1 (grey) or 3 (red, green, blue).
+        size: Height and width to which it is resized (bicubic); None: as it is.
+
+    Raises:
+        FileError: pillow is missing, or the file cannot be read as a picture, or is too large to be one.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise FileError('pictures need pillow; pip install "qkv[vision]"') from None
+    where = "the picture" if isinstance(source, Image.Image) else str(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if not isinstance(source, Image.Image):
+                source = Image.open(io.BytesIO(expand_home(str(source)).read_bytes()))
+            picture = ImageOps.exif_transpose(source)
+            if picture.mode.startswith(("I", "F")):
+                picture = Image.fromarray(_eight_bits(np.asarray(picture)))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("L" if channels == 1 else "RGB")
+            if size is not None and picture.size != size[::-1]:
+                picture = picture.resize((int(size[1]), int(size[0])), Image.Resampling.BICUBIC)
+    except FileNotFoundError:
+        raise FileError(f"{where}: no such file; give the path of a picture") from None
+    except Exception as error:  # pillow raises almost anything on crafted files
+        raise FileError(f"{where}: cannot be read as a picture ({error or type(error).__name__})") from None
+    return np.asarray(picture).reshape(picture.height, picture.width, channels).transpose(2, 0, 1)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """The upper 8 of 16 bits."""
+    if values.dtype.kind not in "iu" or not 0 <= values.min() <= values.max() < 1 << 16:
+        raise ValueError("its values are not whole numbers of 8 or 16 bits")
+    return (values >> 8).astype(np.uint8)
+
+
+@final
+@config
+class PicturesConfig(Config):
+    """How a model's pictures become numbers.
+
+    Attributes:
+        channels: 1 (grey) or 3 (red, green, blue).
+        size: Height and width that each is resized to; None: they are read as they are.
+        mean: Of each channel, of values from 0 to 1; it is subtracted.
+        std: What the difference is divided by.
+    """
+
+    channels: Channels
+    size: Size | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, pictures: Sequence[np.ndarray]) -> "PicturesConfig":
+        """Those of a corpus to train on: its size, if there is one, and its values.
+
+        Raises:
+            FileError: The pictures have several numbers of channels.
+        """
+        if len(kinds := {len(picture) for picture in pictures}) > 1:
+            raise FileError(f"the data: pictures have {' and '.join(map(str, sorted(kinds)))} channels; give one kind")
+        sizes = {picture.shape[1:] for picture in pictures}
+        # by how many pixels have each value: exact, whatever the order
+        of_each = [[np.bincount(channel.ravel(), minlength=256) for channel in picture] for picture in pictures]
+        counts = np.array(of_each).sum(0)  # (channels, 256)
+        values, n = np.arange(256) / 255, counts.sum(1)
+        mean = counts @ values / n
+        std = np.sqrt(np.maximum(counts @ values**2 / n - mean**2, 0))
+        rounded = [tuple(round(float(x), 4) for x in row) for row in (mean, np.where(std < 1e-4, 1, std))]
+        return cls(
+            channels=1 if kinds == {1} else 3,
+            size=sizes.pop() if len(sizes) == 1 else None,
+            mean=rounded[0],
+            std=rounded[1],
+        )
+
+    def read(self, source: Any) -> np.ndarray:
+        """See `read_picture`."""
+        return read_picture(source, channels=self.channels, size=self.size)
+
+    def patches(self, picture: np.ndarray, patch: int) -> Float[Tensor, "T values"]:
+        """What a model reads of a picture (C, H, W) in uint8. Raises `ConfigError` where it is no whole patches."""
+        mean, std = (torch.tensor(x)[:, None, None] for x in (self.mean, self.std))
+        return patchify((torch.from_numpy(picture.copy()) / 255 - mean) / std, patch)
+
+
+@config
+class AugmentationConfig(Config, ABC):
+    """Base of what varies pictures in training, so that a model learns what does not matter."""
+
+    @abstractmethod
+    def apply(self, picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Another picture of the same class, (C, H, W) in uint8, of the same size."""
+
+
+@final
+@config
+class ShiftConfig(AugmentationConfig):
+    """Moves a picture by up to `pixels` up or down and to a side; what comes into sight is black.
+
+    Attributes:
+        pixels: At most, in each direction.
+    """
+
+    pixels: Count
+
+    def apply(self, picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        n, (_, h, w) = self.pixels, picture.shape
+        y, x = generator.integers(0, 2 * n + 1, size=2).tolist()
+        return np.pad(picture, ((0, 0), (n, n), (n, n)))[:, y : y + h, x : x + w]
+
+
+@config
+class PictureSourceConfig(LabelledSourceConfig):
+    """A corpus of pictures with classes."""
+
+    holds: ClassVar[Holds] = "pictures"
+
+
+@final
+@config
+class PictureFoldersConfig(PictureSourceConfig):
+    """The user's own: a folder with a folder for each class, in which each file is a picture.
+
+    Attributes:
+        path: The folder.
+        channels: 1 (grey) or 3 (red, green, blue).
+        size: Height and width that each picture is resized to; None: they stay as they are, and must be whole patches.
+    """
+
+    path: str
+    channels: Channels = 3
+    size: Size | None = None
+
+    def items(self) -> Iterator[Labelled]:
+        for path, label in class_folders(self.path, PICTURE_SUFFIXES):
+            yield Labelled(read_picture(path, channels=self.channels, size=self.size), label)
+
+
+@final
+@config
+class IDXFilesConfig(PictureSourceConfig):
+    """The files of MNIST and Fashion-MNIST: grey pictures and, beside them, their labels; also packed as .gz.
+
+    Attributes:
+        path: The file of pictures, such as `train-images-idx3-ubyte.gz`. That of the labels has the same name with
+            `labels-idx1` in place of `images-idx3`.
+    """
+
+    path: str
+
+    def items(self) -> Iterator[Labelled]:
+        path = expand_home(self.path)
+        if "images-idx3" not in path.name:
+            raise FileError(f"{path}: the name of a file of pictures has images-idx3 in it; give that file")
+        pictures = _read_idx(path, 3)
+        labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+        labels = _read_idx(labels_path, 1)
+        if len(pictures) != len(labels):
+            raise FileError(f"{path}: {len(pictures)} pictures, and {len(labels)} labels in {labels_path.name}")
+        for picture, label in zip(pictures, labels.tolist(), strict=True):
+            yield Labelled(picture[None], str(label))
+
+
+def _read_idx(path: Path, axes: int) -> np.ndarray:
+    """The bytes of an IDX file with that many axes, whose sizes are big-endian."""
+    data = read_bytes(path)
+    begin = 4 + 4 * axes
+    if len(data) < begin or data[:4] != bytes([0, 0, 8, axes]):
+        raise FileError(f"{path}: is no IDX file of bytes with {axes} axes; give the files of MNIST as they come")
+    sizes = np.frombuffer(data, ">u4", axes, offset=4).astype(int).tolist()
+    expected = int(np.prod([int(n) for n in sizes], dtype=object))
+    if not expected or len(data) - begin != expected:
+        shape = " x ".join(map(str, sizes))
+        raise FileError(f"{path}: says {shape} bytes and holds {len(data) - begin}; get it again")
+    return np.frombuffer(data, np.uint8, offset=begin).reshape(sizes)
+
+
+@final
+@config
+class PackagePicturesConfig(PictureSourceConfig):
+    """Small grey pictures in a table of a PyPI package: in each line the pixels, row by row, then the class.
+
+    Attributes:
+        name: The package.
+        version: Its exact version.
+        sha256: Of the archive, source archive or wheel.
+        file: The .csv file, packed as .gz or not; wildcards as in `Package`.
+        size: Height and width.
+        white: The value of a white pixel; black is 0.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    file: str
+    size: Size
+    white: Count = 255
+
+    def __post_init__(self) -> None:
+        check_package(self.name, self.version, self.sha256)
+
+    def items(self) -> Iterator[Labelled]:
+        members = read_archive(fetch(self.name, self.version, self.sha256), self.file)
+        if len(members) != 1:
+            raise FileError(f"{self.name}: {len(members)} files match {self.file!r}; correct `file`")
+        name, data = members[0]
+        text = decode_text(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data, name)
+        for n, row in enumerate(csv.reader(io.StringIO(text)), 1):
+            pixels = np.array([int(x) if x.isdecimal() else -1 for x in row[:-1]])
+            if len(pixels) != self.size[0] * self.size[1] or not 0 <= pixels.min() <= pixels.max() <= self.white:
+                raise ConfigError(
+                    f"{name}, line {n}: is no {self.size[0]} x {self.size[1]} whole numbers from 0 to {self.white}, "
+                    "and a class; correct `size` or `white`"
+                )
+            yield Labelled((pixels * 255 // self.white).astype(np.uint8).reshape(1, *self.size), row[-1])
