@@ -41,6 +41,7 @@ bench: setup  ## Compare with other libraries, in one run (about two hours; inst
 	$(BIN)/python benchmarks/wall_time.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/seq2seq_step.py
+	$(BIN)/python benchmarks/sentences.py
 
 mutants: setup  ## Plant faults, one at a time, and see the tests find each
 	$(BIN)/python tests/mutants.py
