@@ -10,7 +10,7 @@ import torch
 
 from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches
-from qkv.data.reads import Read, side_by_side
+from qkv.data.reads import Read, without_padding
 from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in
 from qkv.errors import FileError
 from qkv.yaml_files import expand_home
@@ -114,7 +114,7 @@ def _not_empty(text: str, where: str) -> str:
 
 @final
 class LabelledBatches(Batches):
-    """The batches of labelled items: those of a batch stand side by side in one row, so that nothing is padded.
+    """The batches of labelled items: nothing is padded (see `without_padding`).
 
     Targets are (items,), the number of the class of each.
 
@@ -153,7 +153,7 @@ class LabelledBatches(Batches):
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
         numbers = order[first:end].tolist()
-        inputs, tokens = side_by_side([self._read(self._varied(i, epoch)) for i in numbers])
+        inputs, tokens = without_padding([self._read(self._varied(i, epoch)) for i in numbers])
         return Batch(inputs, self._labels[numbers], tokens)
 
     def _varied(self, i: int, epoch: int) -> np.ndarray:

@@ -23,6 +23,20 @@ class Read(NamedTuple):
     grid: tuple[int, int] | None = None
 
 
+def without_padding(reads: Sequence[Read]) -> tuple[Tensor, Tokens]:
+    """Items as a batch: those of equal length in a row each, which has faster kernels; else side by side in one."""
+    inputs, tokens = side_by_side(reads)
+    sizes = {(len(each.values), each.grid) for each in reads}
+    if len(sizes) > 1:
+        return inputs, tokens
+    ((length, grid),) = sizes
+    n = len(reads)
+    rows = Tokens.full(n, length) if grid is None else Tokens.pictures([[grid]] * n)
+    if tokens.types is not None:
+        rows = rows.with_types(tokens.types.view(n, length))
+    return inputs.view(n, length, *inputs.shape[2:]), rows
+
+
 def side_by_side(reads: Sequence[Read], device: torch.device | None = None) -> tuple[Tensor, Tokens]:
     """Items in one row, so that nothing is padded, and where their tokens stand: all of them texts, or pictures."""
     grids = [each.grid for each in reads if each.grid is not None]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Final
 
 from qkv.masks import Full
+from qkv.models.init import InitConfig
 from qkv.models.stack import Repeat
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.attention import AttentionConfig
@@ -39,6 +40,7 @@ def vit(
         blocks=Repeat(n=n_layers, pattern=block),
         final_norm=norm,
         head=ClassHeadConfig(n_classes=n_classes, pool=MeanPoolConfig()),
+        init=InitConfig(std=None),  # of 0.02 the map of patches would be lost beside the positions
     )
 
 

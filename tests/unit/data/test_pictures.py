@@ -19,8 +19,10 @@ from qkv.data.pictures import (
     ShiftConfig,
     read_picture,
 )
+from qkv.data.reads import Read, side_by_side, without_padding
 from qkv.errors import ConfigError, FileError
 from qkv.ops.patches import unpatchify
+from qkv.tokens import Layout
 from qkv.training.recipe import RecipeConfig
 
 
@@ -230,6 +232,21 @@ def test_a_batch_is_the_same_each_time_and_varies_by_epoch(folder):
     assert not torch.equal(train.batch(3, 0).inputs, others.batch(3, 0).inputs)
     assert torch.equal(held_out.batch(0, 0).inputs, same.batch(0, 0).inputs)
     assert task.fingerprint == unvaried.fingerprint
+
+
+@torch.no_grad()
+def test_items_of_equal_length_stand_in_a_row_each():
+    """And others side by side, with the same outputs."""
+    reads = [Read(torch.randn(6, 4), grid=(2, 3)) for _ in range(3)]
+    inputs, tokens = without_padding(reads)
+    assert (inputs.shape, tokens.layout) == ((3, 6, 4), Layout.FULL)
+    model = qkv.preset("vit-small", d_model=16, n_layers=1, n_heads=2, channels=1, n_classes=5).build().eval()
+    together = model(*side_by_side(reads))
+    torch.testing.assert_close(model(inputs, tokens), together)
+    uneven = [*reads[:2], Read(reads[2].values, grid=(3, 2))]
+    assert without_padding(uneven)[0].shape == (1, 18, 4)
+    texts, tokens = without_padding([Read([1, 2], [0, 1]), Read([3, 4])])
+    assert (texts.tolist(), tokens.kinds.tolist()) == ([[1, 2], [3, 4]], [[0, 1], [0, 0]])
 
 
 @pytest.mark.parametrize(
