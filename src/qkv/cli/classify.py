@@ -21,14 +21,15 @@ def classify(
     top: Whole = 5,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
-    """Say which class each text is of, the likeliest first.
+    """Say which class each text or picture is of, the likeliest first.
 
     Args:
         model: An encoder with a head of classes: a run, or a folder.
-        texts: What to read. A single dash: each line of standard input.
-        file: A text file; each line is a text.
-        top: How many classes to print of each text.
-        as_json: Print one JSON object in a line for each text.
+        texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
+            input.
+        file: A text file; each line is a text, or the path of a picture.
+        top: How many classes to print of each.
+        as_json: Print one JSON object in a line for each.
     """
     given = given_texts(texts, file)
     from qkv.loading.encoder import Encoder

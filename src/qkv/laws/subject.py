@@ -83,7 +83,8 @@ class ModelSubject(Subject):
         self.longest = model.config.longest
         length = min(2, self.longest or 2)
         with torch.no_grad():
-            outputs = model(self.draw(1, length, seed=0))  # raises where the embedder cannot say what it takes
+            tokens = model.embed.example_tokens(Tokens.full(1, length))
+            outputs = model(self.draw(1, length, seed=0), tokens)  # raises where the embedder cannot say what it takes
         self._pools = outputs.dim() < 3 or outputs.shape[1] != length
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
@@ -106,6 +107,8 @@ class ModelSubject(Subject):
 
     def _outputs(self, inputs: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
         """For each token."""
+        if cache is None:
+            tokens = self.model.embed.example_tokens(tokens or Tokens.full(*inputs.shape[:2]))
         if self._pools:
             return self.model.encode(inputs, tokens, cache=cache)[0]
         return self.model(inputs, tokens, cache=cache)

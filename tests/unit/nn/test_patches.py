@@ -136,6 +136,13 @@ def test_patches_moved_with_their_positions_give_the_same(table):
     assert not torch.allclose(model(x[:, order], tokens), model(x, tokens), atol=1e-3)
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_the_laws_are_asked_of_models_of_pictures(table):
+    report = qkv.laws.check(picture_model(table))
+    assert report.holds
+    assert {"packing", "padding"} <= {verdict.law.name for verdict in report.verdicts}
+
+
 def test_what_an_embedder_of_patches_refuses():
     with pytest.raises(ConfigError, match="channels=None; set it"):
         PatchEmbedderConfig(patch=2).build(8)

@@ -131,6 +131,10 @@ class Embedder(Part, ABC):
         name = type(self).__name__
         raise ConfigError(f"no input can be drawn for a model with the embedder {name}; check a part of it")
 
+    def example_tokens(self, tokens: Tokens) -> Tokens:
+        """Where the examples stand, if their documents stand there: with the coordinates that the positions ask for."""
+        return tokens
+
     @abstractmethod
     def embed(self, inputs: Tensor) -> Float[Tensor, "B T D"]:
         """A vector for each input, without position."""

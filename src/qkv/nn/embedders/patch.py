@@ -1,5 +1,6 @@
 """Pictures: each patch is a token."""
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -8,7 +9,9 @@ from torch import nn
 from qkv.config import Count, config
 from qkv.errors import ConfigError
 from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
+from qkv.nn.positions.tables import LearnedGrid
 from qkv.shapes import Float, Tensor
+from qkv.tokens import Tokens
 
 
 @final
@@ -73,3 +76,8 @@ class PatchEmbedder(Embedder, config=PatchEmbedderConfig):
 
     def example(self, batch: int, length: int, generator: torch.Generator) -> Float[Tensor, "B T values"]:
         return torch.randn(batch, length, self.proj.in_features, generator=generator)
+
+    def example_tokens(self, tokens: Tokens) -> Tokens:
+        """Each document is a picture whose last row may be shorter."""
+        columns = self.position.columns if isinstance(self.position, LearnedGrid) else 3
+        return replace(tokens, coords=torch.stack([tokens.index // columns, tokens.index % columns], -1))
