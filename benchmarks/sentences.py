@@ -63,7 +63,7 @@ def main() -> None:
 
     ours = qkv.load(folder, dtype=dtype)
     theirs = transformers.AutoModel.from_pretrained(folder, dtype=dtype).eval()
-    rows = [[*row.ids][: ours.config.limit] for row in ours.read(texts)]
+    rows = [[*row.values][: ours.config.limit] for row in ours.read(texts)]
     contestants: dict[str, Callable[[], Tensor]] = {
         "qkv": lambda: ours.embed(rows),
         "transformers": lambda: padded(theirs, rows),
