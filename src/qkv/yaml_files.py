@@ -75,11 +75,13 @@ def expand_home(path: str | Path) -> Path:
     """The path, with what `~` or `~name` at its beginning stands for.
 
     Raises:
-        ConfigError: It is no path.
+        ConfigError: It is no path, or empty.
         FileError: There is nobody of that name.
     """
     if not isinstance(path, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConfigError(f"{path!r} is no path; give one as text or as a pathlib.Path")
+    if path == "":
+        raise ConfigError("a path is empty; give one, such as . for the current folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -154,10 +154,12 @@ def test_a_model_without_pooler_has_no_head(tmp_path):
         ({"position_embedding_type": "relative_key"}, "'position_embedding_type' is 'relative_key'"),
         ({"is_decoder": True}, "'is_decoder' is True"),
         ({"hidden_act": "snake"}, "'hidden_act' is 'snake'"),
+        ({"problem_type": "multi_label_classification"}, "'problem_type' is 'multi_label_classification'"),
+        ({"id2label": {"0": "x"}}, "has a single label, so that its head gives a number"),
     ],
 )
 def test_what_is_not_implemented_is_refused(changes, message, tmp_path):
-    theirs("BertModel").save_pretrained(tmp_path)
+    theirs("BertForSequenceClassification").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(FileError, match=message):

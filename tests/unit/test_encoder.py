@@ -170,7 +170,7 @@ def test_on_the_command_line(folders, tmp_path, capsys):
         (["embed", "masked"], "there is no text; give one or several, or a --file"),
         (["embed", "masked", "the", "-o", "v.csv"], "--out v.csv must end in .npy"),
         (["embed", "masked", "the", "-o", "v.npy", "--against", "a"], "give one of the two"),
-        (["classify", "masked", "the"], "gives no classes of texts"),
+        (["classify", "masked", "the"], "gives no classes of"),
         (["classify", "classes", "the", "--top", "0"], "top=0 must be at least 1"),
         (["fill", "masked", "the"], "there is no [MASK] in the text"),
         (["generate", "masked", "the"], "is an encoder and this is for a language model; use qkv embed"),

@@ -65,6 +65,11 @@ def check_forecasts(folder):
     assert main(["forecast", str(folder / "run"), str(folder / "seen.npy"), *options]) == 0
     assert np.allclose(np.load(folder / "next.npy"), found.numpy(), atol=FLOAT32)
     assert main(["forecast", str(folder / "run"), str(folder / "corpus.txt"), *options]) == 3
+    for out in ("seen.npy", "next.txt"):  # what is read, and what NumPy does not write
+        before = (folder / "seen.npy").read_bytes()
+        words = ["forecast", str(folder / "run"), str(folder / "seen.npy"), "--steps", "1", "--out", str(folder / out)]
+        assert main(words) == 2
+        assert (folder / "seen.npy").read_bytes() == before
     assert main(["generate", str(folder / "run"), "x"]) == 2
 
 

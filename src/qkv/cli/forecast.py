@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from qkv.cli.opening import Whole, open_model
+from qkv.errors import ConfigError
 
 
 def forecast(model: str, values: Path, /, *, steps: Whole, out: Path) -> None:
@@ -22,6 +23,10 @@ def forecast(model: str, values: Path, /, *, steps: Whole, out: Path) -> None:
     from qkv.disk import write_whole, writing
     from qkv.yaml_files import expand_home
 
+    if out.suffix != ".npy":
+        raise ConfigError(f"--out {out} must end in .npy, NumPy's format")
+    if out.exists() and values.exists() and out.samefile(values):
+        raise ConfigError(f"--out {out} is the file that is read; give another")
     found = open_model(model).forecast(open_vectors(expand_home(values)), steps=steps)
     file = io.BytesIO()
     np.save(file, found.float().cpu().numpy())

@@ -11,6 +11,9 @@ from qkv.config import Config, config
 from qkv.errors import ConfigError, QkvError
 from qkv.shapes import Float, Int, Tensor
 
+_LEAST: Final = {"repetition_penalty": 1e-6, "temperature": 1e-40, "top_p": 1e-20}
+"""Below it the arithmetic of float32, in which tokens are drawn, breaks down."""
+
 
 @final
 @config
@@ -46,6 +49,9 @@ class SamplingConfig(Config):
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1; leave it out to keep all tokens")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p={self.min_p} must be between 0 and 1; leave it out to keep all tokens")
+        for name, least in _LEAST.items():
+            if 0 < (getattr(self, name) or 1) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} is too small to draw by; give {least} or more")
 
 
 USUAL: Final = SamplingConfig(temperature=0.8)

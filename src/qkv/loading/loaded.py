@@ -180,6 +180,8 @@ class Loaded(Reader):
             prompts, streams = [prompts] * n, range(n)
         elif n != 1:
             raise ConfigError(f"n={n} samples of {len(prompts)} prompts: give one prompt, or each of them {n} times")
+        if not isinstance(prompts, Sequence) or not all(isinstance(one, str) for one in prompts):
+            raise ConfigError("a prompt is a text; give one, or a list of them")
         if not prompts:
             return []
         writing = self._write(self.encode_prompts(prompts), self.facts.stop_ids, streams=streams, **how)
@@ -473,6 +475,9 @@ def _conversations(
     messages: str | Sequence[Message] | list[str] | Sequence[Sequence[Message]],
 ) -> tuple[list[str | Sequence[Message]], bool]:
     """The conversations that are meant, and whether they were several."""
+    if not isinstance(messages, str | Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        found = "a single message" if isinstance(messages, Mapping) else f"a {type(messages).__name__}"
+        raise ConfigError(f"a conversation is a text or a list of messages, found {found}; give [{{...}}]")
     if isinstance(messages, str) or not messages or isinstance(messages[0], Mapping):
         return [cast("str | Sequence[Message]", messages)], False
     return list(cast("list[str] | Sequence[Sequence[Message]]", messages)), True

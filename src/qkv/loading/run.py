@@ -59,6 +59,11 @@ def read_run_config(folder: Path) -> ModelConfig:
     return _read_recipe(folder).model
 
 
+def read_run_data(folder: Path) -> TaskConfig | None:
+    """What a run was trained on; None: its recipe does not say. Errors as for `read_run_config`."""
+    return _read_recipe(folder).data
+
+
 def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, options: Options) -> Loaded:
     """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
     start, adapter = recipe.start, recipe.adapter

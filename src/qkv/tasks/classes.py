@@ -22,14 +22,15 @@ from qkv.loading.reader import Reader
 from qkv.loading.ready import tokenizer_in
 from qkv.models.model import Model, ModelConfig, evaluating
 from qkv.models.transformer import Transformer, TransformerConfig
-from qkv.nn.heads import ClassHeadConfig
+from qkv.nn.heads import ClassHeadConfig, HeadConfig
 from qkv.nn.pooling import MeanPoolConfig
 from qkv.tasks.confusion import Confusion
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.reading import PictureReading, Reading, TextReading
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
 
-_EXAMPLE = ClassHeadConfig(pool=MeanPoolConfig(), dropout=0.1)
+_LONGEST_NUMBER = 300  # digits of a class that is a number
+_USUAL_HEAD = ClassHeadConfig(pool=MeanPoolConfig(), dropout=0.1)
 
 
 @final
@@ -43,7 +44,8 @@ class ClassDataConfig(TaskConfig):
         source: The corpus.
         tokenizer: How text becomes ids; None where a recipe's `start` brings its own, and for pictures.
         validation: The share that is held out, above 0 and below 1, or the path of files like those of the source.
-        head: What reads the classes out of the stream; it takes the place of the head of a recipe's `start`.
+        head: What reads the classes out of the stream, in the place of the head of a recipe's `start`. None: the
+            model's, if it has one, else the mean over the tokens and a linear layer.
         cut: Whether texts beyond the recipe's context are cut to it, of which special tokens at the end stay; else such
             a text is an error.
         augment: What varies pictures in training, one after the other.
@@ -54,7 +56,7 @@ class ClassDataConfig(TaskConfig):
     source: LabelledSourceConfig
     tokenizer: TokenizerConfig | None = None
     validation: float | str | tuple[str, ...] = 0.1
-    head: ClassHeadConfig = _EXAMPLE
+    head: ClassHeadConfig | None = None
     cut: bool = False
     augment: tuple[AugmentationConfig, ...] = ()
 
@@ -68,8 +70,8 @@ class ClassDataConfig(TaskConfig):
                 raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.1 holds out 10 %")
         else:
             in_files(self.source, self.validation)
-        if self.head.pool is None:
-            raise ConfigError("data.head has no pool, and each item has one class; give it one, such as MeanPool")
+        if self.head is not None:
+            _check_head(self.head, "data.head")
 
     def check(self, recipe: Recipe) -> None:
         if recipe.sample is not None:
@@ -78,8 +80,18 @@ class ClassDataConfig(TaskConfig):
             raise ConfigError("adapter leaves a fresh head as it is drawn; leave adapter out, to train all weights")
         if recipe.model is not None and not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"the data are {self.tag()} and model is {recipe.model.tag()}; give a Transformer")
+        if recipe.model is not None and recipe.start is None:
+            self._check_own(recipe.model)
         if recipe.start is not None and self.tokenizer is not None:
             raise ConfigError("with start the tokenizer is the checkpoint's; leave data.tokenizer out")
+
+    def _check_own(self, model: TransformerConfig) -> None:
+        """Refuse a model with a head that gives no classes, or another one than `head`."""
+        if model.head is None:
+            return
+        own = _check_head(model.head, "model.head")
+        if self.head is not None and own.replace(n_classes=None) != self.head.replace(n_classes=None):
+            raise ConfigError("model.head and data.head are two different heads; leave one of them out")
 
     def prepare(self, start: Start | None = None) -> "Classes":
         train, out = self._divided()
@@ -117,7 +129,10 @@ class ClassDataConfig(TaskConfig):
     @classmethod
     def open(cls, folder: Path, model: Model) -> Encoder:
         assert isinstance(model, Transformer)
-        return Encoder(model, tokenizer_in(folder), Facts.load(folder) or Facts())
+        facts = Facts.load(folder)
+        if facts is None:
+            raise FileError(f"{folder}: has no facts.yaml, which names the classes; put it back, or train again")
+        return Encoder(model, tokenizer_in(folder), facts)
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
@@ -147,10 +162,19 @@ class ClassDataConfig(TaskConfig):
         return Classes(data, _reading_of(start, data), labels, [], items).report(opened.model, opened.config.limit)
 
 
+def _check_head(head: HeadConfig, name: str) -> ClassHeadConfig:
+    """The head; `ConfigError` where it does not give one class for each item."""
+    if not isinstance(head, ClassHeadConfig):
+        raise ConfigError(f"{name} is {head.tag()}, which gives no classes; set it to null, or to a ClassHead")
+    if head.pool is None:
+        raise ConfigError(f"{name} has no pool, and each item has one class; give it one, such as MeanPool")
+    return head
+
+
 def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Sorted; whole numbers by size."""
-    whole = all(label.removeprefix("-").isdecimal() for label in labels)
-    return tuple(sorted(labels, key=int if whole else str))
+    """Sorted; whole numbers by size, and those that are equal as they are written."""
+    whole = all(label.removeprefix("-").isdecimal() and len(label) <= _LONGEST_NUMBER for label in labels)
+    return tuple(sorted(labels, key=lambda label: (int(label) if whole else 0, label)))
 
 
 def _reading_of(start: Start, data: ClassDataConfig) -> Reading:
@@ -205,7 +229,8 @@ class Classes(Task):
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
         assert isinstance(model, TransformerConfig)
-        head = model.head if isinstance(model.head, ClassHeadConfig) and recipe.start is None else self.data.head
+        own = model.head if isinstance(model.head, ClassHeadConfig) and recipe.start is None else None
+        head = own or self.data.head or _USUAL_HEAD
         if head.n_classes not in (None, len(self.labels)):
             raise ConfigError(f"the head has n_classes={head.n_classes} and the data {len(self.labels)}; leave it out")
         embed = self.reading.fitted(model.embed)

@@ -105,6 +105,5 @@ class DataConfig(TaskConfig):
 
 def _are_conversations(asked: Asked) -> bool:
     """Whether that is said, or DATA are of the kind of file that the run was trained on."""
-    data = None if asked.recipe is None or asked.field is not None else asked.recipe.data
-    trained = isinstance(data, DataConfig) and data.source.holds == "conversations"
-    return asked.conversations or (trained and ".jsonl" in Path(str(asked.data)).suffixes)
+    known = isinstance(asked.trained, DataConfig) and asked.trained.source.holds == "conversations"
+    return asked.conversations or (known and asked.field is None and ".jsonl" in Path(str(asked.data)).suffixes)

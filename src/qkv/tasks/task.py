@@ -80,7 +80,8 @@ class Asked:
     Attributes:
         path: The model: a run, or anything else that `qkv.load` takes.
         data: What to measure it on; None: what its run held out.
-        recipe: That of the run; None: the model is no run of ours.
+        recipe: That of the run, where there are no DATA; None: the model is no run of ours.
+        trained: What the run was trained on; None: that is not known.
         fingerprint: Of the data that the run was trained on.
         beams: Of a search.
         length_penalty: Of a search.
@@ -91,6 +92,7 @@ class Asked:
     path: Path
     data: Path | None = None
     recipe: Recipe | None = None
+    trained: "TaskConfig | None" = None
     fingerprint: str | None = None
     beams: int = 1
     length_penalty: float = 1.0

@@ -16,6 +16,7 @@ from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
 from qkv.masks import Full
+from qkv.tasks.classes import _in_order
 from qkv.tasks.confusion import Confusion
 from qkv.training.recipe import RecipeConfig
 from tiny import tiny_config
@@ -144,11 +145,36 @@ def test_a_class_that_only_the_held_out_texts_have(table, tmp_path):
         ({"sample": {}}, "sample writes text and the data are classes"),
         ({"start": {"path": "x"}, "adapter": {"type": "LoRA"}}, "adapter leaves a fresh head as it is drawn"),
         ({"start": {"path": "x"}}, "with start the tokenizer is the checkpoint's"),
+        ({"model.head": {"type": "LMHead"}}, "model.head is LMHead, which gives no classes; set it to null"),
+        ({"model.head": {"type": "ClassHead"}}, "model.head has no pool, and each item has one class"),
+        (
+            {
+                "model.head": {"type": "ClassHead", "pool": {"type": "FirstToken"}},
+                "data.head": {"type": "ClassHead", "pool": {"type": "MeanPool"}},
+            },
+            "model.head and data.head are two different heads",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(table, changes, message):
+    made = recipe({"type": "LabelledFiles", "path": str(table)})
+    for key, value in changes.items():
+        inner, _, last = key.rpartition(".")
+        (made[inner] if inner else made)[last] = value
     with pytest.raises(ConfigError, match=message):
-        RecipeConfig.from_dict(recipe({"type": "LabelledFiles", "path": str(table)}, **changes))
+        RecipeConfig.from_dict(made)
+
+
+def test_classes_have_one_order_in_every_process():
+    assert _in_order({"10", "2", "02", "-1", "0", "-0"}) == ("-1", "-0", "0", "02", "2", "10")
+    assert _in_order({"9" * 5000, "1"}) == ("1", "9" * 5000)
+
+
+def test_the_names_of_classes_are_not_lost(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "facts.yaml").unlink()
+    with pytest.raises(FileError, match=r"has no facts\.yaml, which names the classes"):
+        qkv.load(tmp_path / "run")
 
 
 def test_longer_texts_are_cut_where_asked(table):

@@ -87,6 +87,10 @@ class Heads:
         dropout = source.take(self.dropout, float, dropout)
         labels = source.optional("id2label", dict)
         n = source.optional_count("num_labels") or len(labels or {}) or 2
+        if kind in (TEXTS, TOKENS):
+            source.require("problem_type", "single_label_classification")
+        if kind == TEXTS and n == 1:
+            raise FileError(f"{source.source}: has a single label, so that its head gives a number; qkv reads classes")
         keys = self.keys[kind]
         if kind == MASKED:
             return LMHeadConfig(tied=tied, bias=bias, transform=masked)
