@@ -138,7 +138,15 @@ class Tokens:
 
     @staticmethod
     def from_padding(valid: Bool[Tensor, "B T"]) -> "Tokens":
-        """From the `attention_mask` of other libraries: True (or 1) is a token, False padding, anywhere in the row."""
+        """From the `attention_mask` of other libraries: True (or 1) is a token, False padding, anywhere in the row.
+
+        Raises:
+            ConfigError: It is a mask of numbers to add to scores, which is 0 where this is True.
+        """
+        if valid.is_floating_point():
+            raise ConfigError(
+                f"the mask is of {valid.dtype}; give one that is True at tokens (of an additive one: == 0)"
+            )
         real = valid.bool()
         index = (real.cumsum(1) - 1).clamp(min=0) * real
         runs = (real[:, :1].long() + (real[:, 1:] & ~real[:, :-1]).sum(1, keepdim=True)).max()

@@ -29,6 +29,7 @@ WRONG = {
     "SamplingConfig(seed=10**30)": "seed has more than 63 bits",
     "Causal().replace(size=3)": "Causal has no 'size'",
     "Tokens.full(1, 4).with_blocks(0)": "size=0 must be at least 1",
+    "Tokens.from_padding(torch.tensor([[0.0, 0.0, -1e9]]))": "the mask is of torch.float32; give one that is True at",
     "Tokens.padded([3, 2], side='middle')": "side='middle' is unknown; give 'left' or 'right'",
     "Tokens.padded([]).shape, Tokens.packed([]).shape": "((0, 0), (0, 0))",
     "'nothing' if Causal().draw(0) == '' else 0": "nothing",

@@ -290,14 +290,21 @@ def records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
         return None
     text = decode_text(read_bytes(path), str(path))
     try:
-        rows: Any = (
-            json.loads(text) if kind == ".json" else list(csv.DictReader(io.StringIO(text), restkey="", strict=True))
-        )
+        rows: Any = json.loads(text) if kind == ".json" else _csv_rows(text, path)
     except (ValueError, RecursionError, csv.Error) as error:
         raise FileError(f"{path}: not valid {kind[1:].upper()} ({error}); correct it, or rename it to .txt") from None
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
         raise FileError(f"{path}: needs a list of objects with texts; write one, or rename it to .txt")
     return ((row, f"{path}, {'item' if kind == '.json' else 'row'} {n}") for n, row in enumerate(rows, start=1))
+
+
+def _csv_rows(text: str, path: Path) -> list[dict[str, Any]]:
+    """The rows by the names in the first; `FileError` where two columns have one name."""
+    reader = csv.DictReader(io.StringIO(text), restkey="", strict=True)
+    names = Counter(reader.fieldnames or ())
+    if twice := [name for name, n in names.items() if n > 1]:
+        raise FileError(f"{path}: {names[twice[0]]} columns are called {twice[0]!r}; give each a name of its own")
+    return list(reader)
 
 
 def text_in(record: dict[str, Any], field: str, where: str, setting: str = "field") -> str:

@@ -11,7 +11,7 @@ import yaml
 
 import qkv
 from qkv.cli import main
-from qkv.data.labelled import LabelledBatches
+from qkv.data.labelled import LabelledBatches, LabelledFilesConfig
 from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
@@ -163,6 +163,12 @@ def test_a_recipe_that_does_not_fit_is_refused(table, changes, message):
         (made[inner] if inner else made)[last] = value
     with pytest.raises(ConfigError, match=message):
         RecipeConfig.from_dict(made)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    (tmp_path / "texts.csv").write_text("text,label,label\na,x,y\n")
+    with pytest.raises(FileError, match="2 columns are called 'label'; give each a name of its own"):
+        list(LabelledFilesConfig(path=str(tmp_path / "texts.csv")).items())
 
 
 def test_classes_have_one_order_in_every_process():
