@@ -216,6 +216,7 @@ class Classes(Task):
             ([reading.encoded(each.item) for each in part], [self.labels.index(each.label) for each in part])
             for part in (train, validation)
         )
+        self._context: int | None = None  # to which a run cuts
         self._found: Confusion | None = None
 
     @property
@@ -249,6 +250,7 @@ class Classes(Task):
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
         assert isinstance(recipe.model, TransformerConfig)
+        self._context = recipe.context
         read = partial(self.reading.read, embed=recipe.model.embed, context=recipe.context)
         sizes: Any = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         return (
@@ -269,7 +271,7 @@ class Classes(Task):
         yield f"{len(self.labels)} classes: {sizes[0]:,} {self.reading.item}s to train on, {sizes[1]:,} held out"
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
-        self._found = self._confusion(model, None)
+        self._found = self._confusion(model, self._context)
         return self._found.measures()
 
     def pictures(self, folder: Path) -> None:

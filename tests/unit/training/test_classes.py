@@ -165,6 +165,13 @@ def test_a_recipe_that_does_not_fit_is_refused(table, changes, message):
         RecipeConfig.from_dict(made)
 
 
+def test_a_run_that_cuts_is_measured_on_what_it_cuts(table, tmp_path):
+    made = recipe({"type": "LabelledFiles", "path": str(table)}, context=3, steps=1)
+    made["data"]["cut"] = True
+    made["model"]["embed"]["position"] = {"type": "LearnedPositions", "length": 3}  # which reads no more
+    train(made, tmp_path / "run")
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "texts.csv").write_text("text,label,label\na,x,y\n")
     with pytest.raises(FileError, match="2 columns are called 'label'; give each a name of its own"):
