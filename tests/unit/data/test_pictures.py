@@ -258,9 +258,13 @@ def test_items_of_equal_length_stand_in_a_row_each():
             {"model": vit(channels=1)},
             "the pictures have 3 channels and model.embed.channels is 1",
         ),
-        ({"model": {"preset": "small"}}, "the data are pictures and model.embed is TokenEmbedder"),
+        (
+            {"model": vit() | {"embed": {"type": "TokenEmbedder"}}},
+            "the data are pictures and model.embed is TokenEmbedder",
+        ),
+        ({"model": {"preset": "small"}}, "model.head is LMHead, which gives no classes"),
     ],
-    ids=["context", "patch", "channels", "embed"],
+    ids=["context", "patch", "channels", "embed", "head"],
 )
 def test_a_model_that_does_not_fit_is_one_line(folder, changes, message, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
