@@ -98,10 +98,14 @@ from qkv.nn.embedders import TokenEmbedderConfig as TokenEmbedderConfig
 from qkv.nn.embedders import VectorEmbedderConfig as VectorEmbedderConfig
 from qkv.nn.ffn import FFNConfig as FFNConfig
 from qkv.nn.ffn import GLUConfig as GLUConfig
+from qkv.nn.heads import BinaryCrossEntropyConfig as BinaryCrossEntropyConfig
 from qkv.nn.heads import ClassHeadConfig as ClassHeadConfig
+from qkv.nn.heads import CrossEntropyConfig as CrossEntropyConfig
 from qkv.nn.heads import Head as Head
 from qkv.nn.heads import HeadConfig as HeadConfig
 from qkv.nn.heads import LMHeadConfig as LMHeadConfig
+from qkv.nn.heads import ObjectiveConfig as ObjectiveConfig
+from qkv.nn.heads import SquaredErrorConfig as SquaredErrorConfig
 from qkv.nn.heads import TransformConfig as TransformConfig
 from qkv.nn.heads import VectorHeadConfig as VectorHeadConfig
 from qkv.nn.latent import LatentAttentionConfig as LatentAttentionConfig

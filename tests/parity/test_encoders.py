@@ -154,8 +154,8 @@ def test_a_model_without_pooler_has_no_head(tmp_path):
         ({"position_embedding_type": "relative_key"}, "'position_embedding_type' is 'relative_key'"),
         ({"is_decoder": True}, "'is_decoder' is True"),
         ({"hidden_act": "snake"}, "'hidden_act' is 'snake'"),
-        ({"problem_type": "multi_label_classification"}, "'problem_type' is 'multi_label_classification'"),
-        ({"id2label": {"0": "x"}}, "has a single label, so that its head gives a number"),
+        ({"problem_type": "ranking"}, "'problem_type' is 'ranking'; qkv knows single_label_classification, multi"),
+        ({"problem_type": "single_label_classification", "id2label": {"0": "x"}}, "and there is one class; name two"),
     ],
 )
 def test_what_is_not_implemented_is_refused(changes, message, tmp_path):
@@ -164,6 +164,33 @@ def test_what_is_not_implemented_is_refused(changes, message, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(FileError, match=message):
         load_model(tmp_path)
+
+
+LABELS = [
+    ({"num_labels": 1}, torch.tensor([0.5, -2.0, 30.0])[:, None]),
+    ({"num_labels": 2, "problem_type": "regression"}, torch.randn(3, 2, generator=torch.Generator().manual_seed(0))),
+    ({"problem_type": "multi_label_classification"}, torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])),
+    ({}, torch.tensor([2, 0, 1])),
+]
+
+
+@pytest.mark.parametrize(("settings", "labels"), LABELS)
+@pytest.mark.parametrize("stem", ["Bert", "ModernBert"])
+def test_the_loss_of_a_problem_is_theirs(stem, settings, labels, tmp_path):
+    config = {"Bert": BERT, "ModernBert": MODERN}[stem] | settings
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(stem.lower(), **config)
+    model = getattr(transformers, f"{stem}ForSequenceClassification")(config).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    ids, valid, _ = batch(model)
+    labels = labels if labels.dtype == torch.long else labels.float()
+    wanted = model(ids, attention_mask=valid.long(), labels=labels)
+    found, _ = ours.loss(ids, labels, Tokens.from_padding(valid))
+    torch.testing.assert_close(found, wanted.loss, rtol=1e-5, atol=1e-6)
+    save_model(ours, tmp_path / "ours")
+    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    assert torch.equal(again(ids, attention_mask=valid.long(), labels=labels).loss, wanted.loss)
 
 
 def test_a_causal_model_is_no_bert(tmp_path):

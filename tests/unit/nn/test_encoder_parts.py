@@ -12,7 +12,7 @@ from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig
-from qkv.nn.heads import ClassHeadConfig, LMHeadConfig, TransformConfig
+from qkv.nn.heads import BinaryCrossEntropyConfig, ClassHeadConfig, LMHeadConfig, SquaredErrorConfig, TransformConfig
 from qkv.nn.norms import LayerNormConfig, NoNormConfig
 from qkv.nn.pooling import POOLS, FirstTokenConfig, MeanPoolConfig
 from qkv.nn.positions import LearnedPositionsConfig
@@ -116,6 +116,24 @@ def test_classes_and_their_loss(pool):
     torch.testing.assert_close(model.loss(ids, targets, tokens)[0], wanted, rtol=0, atol=FLOAT64)
     with pytest.raises(ConfigError, match="targets are"):
         model.loss(ids, targets[:, None], tokens)
+
+
+@pytest.mark.parametrize("objective", [SquaredErrorConfig(), BinaryCrossEntropyConfig()])
+def test_an_objective_of_whole_documents(objective):
+    model = tiny_model(config=config(ClassHeadConfig(n_classes=3, objective=objective, pool=MeanPoolConfig())))
+    ids, tokens = token_ids(2, 6), Tokens.padded([6, 3])
+    outputs, targets = model(ids, tokens), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    p = outputs.sigmoid()
+    wanted = {
+        "SquaredError": (outputs - targets).square().mean(),
+        "BinaryCrossEntropy": -torch.where(targets > 0, p, 1 - p).log().mean(),
+    }[objective.tag()]
+    torch.testing.assert_close(model.loss(ids, targets, tokens)[0], wanted, rtol=0, atol=FLOAT64)
+    assert model.head.count(targets, tokens) == 2
+    with pytest.raises(ConfigError, match=r"targets are \(2,\) and the outputs \(2, 3\)"):
+        model.loss(ids, torch.tensor([0, 1]), tokens)
+    with pytest.raises(ConfigError, match="is of whole inputs and pool is None; set pool"):
+        ClassHeadConfig(n_classes=3, objective=objective)
 
 
 def test_a_head_without_classes_has_no_loss():

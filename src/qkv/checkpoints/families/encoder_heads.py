@@ -8,7 +8,16 @@ from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.families.family import renamed
 from qkv.checkpoints.maps import Rule
 from qkv.errors import ConfigError, FileError
-from qkv.nn.heads import ClassHeadConfig, HeadConfig, LMHeadConfig, TransformConfig
+from qkv.nn.heads import (
+    BinaryCrossEntropyConfig,
+    ClassHeadConfig,
+    CrossEntropyConfig,
+    HeadConfig,
+    LMHeadConfig,
+    ObjectiveConfig,
+    SquaredErrorConfig,
+    TransformConfig,
+)
 from qkv.nn.norms import LayerNormConfig
 from qkv.nn.pooling import FirstTokenConfig, PoolConfig
 
@@ -16,6 +25,13 @@ BODY, MASKED, TEXTS, TOKENS = "Model", "ForMaskedLM", "ForSequenceClassification
 """Ends of the names of their classes."""
 
 _SAME: Final = {"ForPreTraining": MASKED}  # the same head, and one more that nobody uses
+
+_PROBLEMS: Final[Mapping[str, ObjectiveConfig]] = {
+    "single_label_classification": CrossEntropyConfig(),
+    "multi_label_classification": BinaryCrossEntropyConfig(),
+    "regression": SquaredErrorConfig(),
+}
+"""What they call our objectives; of texts alone."""
 
 
 @final
@@ -87,10 +103,11 @@ class Heads:
         dropout = source.take(self.dropout, float, dropout)
         labels = source.optional("id2label", dict)
         n = source.optional_count("num_labels") or len(labels or {}) or 2
-        if kind in (TEXTS, TOKENS):
-            source.require("problem_type", "single_label_classification")
-        if kind == TEXTS and n == 1:
-            raise FileError(f"{source.source}: has a single label, so that its head gives a number; qkv reads classes")
+        problem = source.optional("problem_type", str) or ("regression" if n == 1 else "single_label_classification")
+        if problem not in _PROBLEMS:
+            raise FileError(f"{source.source}: 'problem_type' is {problem!r}; qkv knows {', '.join(_PROBLEMS)}")
+        if n == 1 and kind == TEXTS and problem.startswith("single"):
+            raise FileError(f"{source.source}: 'problem_type' is {problem!r} and there is one class; name two or more")
         keys = self.keys[kind]
         if kind == MASKED:
             return LMHeadConfig(tied=tied, bias=bias, transform=masked)
@@ -98,8 +115,15 @@ class Heads:
         if kind == BODY:
             pooled_too = source.take("has_pooler", bool, True) and _has(source.tensors, keys.dense)
             return ClassHeadConfig(pool=FirstTokenConfig(), transform=transform) if transform and pooled_too else None
-        pool = (pool or FirstTokenConfig()) if kind == TEXTS else None
-        return ClassHeadConfig(n_classes=n, pool=pool, transform=transform, dropout=dropout)
+        if kind == TOKENS:
+            return ClassHeadConfig(n_classes=n, transform=transform, dropout=dropout)
+        return ClassHeadConfig(
+            n_classes=n,
+            objective=_PROBLEMS[problem],
+            pool=pool or FirstTokenConfig(),
+            transform=transform,
+            dropout=dropout,
+        )
 
     def write(self, head: HeadConfig | None) -> dict[str, Any]:
         """What a config says of a head."""
@@ -110,6 +134,10 @@ class Heads:
             said["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.n_classes)}
             said["label2id"] = {name: int(i) for i, name in said["id2label"].items()}
             said[self.dropout] = head.dropout
+            if head.pool is not None:
+                if head.n_classes == 1 and head.objective == CrossEntropyConfig():
+                    raise ConfigError("the head has a single class, which transformers refuses; give it two or more")
+                said["problem_type"] = next(name for name, each in _PROBLEMS.items() if each == head.objective)
         if head is None and self.keys[BODY].dense is not None:
             said["has_pooler"] = False
         return {"architectures": [self.stem + end], **said}

@@ -2,6 +2,12 @@
 
 from qkv.nn.heads.head import Head, HeadConfig
 from qkv.nn.heads.lm import LMHead, LMHeadConfig
+from qkv.nn.heads.objectives import (
+    BinaryCrossEntropyConfig,
+    CrossEntropyConfig,
+    ObjectiveConfig,
+    SquaredErrorConfig,
+)
 from qkv.nn.heads.pooled import ClassHead, ClassHeadConfig
 from qkv.nn.heads.transform import Transform, TransformConfig
 from qkv.nn.heads.vector import VectorHead, VectorHeadConfig
