@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 
 from qkv.errors import ConfigError
 from qkv.shapes import Bool, Int, Tensor
@@ -28,10 +29,11 @@ class Tokens:
         index: Place inside its own document, in tokens (windows, caches, learned tables).
         order: Causal rank. A token sees those of its own or a lower rank; equal ranks see each other (a prefix).
         segment: Document id; 0 is padding. Tokens of different documents never see each other.
-        coords: Position for rotary embeddings and tables: one coordinate for text, row and column for a picture.
+        coords: Position for rotary embeddings and tables: one coordinate for text, row and column for a picture; -1
+            where a token of a picture has no place in it, such as a class token.
         layout: What is known without reading the tensors.
-        types: Which of several kinds each token is of, for embedders that tell them apart (sentence A and B in BERT);
-            None: all are of kind 0.
+        types: Which of several kinds each token is of, for embedders that tell them apart (sentence A and B in BERT,
+            patches and each of the trained tokens before them); None: all are of kind 0.
     """
 
     index: Int[Tensor, "B T"]
@@ -118,23 +120,33 @@ class Tokens:
 
     @staticmethod
     def pictures(
-        grids: Sequence[Sequence[tuple[int, int]]], length: int | None = None, *, device: torch.device | None = None
+        grids: Sequence[Sequence[tuple[int, int]]],
+        length: int | None = None,
+        *,
+        prefix: int = 0,
+        device: torch.device | None = None,
     ) -> "Tokens":
         """Several pictures side by side: row b holds those of `grids[b]`, (rows, columns) of patches, then padding.
 
-        The patches of a picture stand row by row, and their coordinates are row and column.
+        The patches of a picture stand row by row; they are of kind 0, and their coordinates are row and column. Before
+        them stand `prefix` tokens that an embedder has trained, of kinds 1 to `prefix`, whose coordinates are -1.
 
         Raises:
             ConfigError: The pictures of a row do not fit into `length`.
         """
-        packed = Tokens.packed([[h * w for h, w in row] for row in grids], length, device=device)
+        packed = Tokens.packed([[prefix + h * w for h, w in row] for row in grids], length)
         coords = torch.zeros(*packed.shape, 2, dtype=torch.long)
         for row, sizes in enumerate(grids):
-            places = [torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(-1, 2) for h, w in sizes]
+            places = [
+                F.pad(torch.cartesian_prod(torch.arange(h), torch.arange(w)).view(-1, 2), (0, 0, prefix, 0), value=-1)
+                for h, w in sizes
+            ]
             if places:
                 coords[row, : sum(map(len, places))] = torch.cat(places)
         full = all(len(row) == 1 for row in grids) and bool(packed.valid.all())
-        return replace(packed, coords=coords.to(device), layout=Layout.FULL if full else packed.layout)
+        types = (packed.index + 1) * (coords[..., 0] < 0) if prefix else None
+        made = replace(packed, coords=coords, layout=Layout.FULL if full else packed.layout, types=types)
+        return made if device is None else made.to(device)
 
     @staticmethod
     def from_padding(valid: Bool[Tensor, "B T"]) -> "Tokens":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
@@ -118,8 +119,8 @@ def patches_of(picture: np.ndarray, pictures: PicturesConfig, embed: EmbedderCon
     if not isinstance(embed, PatchEmbedderConfig):
         raise ConfigError(f"the model's embedder is {embed.tag()} and reads no pictures; use PatchEmbedder")
     _, height, width = picture.shape
-    patches = pictures.patches(picture, embed.patch)
-    return Read(patches, grid=(height // embed.patch, width // embed.patch))
+    patches = F.pad(pictures.patches(picture, embed.patch), (0, 0, embed.prefix, 0))
+    return Read(patches, grid=(height // embed.patch, width // embed.patch), prefix=embed.prefix)
 
 
 def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str, bytes]:

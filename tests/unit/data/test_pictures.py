@@ -21,6 +21,7 @@ from qkv.data.pictures import (
 )
 from qkv.data.reads import Read, side_by_side, without_padding
 from qkv.errors import ConfigError, FileError
+from qkv.loading.encoder import patches_of
 from qkv.ops.patches import unpatchify
 from qkv.tokens import Layout
 from qkv.training.recipe import RecipeConfig
@@ -234,17 +235,26 @@ def test_a_batch_is_the_same_each_time_and_varies_by_epoch(folder):
     assert task.fingerprint == unvaried.fingerprint
 
 
+@pytest.mark.parametrize("prefix", [0, 2])
 @torch.no_grad()
-def test_items_of_equal_length_stand_in_a_row_each():
+def test_items_of_equal_length_stand_in_a_row_each(prefix):
     """And others side by side, with the same outputs."""
-    reads = [Read(torch.randn(6, 4), grid=(2, 3)) for _ in range(3)]
+    config = qkv.preset("vit-small", d_model=16, n_layers=1, n_heads=2, channels=1, n_classes=5)
+    config = config.replace(embed=config.embed.replace(prefix=prefix))
+    how = PicturesConfig(channels=1, mean=(0.5,), std=(0.5,))
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 6), dtype=np.uint8)
+    reads = [patches_of(picture, how, config.embed) for picture in pictures]
+    n = 6 + prefix
     inputs, tokens = without_padding(reads)
-    assert (inputs.shape, tokens.layout) == ((3, 6, 4), Layout.FULL)
-    model = qkv.preset("vit-small", d_model=16, n_layers=1, n_heads=2, channels=1, n_classes=5).build().eval()
+    assert (inputs.shape, tokens.layout) == ((3, n, 4), Layout.FULL)
+    model = config.build().eval()
     together = model(*side_by_side(reads))
     torch.testing.assert_close(model(inputs, tokens), together)
-    uneven = [*reads[:2], Read(reads[2].values, grid=(3, 2))]
-    assert without_padding(uneven)[0].shape == (1, 18, 4)
+    uneven = [*reads[:2], reads[2]._replace(grid=(3, 2))]
+    assert without_padding(uneven)[0].shape == (1, 3 * n, 4)
+
+
+def test_texts_of_equal_length_stand_in_a_row_each():
     texts, tokens = without_padding([Read([1, 2], [0, 1]), Read([3, 4])])
     assert (texts.tolist(), tokens.kinds.tolist()) == ([[1, 2], [3, 4]], [[0, 1], [0, 0]])
 

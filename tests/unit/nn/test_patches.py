@@ -1,5 +1,7 @@
 """Pictures as tokens: patches and back, positions of rows and columns, and models that read them in any order."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,27 +102,56 @@ def test_an_odd_width_is_refused():
         SinusoidalGridConfig().build(6)
 
 
+def test_where_the_tokens_before_patches_stand():
+    """They have kinds of their own, and no place."""
+    tokens = Tokens.pictures([[(1, 2), (1, 1)], [(1, 1)]], prefix=2)
+    assert tokens.types.tolist() == [[1, 2, 0, 0, 1, 2, 0], [1, 2, 0, 0, 0, 0, 0]]
+    assert tokens.segment.tolist() == [[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 0, 0, 0]]
+    assert tokens.coords[0].tolist() == [[-1, -1]] * 2 + [[0, 0], [0, 1]] + [[-1, -1]] * 2 + [[0, 0]]
+    assert Tokens.pictures([[(2, 3)], [(3, 2)]], prefix=1).layout is Layout.FULL
+
+
 TABLES = {"learned": LearnedGridConfig(rows=3, columns=5), "sin": SinusoidalGridConfig()}
 
 
-def picture_model(table):
+def picture_model(table, prefix=0):
     config = vit(d_model=16, n_layers=2, n_heads=4, patch=2, channels=3, n_classes=7)
-    return tiny_model(config=config.replace(embed=config.embed.replace(position=TABLES[table])))
+    return tiny_model(config=config.replace(embed=config.embed.replace(position=TABLES[table], prefix=prefix)))
+
+
+def picture(grid, prefix=0):
+    """Its patches; rows that are not looked at hold NaN."""
+    return F.pad(torch.randn(grid[0] * grid[1], 12, dtype=torch.float64), (0, 0, prefix, 0), value=float("nan"))
 
 
 @pytest.mark.parametrize("table", TABLES)
 @torch.no_grad()
-def test_pictures_side_by_side_are_as_alone(table):
+def test_what_stands_before_patches_is_trained_and_has_no_position(table):
+    embed = picture_model(table, prefix=2).embed
+    x = embed(picture((3, 2), 2)[None], Tokens.pictures([[(3, 2)]], prefix=2))[0]
+    assert torch.equal(x[:2], embed.prefix)
+    bare = picture_model(table).embed
+    bare.load_state_dict({name: p for name, p in embed.state_dict().items() if name != "prefix"})
+    patches = torch.randn(1, 6, 12, dtype=torch.float64)
+    found = embed(F.pad(patches, (0, 0, 2, 0)), Tokens.pictures([[(3, 2)]], prefix=2))[:, 2:]
+    assert torch.equal(found, bare(patches, Tokens.pictures([[(3, 2)]])))
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("table", TABLES)
+@torch.no_grad()
+def test_pictures_side_by_side_are_as_alone(table, prefix):
     """Of unequal size, packed into one row, and padded."""
-    model = picture_model(table)
-    pictures = [torch.randn(h * w, 12, dtype=torch.float64) for h, w in GRIDS]
-    alone = torch.cat([model(x[None], Tokens.pictures([[grid]])) for x, grid in zip(pictures, GRIDS, strict=True)])
-    packed = model(torch.cat(pictures)[None], Tokens.pictures([GRIDS]))
+    model = picture_model(table, prefix)
+    stand = partial(Tokens.pictures, prefix=prefix)
+    pictures = [picture(grid, prefix) for grid in GRIDS]
+    alone = torch.cat([model(x[None], stand([[grid]])) for x, grid in zip(pictures, GRIDS, strict=True)])
+    packed = model(torch.cat(pictures)[None], stand([GRIDS]))
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
-    padded = torch.full((3, 10, 12), float("nan"), dtype=torch.float64)
+    padded = torch.full((3, 10 + prefix, 12), float("nan"), dtype=torch.float64)
     for row, x in zip(padded, pictures, strict=True):
         row[: len(x)] = x
-    torch.testing.assert_close(model(padded, Tokens.pictures([[grid] for grid in GRIDS])), alone, rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(padded, stand([[grid] for grid in GRIDS])), alone, rtol=0, atol=1e-12)
     assert alone.shape == (3, 7)
     assert alone.std() > 0.1
 
@@ -136,9 +167,9 @@ def test_patches_moved_with_their_positions_give_the_same(table):
     assert not torch.allclose(model(x[:, order], tokens), model(x, tokens), atol=1e-3)
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_the_laws_are_asked_of_models_of_pictures(table):
-    report = qkv.laws.check(picture_model(table))
+@pytest.mark.parametrize(("table", "prefix"), [("learned", 2), ("sin", 0)])
+def test_the_laws_are_asked_of_models_of_pictures(table, prefix):
+    report = qkv.laws.check(picture_model(table, prefix))
     assert report.holds
     assert {"packing", "padding"} <= {verdict.law.name for verdict in report.verdicts}
 
@@ -148,6 +179,15 @@ def test_what_an_embedder_of_patches_refuses():
         PatchEmbedderConfig(patch=2).build(8)
     with pytest.raises(ConfigError, match=r"the patches are \(1, 4, 5\) and must be \(B, T, 12\)"):
         PatchEmbedderConfig(patch=2, channels=3).build(8)(torch.zeros(1, 4, 5), Tokens.full(1, 4))
+    embed = PatchEmbedderConfig(patch=2, channels=3, prefix=2)
+    with pytest.raises(ConfigError, match=r"has prefix=2 and no token is .* Tokens\.pictures\(grids, prefix=2\)"):
+        embed.build(8)(torch.zeros(1, 4, 12), Tokens.full(1, 4))
+    with pytest.raises(ConfigError, match="types from 0 to 3 do not fit an embedder that tells 3 apart"):
+        embed.build(8)(torch.zeros(1, 4, 12), Tokens.pictures([[(1, 1)]], prefix=3))
+    with pytest.raises(ConfigError, match="prefix=2 tokens are of kinds of their own and types=2"):
+        embed.replace(types=2)
+    with pytest.raises(ConfigError, match="prefix=-1 must not be negative"):
+        embed.replace(prefix=-1)
     with pytest.raises(ConfigError, match=r"have 1 channels and model\.embed\.channels is 3"):
         PatchEmbedderConfig(patch=2, channels=3).for_pictures(1)
     with pytest.raises(ConfigError, match=r"the data are pictures and model\.embed is TokenEmbedder"):

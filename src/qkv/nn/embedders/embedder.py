@@ -13,7 +13,7 @@ from qkv.nn.norms import NormConfig
 from qkv.nn.part import Part
 from qkv.nn.positions import PositionTableConfig
 from qkv.nn.quantised import Table
-from qkv.shapes import Float, Tensor
+from qkv.shapes import Float, Int, Tensor
 from qkv.tokens import Tokens
 
 
@@ -100,25 +100,18 @@ class Embedder(Part, ABC):
         x = self.embed(inputs)
         if self.position is not None:
             x = x + self.position(tokens, x.dtype)
-        if self.types is not None:
-            x = x + self._kinds(tokens).to(x.dtype)
-        elif tokens.types is not None:
-            raise ConfigError("the tokens have types and the embedder does not tell them apart; leave them out")
+        x = self.by_kind(x, tokens)
         x = x if self.norm is None else self.norm(x)
         x = F.dropout(x, self.dropout, self.training) if self.dropout else x
         return x if self.widen is None else self.widen(x)
 
-    def _kinds(self, tokens: Tokens) -> Tensor:
-        """The vector of each token's kind."""
-        assert self.types is not None
-        try:
-            return self.types[0] if tokens.types is None else F.embedding(tokens.types, self.types)
-        except IndexError:
-            types = tokens.kinds
-            raise ConfigError(
-                f"types from {int(types.min())} to {int(types.max())} do not fit an embedder that tells "
-                f"{len(self.types)} apart; a type counts from 0"
-            ) from None
+    def by_kind(self, x: Float[Tensor, "B T D"], tokens: Tokens) -> Float[Tensor, "B T D"]:
+        """The vectors after what the kinds of tokens make of them: here that of each kind is added."""
+        if self.types is not None:
+            return x + (self.types[0] if tokens.types is None else of_kinds(tokens.types, self.types)).to(x.dtype)
+        if tokens.types is not None:
+            raise ConfigError("the tokens have types and the embedder does not tell them apart; leave them out")
+        return x
 
     def flops(self) -> int:
         """Floating-point operations for one token; the tables of positions and types are looked up."""
@@ -143,3 +136,14 @@ class Embedder(Part, ABC):
     def table(self) -> Table | None:
         """The vectors of all tokens, for a head that shares them; None where the input is no vocabulary."""
         return None
+
+
+def of_kinds(types: Int[Tensor, "B T"], vectors: Float[Tensor, "kinds D"]) -> Float[Tensor, "B T D"]:
+    """The vector of each token's kind. Raises `ConfigError` where there is no such kind (on CPUs)."""
+    try:
+        return F.embedding(types, vectors)
+    except IndexError:
+        raise ConfigError(
+            f"types from {int(types.min())} to {int(types.max())} do not fit an embedder that tells {len(vectors)} "
+            "apart; a type counts from 0"
+        ) from None

@@ -1,14 +1,15 @@
 """Pictures: each patch is a token."""
 
 from dataclasses import replace
-from typing import ClassVar, final
+from typing import Annotated, ClassVar, final
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Count, config
+from qkv.config import Count, config, must
 from qkv.errors import ConfigError
-from qkv.nn.embedders.embedder import Embedder, EmbedderConfig
+from qkv.nn.embedders.embedder import Embedder, EmbedderConfig, of_kinds
 from qkv.nn.positions.tables import LearnedGrid
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -26,11 +27,24 @@ class PatchEmbedderConfig(EmbedderConfig):
         patch: Pixels of a side.
         channels: Values of a pixel. None: in a recipe, those of the data.
         bias: Whether the map has a bias.
+        prefix: Trained vectors that stand before the patches of each picture, without a position: a class token, one
+            for distillation (Touvron et al. 2021, section 4), registers (Darcet et al. 2024). `Tokens.pictures(grids,
+            prefix=…)` makes room for them, and what stands there in the inputs is not looked at.
     """
 
     patch: Count
     channels: Count | None = None
     bias: bool = True
+    prefix: Annotated[int, must("not be negative", lambda n: n >= 0)] = 0
+
+    def __post_init__(self) -> None:
+        if self.prefix and self.types:
+            raise ConfigError(f"prefix={self.prefix} tokens are of kinds of their own and types={self.types}; leave it")
+
+    @property
+    def max_length(self) -> int | None:
+        longest = super().max_length
+        return None if longest is None else self.prefix + longest
 
     takes: ClassVar[str] = "patches  (T, values)"
 
@@ -40,7 +54,9 @@ class PatchEmbedderConfig(EmbedderConfig):
 
     def notes(self, d_model: int) -> list[str]:
         channels = "…" if self.channels is None else self.channels
-        return [f"patches of {self.patch} x {self.patch} pixels, {channels} channels → {self.width or d_model:,}"]
+        before = [f"{self.prefix} trained before them"] if self.prefix else []
+        patches = f"patches of {self.patch} x {self.patch} pixels, {channels} channels → {self.width or d_model:,}"
+        return [patches, *before]
 
     def for_pictures(self, channels: int) -> "PatchEmbedderConfig":
         if self.channels not in (None, channels):
@@ -57,13 +73,14 @@ class PatchEmbedderConfig(EmbedderConfig):
 
 @final
 class PatchEmbedder(Embedder, config=PatchEmbedderConfig):
-    """One linear map."""
+    """One linear map, and the vectors that stand before the patches."""
 
     def __init__(self, config: PatchEmbedderConfig, d_model: int) -> None:
         super().__init__(config, d_model)
         if config.channels is None:
             raise ConfigError("embed.channels=None; set it to the values of a pixel, such as 3")
         self.proj = nn.Linear(config.channels * config.patch**2, self.width, bias=config.bias)
+        self.prefix = nn.Parameter(torch.empty(config.prefix, self.width)) if config.prefix else None
 
     def embed(self, inputs: Float[Tensor, "B T values"]) -> Float[Tensor, "B T D"]:
         """Raises `ConfigError` where the patches have another number of values."""
@@ -74,10 +91,28 @@ class PatchEmbedder(Embedder, config=PatchEmbedderConfig):
             )
         return self.proj(inputs)
 
+    def by_kind(self, x: Float[Tensor, "B T D"], tokens: Tokens) -> Float[Tensor, "B T D"]:
+        """Those of kind 1 and above are trained ones."""
+        if self.prefix is None:
+            return super().by_kind(x, tokens)
+        if tokens.types is None:
+            n = len(self.prefix)
+            raise ConfigError(
+                f"the embedder has prefix={n} and no token is one of these; give Tokens.pictures(grids, prefix={n})"
+            )
+        trained = of_kinds(tokens.types, F.pad(self.prefix, (0, 0, 1, 0))).to(x.dtype)
+        return torch.where((tokens.types > 0)[..., None], trained, x)
+
+    def flops(self) -> int:
+        return super().flops() - (0 if self.prefix is None else 2 * self.prefix.numel())
+
     def example(self, batch: int, length: int, generator: torch.Generator) -> Float[Tensor, "B T values"]:
         return torch.randn(batch, length, self.proj.in_features, generator=generator)
 
     def example_tokens(self, tokens: Tokens) -> Tokens:
         """Each document is a picture whose last row may be shorter."""
         columns = self.position.columns if isinstance(self.position, LearnedGrid) else 3
-        return replace(tokens, coords=torch.stack([tokens.index // columns, tokens.index % columns], -1))
+        n = 0 if self.prefix is None else len(self.prefix)
+        at, before = tokens.index - n, tokens.index < n
+        coords = torch.stack([at // columns, at % columns], -1).masked_fill(before[..., None], -1)
+        return replace(tokens, coords=coords, types=(tokens.index + 1) * before if n else None)

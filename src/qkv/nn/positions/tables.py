@@ -10,7 +10,7 @@ from torch import nn
 from qkv.config import Config, Configured, Count, config, must
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Bool, Float, Int, Tensor
 from qkv.tokens import Tokens
 
 
@@ -112,13 +112,13 @@ class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
 
 
-def _cells(tokens: Tokens) -> Int[Tensor, "B T 2"]:
-    """Row and column of each token; `ConfigError` where they have another number of coordinates."""
+def _cells(tokens: Tokens) -> tuple[Int[Tensor, "B T 2"], Bool[Tensor, "B T"]]:
+    """Row and column of each token, and which have no place; `ConfigError` where their coordinates are not two."""
     if (n := tokens.coords.shape[-1]) != 2:
         raise ConfigError(
             f"positions are of rows and columns and the tokens have {n} coordinate each; give Tokens.pictures(grids)"
         )
-    return tokens.coords
+    return tokens.coords, (tokens.coords < 0).all(-1)
 
 
 @final
@@ -151,16 +151,23 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
         self.weight = nn.Parameter(torch.empty(config.rows * config.columns, d_model))
 
     def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
-        """The vectors of these rows and columns. Raises `ConfigError` where there is no such place (on CPUs)."""
-        row, column = _cells(tokens).unbind(-1)
+        """The vectors of these rows and columns, and 0 for tokens that have none.
+
+        Raises:
+            ConfigError: There is no such place (on CPUs).
+        """
+        cells, none = _cells(tokens)
+        row, column = cells.unbind(-1)
         there = (column >= 0) & (column < self.columns)  # a column too many would be the next row's first
         try:
-            return F.embedding(torch.where(there, row * self.columns + column, -1), self.weight).to(dtype)
+            place = torch.where(there, row * self.columns + column, -1).masked_fill(none, 0)
+            vectors = F.embedding(place, self.weight)
         except IndexError:
             raise ConfigError(
                 f"a patch in row {int(row.max())} or column {int(column.max())} does not fit a table of {self.rows} "
                 f"rows and {self.columns} columns, which count from 0; give smaller pictures"
             ) from None
+        return vectors.to(dtype).masked_fill(none[..., None], 0)
 
 
 @final
@@ -188,7 +195,8 @@ class SinusoidalGrid(PositionTable, config=SinusoidalGridConfig):
         self.base, self.d_model = config.base, d_model
 
     def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
-        """The vectors of these rows and columns; the angles are computed in float64."""
-        cells = _cells(tokens).flip(-1)  # column, row
-        angle = cells[..., None] * frequencies(self.base, self.d_model // 2, cells.device)
-        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
+        """The vectors of these rows and columns, 0 for tokens without; the angles are computed in float64."""
+        cells, none = _cells(tokens)
+        angle = cells.flip(-1)[..., None] * frequencies(self.base, self.d_model // 2, cells.device)  # column, row
+        vectors = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
+        return vectors.masked_fill(none[..., None], 0)
