@@ -22,6 +22,7 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 )
 ENCODERS = "tests/parity/test_encoders.py::test_in_and_out"
 ENCODER_PARTS = "tests/unit/nn/test_encoder_parts.py"
+PATCHES = "tests/unit/nn/test_patches.py"
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
@@ -233,7 +234,8 @@ MUTANTS = [
     # Encoders
     Mutant("ModernBERT's windows one short", "checkpoints/families/modernbert.py", "size=reach + 1", "size=reach", ENCODERS),
     Mutant("RoBERTa's positions from 0", "nn/positions/tables.py", "self.weight[self.unused :]", "self.weight", ENCODERS),
-    Mutant("types are forgotten", "nn/embedders/embedder.py", "x = x + self._kinds(tokens).to(x.dtype)", "pass", ENCODERS),
+    Mutant("types are forgotten", "nn/embedders/embedder.py", "return x + (self.types[0]", "return x + 0 * (self.types[0]", ENCODERS),
+    Mutant("a class token has a position", "nn/embedders/patch.py", "torch.where((tokens.types > 0)[..., None], trained, x)", "x + trained", PATCHES),
     Mutant("the mean counts what is behind the end", "nn/pooling.py", "/ documents.lengths[:, None]", "/ x.shape[1]", ENCODER_PARTS),
     Mutant("classes of padding count", "nn/heads/pooled.py", "torch.where(tokens.valid, targets, IGNORE)", "targets", ENCODER_PARTS),
     Mutant("the logits' soft-cap is dropped", "nn/heads/lm.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
