@@ -118,6 +118,7 @@ from qkv.nn.pooling import FirstTokenConfig as FirstTokenConfig
 from qkv.nn.pooling import MeanPoolConfig as MeanPoolConfig
 from qkv.nn.positions import ALiBiConfig as ALiBiConfig
 from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig
+from qkv.nn.positions import GridResizeConfig as GridResizeConfig
 from qkv.nn.positions import LearnedGridConfig as LearnedGridConfig
 from qkv.nn.positions import LearnedPositionsConfig as LearnedPositionsConfig
 from qkv.nn.positions import LinearScalingConfig as LinearScalingConfig

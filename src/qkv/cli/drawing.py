@@ -98,7 +98,8 @@ def _row(picture: str, note: str = "") -> Text:
 
 
 def _block(config: BlockConfig, part: PartCost, d_model: int) -> Iterator[Text]:
-    said = Text.assemble((config.formula or config.tag(), _FORMULA), (f"    norm: {config.norm.tag()}", _QUIET))
+    scale = "" if config.layer_scale is None else f", updates scaled from {config.layer_scale:g}"
+    said = Text.assemble((config.formula or config.tag(), _FORMULA), (f"    norm: {config.norm.tag()}{scale}", _QUIET))
     yield Text.assemble(" " * (_STREAM_AT - 1), ("│  ", _WIRE), said)
     sublayers = [(each.name, _notes(each.config, d_model)) for each in part.parts[1:]]
     if "Σ" in config.formula:

@@ -5,15 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import ClassVar, final
 
+import torch
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, Configured, Share, config
 from qkv.context import Context, Memory
 from qkv.errors import ConfigError
 from qkv.nn.norms import Norm, NormConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
 from qkv.shapes import Float, Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Layout, Tokens, placed
 
 
 @config
@@ -23,6 +24,10 @@ class BlockConfig(Config, ABC):
     Attributes:
         norm: The norm at every place where the block has one.
         sublayers: The parts, in the order in which they act (usually attention, then FFN).
+        layer_scale: Where trained factors of each sublayer's update begin, of which each channel has one (LayerScale:
+            Touvron et al. 2021, Going deeper with image transformers, section 2.1); None: there are none.
+        drop_path: Probability that a document goes past a sublayer in training; the updates of the others are divided
+            by one minus it (stochastic depth: Huang et al. 2016, where it rises in a line from 0 with the layer).
     """
 
     formula: ClassVar[str] = ""
@@ -30,6 +35,8 @@ class BlockConfig(Config, ABC):
 
     norm: NormConfig
     sublayers: tuple[SublayerConfig, ...]
+    layer_scale: float | None = None
+    drop_path: Share = 0.0
 
     def __post_init__(self) -> None:
         if not self.sublayers:
@@ -52,6 +59,10 @@ class Block(Configured, nn.Module, ABC):
         self.sublayers = nn.ModuleDict(
             {name: part.build(d_model) for name, part in zip(_names(config.sublayers), config.sublayers, strict=True)}
         )
+
+        factors = {} if config.layer_scale is None else dict.fromkeys(self.sublayers, config.layer_scale)
+        self.factors = nn.ParameterDict({name: torch.full((d_model,), start) for name, start in factors.items()})
+        self.drop_path = config.drop_path
 
     def norm_each(self, norm: NormConfig, d_model: int) -> nn.ModuleDict:
         """A norm for each sublayer, under its name."""
@@ -82,12 +93,21 @@ class Block(Configured, nn.Module, ABC):
                 out, aux = sublayer(h, ctx, memory=memory)
                 if aux is not None:
                     reports.append(aux.under(name))
-                return out
+                out = out * self.factors[name] if name in self.factors else out
+                return _drop(out, ctx, self.drop_path) if self.drop_path and self.training else out
 
             return update
 
         x = self.equation(x, [function(name, sublayer) for name, sublayer in self.sublayers.items()])
         return x, reduce(merge, reports, None)
+
+
+def _drop(update: Tensor, ctx: Context | Tokens | None, p: float) -> Tensor:
+    """The updates of documents, of which each is dropped with probability `p`."""
+    tokens = placed(update, ctx.tokens if isinstance(ctx, Context) else ctx)
+    n = 1 if tokens.layout is Layout.FULL else tokens.shape[1]  # documents of a row, at most
+    kept = torch.rand(len(update), n + 1, device=update.device) >= p
+    return update * (kept.gather(1, tokens.segment) / (1 - p)).to(update.dtype)[..., None]
 
 
 def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:

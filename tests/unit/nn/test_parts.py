@@ -154,6 +154,54 @@ def test_parallel_with_a_norm_for_each():
     close(block(x, model.context(x, Tokens.full(2, 5)))[0], want)
 
 
+@pytest.mark.parametrize("kind", [PreNormConfig, ParallelConfig])
+def test_updates_may_be_scaled_by_channel(kind):
+    """As if each sublayer gave its update times trained factors, which begin as the config says."""
+    plain = kind(norm=NORM, sublayers=(FFNConfig(), GLUConfig()))
+    block, x = plain.replace(layer_scale=0.125).build(8).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    assert {name: p.tolist() for name, p in block.factors.items()} == {name: [0.125] * 8 for name in block.sublayers}
+    with torch.no_grad():
+        for p in block.factors.values():
+            p.normal_()
+    bare = plain.build(8).double()
+    bare.load_state_dict({name: p for name, p in block.state_dict().items() if not name.startswith("factors")})
+    with torch.no_grad():
+        bare.sublayers["ffn"].down_proj.weight.mul_(block.factors["ffn"][:, None])
+        bare.sublayers["ffn_2"].down_proj.weight.mul_(block.factors["ffn_2"][:, None])
+    close(block(x)[0], bare(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n"),
+    [(None, 2), (Tokens.packed([[3, 2], [1, 4]]), 4), (Tokens.padded([3, 5]), 2)],
+    ids=["full", "packed", "padded"],
+)
+def test_whole_documents_go_past_a_sublayer(tokens, n):
+    """In training; the update of those that do not is larger by as much as there are fewer."""
+    block = PreNormConfig(norm=NORM, sublayers=(FFNConfig(),), drop_path=0.75).build(8).double()
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    whole, seen = block.eval()(x, tokens)[0] - x, set()
+    block.train()
+    there = Tokens.full(2, 5) if tokens is None else tokens
+    for _ in range(40):
+        update = block(x, tokens)[0] - x
+        for row in range(2):
+            for document in {*there.segment[row].tolist()} - {0}:
+                own = there.segment[row] == document
+                kept = bool(update[row][own].any())
+                close(update[row][own], whole[row][own] * 4 * kept)
+                seen.add((row, document, kept))
+    assert len(seen) == 2 * n
+
+
+def test_the_mean_of_what_goes_past_is_the_update():
+    block = PreNormConfig(norm=NORM, sublayers=(FFNConfig(),), drop_path=0.25).build(8).double()
+    x = torch.randn(1, 1, 8, dtype=torch.float64).expand(4000, 1, 8)
+    whole = block.eval()(x)[0] - x
+    # 0.05: of 4000 draws the standard deviation of the mean is 0.01 of the update
+    torch.testing.assert_close((block.train()(x)[0] - x).mean(0), whole[0], rtol=0.05, atol=0)
+
+
 def test_equal_sublayers_get_names_of_their_own():
     block = PreNormConfig(norm=NORM, sublayers=(FFNConfig(), FFNConfig(), GLUConfig())).build(8)
     assert list(block.sublayers) == list(block.norms) == ["ffn", "ffn_2", "ffn_3"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import qkv
 from qkv.errors import ConfigError
 from qkv.nn.embedders import PatchEmbedderConfig, TokenEmbedderConfig
-from qkv.nn.positions import LearnedGridConfig, RoPEConfig, SinusoidalGridConfig
+from qkv.nn.positions import GridResizeConfig, LearnedGridConfig, RoPEConfig, SinusoidalGridConfig
 from qkv.ops.patches import patchify, unpatchify
 from qkv.presets.vision import vit
 from qkv.tokens import Layout, Tokens
@@ -75,6 +75,51 @@ def test_a_learned_grid_is_read_by_row_and_column():
     assert (found[0, :, 0] / 4).tolist() == [0, 1, 2, 5, 6, 7]
 
 
+RESIZES = {
+    "bicubic": GridResizeConfig(),
+    "antialias": GridResizeConfig(antialias=True),
+    "bilinear": GridResizeConfig(kind="bilinear"),
+    "offset": GridResizeConfig(antialias=True, offset=0.1),
+}
+
+
+def resized(table, grid, how):
+    """By hand, of one picture."""
+    image = table.weight.T.reshape(1, -1, table.rows, table.columns)
+    size = {"size": grid}
+    if how.offset:
+        size = {"scale_factor": ((grid[0] + 0.1) / table.rows, (grid[1] + 0.1) / table.columns)}
+    return F.interpolate(image, **size, mode=how.kind, antialias=how.antialias)[0].flatten(1).T
+
+
+@pytest.mark.parametrize("name", RESIZES)
+@torch.no_grad()
+def test_a_learned_grid_is_resized_for_each_picture(name):
+    """Side by side, two of one size, padding behind them; one of the trained size gets the table itself."""
+    how = RESIZES[name]
+    table = LearnedGridConfig(rows=3, columns=5, resize=how).build(4).double()
+    table.weight.normal_()
+    grids = [(2, 2), (3, 5), (7, 1), (5, 3), (2, 2)]
+    found = table(Tokens.pictures([grids, [(4, 6)]], 52, prefix=1), torch.float64)
+    parts = found[0].split([1 + h * w for h, w in grids] + [2])
+    for grid, part in zip(grids, parts[:-1], strict=True):
+        assert not part[0].any()
+        wanted = table.weight if grid == (3, 5) else resized(table, grid, how)
+        assert torch.equal(part[1:], wanted)
+    assert torch.equal(found[1, 1:25], resized(table, (4, 6), how))
+    assert not found[1, 25:].any()
+    assert not parts[-1].any()
+
+
+def test_a_resized_grid_learns():
+    table = LearnedGridConfig(rows=3, columns=5, resize=GridResizeConfig()).build(4)
+    with torch.no_grad():
+        table.weight.normal_()
+    table(Tokens.pictures([[(2, 3), (3, 5)]]), torch.float32).square().sum().backward()
+    assert bool(table.weight.grad.ne(0).all())
+    assert table(Tokens.pictures([[]]), torch.float32).shape == (1, 0, 4)
+
+
 @pytest.mark.parametrize("grid", [(4, 1), (1, 6), (2, 7)])
 def test_a_picture_beyond_a_learned_grid_is_refused(grid):
     """A column too many is not the next row's first."""
@@ -111,7 +156,11 @@ def test_where_the_tokens_before_patches_stand():
     assert Tokens.pictures([[(2, 3)], [(3, 2)]], prefix=1).layout is Layout.FULL
 
 
-TABLES = {"learned": LearnedGridConfig(rows=3, columns=5), "sin": SinusoidalGridConfig()}
+TABLES = {
+    "learned": LearnedGridConfig(rows=3, columns=5),
+    "resized": LearnedGridConfig(rows=3, columns=4, resize=GridResizeConfig()),
+    "sin": SinusoidalGridConfig(),
+}
 
 
 def picture_model(table, prefix=0):
@@ -167,7 +216,7 @@ def test_patches_moved_with_their_positions_give_the_same(table):
     assert not torch.allclose(model(x[:, order], tokens), model(x, tokens), atol=1e-3)
 
 
-@pytest.mark.parametrize(("table", "prefix"), [("learned", 2), ("sin", 0)])
+@pytest.mark.parametrize(("table", "prefix"), [("learned", 0), ("resized", 2)])
 def test_the_laws_are_asked_of_models_of_pictures(table, prefix):
     report = qkv.laws.check(picture_model(table, prefix))
     assert report.holds

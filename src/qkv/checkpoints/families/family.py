@@ -264,9 +264,12 @@ def _plain(part: Config | None) -> Any:
     return None if part is None else _without_dropout(part.to_dict())
 
 
+_DROPPED = ("dropout", "weight_dropout", "drop_path")
+
+
 def _without_dropout(data: Any) -> Any:
     if isinstance(data, dict):
-        return {key: _without_dropout(value) for key, value in data.items() if key not in ("dropout", "weight_dropout")}
+        return {key: _without_dropout(value) for key, value in data.items() if key not in _DROPPED}
     return [_without_dropout(item) for item in data] if isinstance(data, list) else data
 
 

@@ -12,6 +12,7 @@ from qkv.nn.positions.rope_scaling import (
 from qkv.nn.positions.rotary import RoPEConfig
 from qkv.nn.positions.score_bias import ALiBiConfig, ScoreBias, ScoreBiasConfig, T5BiasConfig
 from qkv.nn.positions.tables import (
+    GridResizeConfig,
     LearnedGridConfig,
     LearnedPositionsConfig,
     PositionTable,

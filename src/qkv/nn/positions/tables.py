@@ -1,13 +1,13 @@
 """Tables of positions, which are added to the embeddings: learned and sinusoidal."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, Count, config, must
+from qkv.config import Config, Configured, Count, Share, config, must
 from qkv.errors import ConfigError
 from qkv.ops.rotary import frequencies
 from qkv.shapes import Bool, Float, Int, Tensor
@@ -118,7 +118,26 @@ def _cells(tokens: Tokens) -> tuple[Int[Tensor, "B T 2"], Bool[Tensor, "B T"]]:
         raise ConfigError(
             f"positions are of rows and columns and the tokens have {n} coordinate each; give Tokens.pictures(grids)"
         )
-    return tokens.coords, (tokens.coords < 0).all(-1)
+    return tokens.coords, (tokens.coords < 0).all(-1) | ~tokens.valid
+
+
+@final
+@config
+class GridResizeConfig(Config):
+    """How the grid of a picture's positions is made from a trained grid of another size.
+
+    A grid of the trained size is taken as it is.
+
+    Attributes:
+        kind: By cubic or linear interpolation, with the corners of the outer cells in the same place.
+        antialias: Whether values are averaged where the grid gets smaller.
+        offset: Added to the sides of the new grid where the distance of its points is computed, as the code of DINOv2
+            does with 0.1.
+    """
+
+    kind: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = False
+    offset: Share = 0.0
 
 
 @final
@@ -127,15 +146,18 @@ class LearnedGridConfig(PositionTableConfig):
     """One trained vector for each place of a grid of patches (Dosovitskiy et al. 2021, section 3.1).
 
     Attributes:
-        rows, columns: Of the largest picture, in patches.
+        rows, columns: In patches.
+        resize: How pictures of other sizes get their positions; None: they lie in the upper left corner, and a larger
+            one is refused.
     """
 
     rows: Count
     columns: Count
+    resize: GridResizeConfig | None = None
 
     @property
-    def max_length(self) -> int:
-        return self.rows * self.columns
+    def max_length(self) -> int | None:
+        return self.rows * self.columns if self.resize is None else None
 
     def describe(self) -> str:
         return f"a vector for each place of {self.rows} rows and {self.columns} columns"
@@ -147,7 +169,7 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
 
     def __init__(self, config: LearnedGridConfig, d_model: int) -> None:
         super().__init__()
-        self.rows, self.columns = config.rows, config.columns
+        self.rows, self.columns, self.resize = config.rows, config.columns, config.resize
         self.weight = nn.Parameter(torch.empty(config.rows * config.columns, d_model))
 
     def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
@@ -158,16 +180,48 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
         """
         cells, none = _cells(tokens)
         row, column = cells.unbind(-1)
-        there = (column >= 0) & (column < self.columns)  # a column too many would be the next row's first
+        table, start, columns = (self.weight, 0, self.columns) if self.resize is None else self._fitted(tokens)
+        there = (column >= 0) & (column < columns)  # a column too many would be the next row's first
         try:
-            place = torch.where(there, row * self.columns + column, -1).masked_fill(none, 0)
-            vectors = F.embedding(place, self.weight)
+            vectors = F.embedding(torch.where(there, start + row * columns + column, -1).masked_fill(none, 0), table)
         except IndexError:
             raise ConfigError(
                 f"a patch in row {int(row.max())} or column {int(column.max())} does not fit a table of {self.rows} "
                 f"rows and {self.columns} columns, which count from 0; give smaller pictures"
             ) from None
         return vectors.to(dtype).masked_fill(none[..., None], 0)
+
+    def _fitted(self, tokens: Tokens) -> tuple[Float[Tensor, "places D"], Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """The trained table and those of other sizes, one below the other; each token's first place and columns there.
+
+        A table is made once for each size of picture in the batch.
+        """
+        ends = (tokens.coords + 1) * tokens.valid[..., None]
+        rows = torch.arange(len(ends), device=ends.device)[:, None]
+        _, document = (tokens.segment + rows * (tokens.shape[1] + 1)).unique(return_inverse=True)
+        of_each = document.flatten()[:, None].expand(-1, 2)
+        sizes = ends.new_zeros(document.numel(), 2).scatter_reduce(0, of_each, ends.flatten(0, 1), "amax")
+        distinct, which = sizes.unique(dim=0, return_inverse=True)
+        tables, starts = list[Tensor]([self.weight]), list[int]()
+        for h, w in distinct.tolist():
+            own = (h, w) == (self.rows, self.columns)
+            starts.append(0 if own else sum(map(len, tables)))
+            tables += [] if own or not h * w else [self._resized(h, w)]
+        table = tables[0] if len(tables) == 1 else torch.cat(tables)
+        kind = which[document]
+        return table, distinct.new_tensor(starts)[kind], distinct[kind, 1]
+
+    def _resized(self, rows: int, columns: int) -> Float[Tensor, "places D"]:
+        """The table of a grid of another size, computed in at least float32."""
+        assert self.resize is not None
+        weight, kind, offset = self.weight, self.resize.kind, self.resize.offset
+        grid = weight.to(torch.promote_types(weight.dtype, torch.float32)).T.reshape(1, -1, self.rows, self.columns)
+        if offset:
+            scale = (rows + offset) / self.rows, (columns + offset) / self.columns
+            made = F.interpolate(grid, scale_factor=scale, mode=kind, antialias=self.resize.antialias)
+        else:
+            made = F.interpolate(grid, (rows, columns), mode=kind, antialias=self.resize.antialias)
+        return made[0].flatten(1).T.to(weight.dtype)
 
 
 @final
