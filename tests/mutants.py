@@ -148,6 +148,10 @@ MUTANTS = [
     Mutant("a memory is computed each time", "caches.py", "if slot not in self._held:", "if True:", CACHES),
     # The harness
     Mutant("a NaN is within bounds", "laws/check.py", "if not difference <= worst.difference:", "if difference > worst.difference:", HARNESS),
+    Mutant("no other order is tried", "laws/subject.py", "self._outputs(inputs[:, order], tokens.reordered(order))", "self._outputs(inputs, tokens)[:, order]", HARNESS),
+    Mutant("reordered tokens are a full row", "tokens.py", "layout=Layout.GENERAL)\n\n    def join", "layout=self.layout)\n\n    def join", HARNESS),
+    Mutant("types of examples are one", "nn/embedders/embedder.py", "tokens.with_types(tokens.index % len(self.types))", "tokens", HARNESS),
+    Mutant("a pool is asked of whole rows", "laws/laws.py", "lengths, x = _ragged(n), subject.draw(3, n, seed=14)", "lengths, x = [n] * 3, subject.draw(3, n, seed=14)", HARNESS),
     Mutant("the neighbour is not changed", "laws/laws.py", "changed = other.clone()", "changed = x.clone()", HARNESS),
     # Models
     Mutant("a shared block has one slot", "models/stack.py", "slot += self._slots[i]", "slot += 0", LAWS),

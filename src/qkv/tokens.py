@@ -231,6 +231,10 @@ class Tokens:
         """Some of the rows, in this order."""
         return replace(self, **{name: x[rows] for name, x in self._tensors.items()})
 
+    def reordered(self, places: Int[Tensor, " t"]) -> "Tokens":
+        """Those at these places of each row, in this order; each stands where it stood."""
+        return replace(self, **{name: x[:, places] for name, x in self._tensors.items()}, layout=Layout.GENERAL)
+
     def join(self, other: "Tokens") -> "Tokens":
         """The rows of both; those of the shorter one are padded on the right."""
         layouts = {self.layout, other.layout}

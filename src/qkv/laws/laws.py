@@ -145,6 +145,31 @@ def _neighbours(subject: Subject) -> Iterator[Pair]:
         yield Pair(ours, theirs)
 
 
+def _order(subject: Subject) -> Iterator[Pair]:
+    n = _length(subject)
+    x, order = subject.draw(2, n, seed=13), torch.randperm(n, generator=torch.Generator().manual_seed(13))
+    yield Pair(Run(partial(subject.run, x), (slice(None), order)), Run(partial(subject.permuted, x, order)))
+
+
+def _pooling(subject: Subject) -> Iterator[Pair]:
+    n = _length(subject)
+    lengths, x = _ragged(n), subject.draw(3, n, seed=14)
+    for side in SIDES:
+        for row, m in enumerate(lengths):
+            where = slice(row, row + 1), slice(0, m) if side == "right" else slice(n - m, n)
+            alone = partial(subject.pooled, x[where], Tokens.full(1, m))
+            yield Pair(Run(alone), Run(partial(subject.pooled, x, Tokens.padded(lengths, n, side=side)), where[0]))
+
+
+def _pooling_together(subject: Subject) -> Iterator[Pair]:
+    n = _length(subject)
+    sizes = [n // 2, n - n // 2]
+    x = subject.draw(1, n, seed=15)
+    together = partial(subject.pooled, x, Tokens.packed([sizes]))
+    for i, part in enumerate(x.split(sizes, 1)):
+        yield Pair(Run(partial(subject.pooled, part, Tokens.full(1, sizes[i]))), Run(together, slice(i, i + 1)))
+
+
 def _cache(subject: Subject) -> Iterator[Pair]:
     n = _length(subject)
     x = subject.draw(2, n, seed=10)
@@ -179,6 +204,14 @@ LAWS: tuple[Law, ...] = (
     Law("poison", "What lies in the padding changes nothing.", frozenset({"padded"}), _poison),
     Law("packing", "A document beside others is the document alone.", frozenset({"packed"}), _packing),
     Law("neighbours", "What is in a document changes nothing in the next.", frozenset({"packed"}), _neighbours),
+    Law("order", "Tokens stored in another order, with their places, are the same.", frozenset({"permuted"}), _order),
+    Law("pooling", "What a head makes of a padded document is that of it alone.", frozenset({"pooled"}), _pooling),
+    Law(
+        "pooling together",
+        "What a head makes of a document beside others is that of it alone.",
+        frozenset({"pooled together"}),
+        _pooling_together,
+    ),
     Law("cache", "Reading in pieces with a cache is reading at once.", frozenset({"steps"}), _cache),
     Law("alignment", "Weights over a source sum to 1; padding has none.", frozenset({"aligned"}), _alignment),
 )

@@ -27,7 +27,8 @@ class Subject(ABC):
     Attributes:
         module: The module, in evaluation mode while a law looks at it.
         causal: Whether a token must not see what comes after it.
-        can: What it can be asked for besides plain batches: "padded", "packed", "steps", "aligned".
+        can: What it can be asked for besides plain batches: "padded", "packed", "permuted", "steps", "pooled", "pooled
+            together", "aligned".
         longest: Tokens of the longest input; None: any.
     """
 
@@ -61,6 +62,14 @@ class Subject(ABC):
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         """Read in pieces that end at `cuts`, with a cache; the outputs side by side."""
 
+    def permuted(self, inputs: Tensor, order: Tensor) -> Tensor:
+        """One sequence per row, whose tokens are stored in this order and stand where they stood."""
+        raise NotImplementedError
+
+    def pooled(self, inputs: Tensor, tokens: Tokens) -> Tensor:
+        """The outputs (N, any) of a head that pools, one for each document."""
+        raise NotImplementedError
+
     def aligned(self, inputs: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The weights (B, T, S) of padded rows over their sources, and whether each place of a source is a token."""
         raise NotImplementedError
@@ -68,7 +77,7 @@ class Subject(ABC):
 
 @final
 class ModelSubject(Subject):
-    """A model of qkv; where its head pools, and so has no output for each token, the stream before the head.
+    """A model of qkv; where its head pools, and so has no output for each token, the stream before it, and its pool.
 
     Raises:
         ConfigError: The model reads a memory, or takes what nobody can draw.
@@ -79,36 +88,48 @@ class ModelSubject(Subject):
             raise ConfigError("the model has cross-attention; check it with a memory of yours, as a ModuleSubject")
         self.module = self.model = model
         self.causal = not any(sees_ahead(mask) for mask in model.masks)
-        self.can = frozenset({"padded", "packed", "steps"} if self.causal else {"padded", "packed"})
         self.longest = model.config.longest
         length = min(2, self.longest or 2)
-        with torch.no_grad():
-            tokens = model.embed.example_tokens(Tokens.full(1, length))
-            outputs = model(self.draw(1, length, seed=0), tokens)  # raises where the embedder cannot say what it takes
-        self._pools = outputs.dim() < 3 or outputs.shape[1] != length
+        with torch.no_grad():  # raises where the embedder cannot say what it takes
+            outputs = self.pooled(self.draw(1, length, seed=0), Tokens.full(1, length))
+            self._pools = outputs.dim() < 3 or outputs.shape[1] != length
+            together = self._pools and len(self.pooled(self.draw(1, 2, seed=0), Tokens.packed([[1, 1]]))) == 2
+        also = {"steps": self.causal, "pooled": self._pools, "pooled together": together}
+        self.can = frozenset({"padded", "packed", "permuted"} | {name for name, there in also.items() if there})
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
         x = self.model.embed.example(batch, length, torch.Generator().manual_seed(seed))
         return x.to(next(self.model.parameters()).dtype) if x.is_floating_point() else x
 
     def run(self, inputs: Tensor) -> Tensor:
-        return self._outputs(inputs)
+        return self._outputs(inputs, self.model.embed.example_tokens(Tokens.full(*inputs.shape[:2])))
 
     def padded(self, inputs: Tensor, lengths: Sequence[int], side: Side) -> Tensor:
-        return self._outputs(inputs, Tokens.padded(lengths, inputs.shape[1], side=side))
+        return self._outputs(
+            inputs, self.model.embed.example_tokens(Tokens.padded(lengths, inputs.shape[1], side=side))
+        )
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
-        return self._outputs(inputs, Tokens.packed(lengths, inputs.shape[1]))
+        return self._outputs(inputs, self.model.embed.example_tokens(Tokens.packed(lengths, inputs.shape[1])))
+
+    def permuted(self, inputs: Tensor, order: Tensor) -> Tensor:
+        tokens = self.model.embed.example_tokens(Tokens.full(*inputs.shape[:2]))
+        return self._outputs(inputs[:, order], tokens.reordered(order))
+
+    def pooled(self, inputs: Tensor, tokens: Tokens) -> Tensor:
+        return self.model(inputs, self.model.embed.example_tokens(tokens))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         cache = self.model.make_cache(inputs.shape[0], inputs.shape[1])
-        starts = [0, *cuts[:-1]]
-        return torch.cat([self._outputs(inputs[:, a:b], cache=cache) for a, b in zip(starts, cuts, strict=True)], 1)
+        types, outputs = self.model.embed.example_tokens(Tokens.full(*inputs.shape[:2])).types, list[Tensor]()
+        for a, b in zip([0, *cuts[:-1]], cuts, strict=True):
+            tokens = Tokens.full(len(inputs), b - a)
+            tokens = tokens if types is None else tokens.with_types(types[:, a:b])
+            outputs.append(self._outputs(inputs[:, a:b], tokens, cache=cache))
+        return torch.cat(outputs, 1)
 
-    def _outputs(self, inputs: Tensor, tokens: Tokens | None = None, cache: Cache | None = None) -> Tensor:
+    def _outputs(self, inputs: Tensor, tokens: Tokens, cache: Cache | None = None) -> Tensor:
         """For each token."""
-        if cache is None:
-            tokens = self.model.embed.example_tokens(tokens or Tokens.full(*inputs.shape[:2]))
         if self._pools:
             return self.model.encode(inputs, tokens, cache=cache)[0]
         return self.model(inputs, tokens, cache=cache)
@@ -188,6 +209,7 @@ class ModuleSubject(Subject):
         causal: Whether a token must not see what comes after it.
         padded: `padded(inputs, valid)`, where `valid` (B, T) is True at tokens: how it is told of padding.
         packed: `packed(inputs, lengths)`: how it is told of documents side by side; `lengths` as in `Tokens.packed`.
+        permuted: `permuted(inputs, order)`: the outputs for `inputs[:, order]`, told that they stand where they stood.
         steps: `steps(inputs, cuts)`: the outputs of pieces that end at `cuts`, read with its cache, side by side.
         longest: Tokens of its longest input; None: any.
     """
@@ -201,6 +223,7 @@ class ModuleSubject(Subject):
         causal: bool = True,
         padded: Callable[[Tensor, Tensor], Any] | None = None,
         packed: Callable[[Tensor, Sequence[Sequence[int]]], Any] | None = None,
+        permuted: Callable[[Tensor, Tensor], Any] | None = None,
         steps: Callable[[Tensor, Sequence[int]], Any] | None = None,
         longest: int | None = None,
     ) -> None:
@@ -208,7 +231,7 @@ class ModuleSubject(Subject):
             raise ConfigError("say what the module takes: either vocab_size (ids) or n_features (vectors)")
         self.module, self.causal, self.longest = module, causal, longest
         self._vocab_size, self._n_features = vocab_size, n_features or 1
-        self._ways: dict[str, Any] = {"padded": padded, "packed": packed, "steps": steps}
+        self._ways: dict[str, Any] = {"padded": padded, "packed": packed, "permuted": permuted, "steps": steps}
         self.can = frozenset(name for name, way in self._ways.items() if way is not None)
 
     def draw(self, batch: int, length: int, seed: int) -> Tensor:
@@ -230,6 +253,9 @@ class ModuleSubject(Subject):
 
     def packed(self, inputs: Tensor, lengths: Sequence[Sequence[int]]) -> Tensor:
         return _outputs(self._ways["packed"](inputs, lengths))
+
+    def permuted(self, inputs: Tensor, order: Tensor) -> Tensor:
+        return _outputs(self._ways["permuted"](inputs, order))
 
     def steps(self, inputs: Tensor, cuts: Sequence[int]) -> Tensor:
         return _outputs(self._ways["steps"](inputs, cuts))

@@ -125,8 +125,8 @@ class Embedder(Part, ABC):
         raise ConfigError(f"no input can be drawn for a model with the embedder {name}; check a part of it")
 
     def example_tokens(self, tokens: Tokens) -> Tokens:
-        """Where the examples stand, if their documents stand there: with the coordinates that the positions ask for."""
-        return tokens
+        """Where the examples stand, if their documents stand there: of each type, with what positions ask for."""
+        return tokens if self.types is None else tokens.with_types(tokens.index % len(self.types))
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Float[Tensor, "B T D"]:

@@ -115,4 +115,5 @@ class PatchEmbedder(Embedder, config=PatchEmbedderConfig):
         n = 0 if self.prefix is None else len(self.prefix)
         at, before = tokens.index - n, tokens.index < n
         coords = torch.stack([at // columns, at % columns], -1).masked_fill(before[..., None], -1)
-        return replace(tokens, coords=coords, types=(tokens.index + 1) * before if n else None)
+        tokens = replace(super().example_tokens(tokens), coords=coords)
+        return tokens.with_types((tokens.index + 1) * before) if n else tokens
