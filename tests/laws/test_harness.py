@@ -128,13 +128,13 @@ def test_hugging_face():
     assert set(broken(forgotten)) == {"padding", "poison"}
 
 
-def encoder(kind, **position):
+def encoder(kind, **embedding):
     """A reader of texts of two types, or of pictures, with classes of whole inputs."""
     norm, attention = LayerNormConfig(), AttentionConfig(n_heads=4, mask=Full(), bias=True)
     if kind == "texts":
         embed = TokenEmbedderConfig(vocab_size=VOCAB, types=2, position=LearnedPositionsConfig(length=24))
     else:
-        embed = PatchEmbedderConfig(patch=2, channels=1, **{"position": SinusoidalGridConfig()} | position)
+        embed = PatchEmbedderConfig(patch=2, channels=1, **{"position": SinusoidalGridConfig()} | embedding)
     return tiny_model(
         config=TransformerConfig(
             d_model=16,
@@ -148,14 +148,14 @@ def encoder(kind, **position):
 ENCODERS = {
     "texts": ("texts", {}),
     "pictures": ("pictures", {}),
-    "grid": ("pictures", {"position": LearnedGridConfig(rows=7, columns=4)}),
+    "grid, class token": ("pictures", {"position": LearnedGridConfig(rows=7, columns=4), "prefix": 2}),
 }
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_keep_them(name):
-    kind, position = ENCODERS[name]
-    report = check(encoder(kind, **position))
+    kind, embedding = ENCODERS[name]
+    report = check(encoder(kind, **embedding))
     assert report.holds, report
     assert [law.name for law in report.left_out] == ["future", "beginning", "cache", "alignment"]
 
