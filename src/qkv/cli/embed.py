@@ -22,12 +22,13 @@ def embed(
     against: list[str] | None = None,
     pool: Literal["own", "mean", "first"] = "own",
 ) -> None:
-    """Turn texts into vectors, one for each, or say how alike they are.
+    """Turn texts or pictures into vectors, one for each, or say how alike they are.
 
     Args:
         model: An encoder or a language model: a folder, or a name that `qkv pull` knows (minilm).
-        texts: What to read. A single dash: each line of standard input.
-        file: A text file; each line is a text.
+        texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
+            input.
+        file: A text file; each line is a text, or the path of a picture.
         out: A .npy file for the vectors, (texts, width) in float32. Without it each is printed as a JSON object.
         against: Print the cosine of each text with this one instead: 1 where they say the same. May be given several
             times.

@@ -26,10 +26,20 @@ PICTURE_SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pp
 
 Channels = Literal[1, 3]
 Size = tuple[Count, Count]
+Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""Filters of pillow, in the order of its numbers. All but the first also smooth what they make smaller."""
 
 
-def read_picture(source: Any, *, channels: Channels, size: Size | None = None) -> np.ndarray:
-    """A picture as numbers, (channels, height, width) in uint8.
+def read_picture(
+    source: Any,
+    *,
+    channels: Channels,
+    size: Size | Count | None = None,
+    resample: Resample = "bicubic",
+    crop: Size | None = None,
+    rounded: bool = True,
+) -> np.ndarray:
+    """A picture as numbers, (channels, height, width), from 0 to 255, in uint8 or, if they are not rounded, float32.
 
     It is turned as its EXIF data say; what is transparent is white; of 16 bits the upper 8 are kept; of an animation
     the first frame is read.
@@ -37,7 +47,10 @@ def read_picture(source: Any, *, channels: Channels, size: Size | None = None) -
     Args:
         source: The path of a file, or a `PIL.Image`.
         channels: 1 (grey) or 3 (red, green, blue).
-        size: Height and width to which it is resized (bicubic); None: as it is.
+        size: Height and width to which it is resized, or the pixels of its shorter side; None: as it is.
+        resample: The filter.
+        crop: Height and width of what is kept of its middle; where it is smaller, black is added around it.
+        rounded: Whether resized values are rounded to whole ones.
 
     Raises:
         FileError: pillow is missing, or the file cannot be read as a picture, or is too large to be one.
@@ -59,13 +72,41 @@ def read_picture(source: Any, *, channels: Channels, size: Size | None = None) -
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture = picture.convert("L" if channels == 1 else "RGB")
-            if size is not None and picture.size != size[::-1]:
-                picture = picture.resize((int(size[1]), int(size[0])), Image.Resampling.BICUBIC)
+            wanted = _resized(picture.size, size)
+            for width, height in (wanted, (crop or (0, 0))[::-1]):
+                if width * height > (most := Image.MAX_IMAGE_PIXELS or width * height):
+                    raise ValueError(f"it would have {width} x {height} pixels, more than {most}")
+            layers = [picture] if rounded else [layer.convert("F") for layer in picture.split()]
+            if picture.size != wanted:
+                layers = [layer.resize(wanted, Image.Resampling[resample.upper()]) for layer in layers]
     except FileNotFoundError:
         raise FileError(f"{where}: no such file; give the path of a picture") from None
     except Exception as error:  # pillow raises almost anything on crafted files
         raise FileError(f"{where}: cannot be read as a picture ({error or type(error).__name__})") from None
-    return np.asarray(picture).reshape(picture.height, picture.width, channels).transpose(2, 0, 1)
+    values = np.dstack([np.asarray(layer) for layer in layers]).transpose(2, 0, 1)
+    return values if crop is None else _cropped(values, crop)
+
+
+def _resized(now: tuple[int, int], size: Size | Count | None) -> tuple[int, int]:
+    """Width and height."""
+    if size is None:
+        return now
+    if not isinstance(size, int):
+        return int(size[1]), int(size[0])
+    short, long = min(now), max(now)
+    grown = size * long // short
+    return (size, grown) if now[0] <= now[1] else (grown, size)
+
+
+def _cropped(values: np.ndarray, crop: Size) -> np.ndarray:
+    """The middle of a picture (C, H, W); of an odd margin the larger half is after it, of an added one before it."""
+    for n in map(int, crop):  # rows, then columns
+        more = values.shape[1] - n
+        added = max(-more, 0)
+        values = np.pad(values, ((0, 0), (added - added // 2, added // 2), (0, 0)))
+        first = max(more, 0) // 2
+        values = values[:, first : first + n].swapaxes(1, 2)
+    return values
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
@@ -82,15 +123,31 @@ class PicturesConfig(Config):
 
     Attributes:
         channels: 1 (grey) or 3 (red, green, blue).
-        size: Height and width that each is resized to; None: they are read as they are.
+        size: Height and width that each is resized to, or the pixels of its shorter side, so that its shape is kept;
+            None: they are read as they are.
+        resample: The filter of resizing.
+        crop: Height and width of the middle that is then kept; None: all.
+        rounded: Whether resized values are rounded to 8 bits, as pillow does.
         mean: Of each channel, of values from 0 to 1; it is subtracted.
         std: What the difference is divided by.
+
+    Raises:
+        ConfigError: There is no mean and std for each channel.
     """
 
     channels: Channels
-    size: Size | None = None
+    size: Size | Count | None = None
+    resample: Resample = "bicubic"
+    crop: Size | None = None
+    rounded: bool = True
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.channels or len(self.std) != self.channels or not all(self.std):
+            raise ConfigError(
+                f"channels={self.channels} and mean={self.mean}, std={self.std}; give one of each per channel, no std 0"
+            )
 
     @classmethod
     def of(cls, pictures: Sequence[np.ndarray]) -> "PicturesConfig":
@@ -118,10 +175,11 @@ class PicturesConfig(Config):
 
     def read(self, source: Any) -> np.ndarray:
         """See `read_picture`."""
-        return read_picture(source, channels=self.channels, size=self.size)
+        how = {name: getattr(self, name) for name in ("channels", "size", "resample", "crop", "rounded")}
+        return read_picture(source, **how)
 
     def patches(self, picture: np.ndarray, patch: int) -> Float[Tensor, "T values"]:
-        """What a model reads of a picture (C, H, W) in uint8. Raises `ConfigError` where it is no whole patches."""
+        """What a model reads of a picture (C, H, W) of values up to 255; `ConfigError` if it is no whole patches."""
         mean, std = (torch.tensor(x)[:, None, None] for x in (self.mean, self.std))
         return patchify((torch.from_numpy(picture.copy()) / 255 - mean) / std, patch)
 

@@ -1,7 +1,7 @@
 """A model without a causal mask, with what it reads by: texts or pictures in; vectors, classes and masked words out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
 from qkv.errors import ConfigError
+from qkv.loading.processor import FILE as PROCESSOR
+from qkv.loading.processor import write_processor
 from qkv.loading.reader import Reader
 from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig
 from qkv.nn.heads import ClassHeadConfig, LMHeadConfig
+from qkv.ops.patches import patchify
 from qkv.shapes import Float, Tensor
 
 
@@ -38,10 +41,23 @@ class Encoder(Reader):
     what = "an encoder"
     verbs = "qkv embed, fill, classify or show"
 
-    def read(self, texts: Sequence[Any]) -> list[Read]:
-        """What each text is read as, or each picture: the path of a file, or a `PIL.Image`."""
-        if (pictures := self.facts.pictures) is not None:
-            return [patches_of(pictures.read(each), pictures, self.config.embed) for each in texts]
+    def reads(self, inputs: Any) -> list[Read]:
+        if not isinstance(embed := self.config.embed, PatchEmbedderConfig):
+            return super().reads(inputs)
+        one = not isinstance(inputs, Iterable) or isinstance(inputs, str) or getattr(inputs, "ndim", 0) == 3
+        return [self._read_picture(each, embed) for each in ([inputs] if one else inputs)]
+
+    def _read_picture(self, given: Any, embed: PatchEmbedderConfig) -> Read:
+        if isinstance(given, Tensor):
+            return pixels_of(given, embed)
+        if (pictures := self.facts.pictures) is None:
+            raise ConfigError(
+                "it is not known how the model's pictures are read; put preprocessor_config.json into its folder, or "
+                "give values (C, H, W) that are normalised already"
+            )
+        return patches_of(pictures.read(given), pictures, embed)
+
+    def read(self, texts: Sequence[str]) -> list[Read]:
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; give the ids of each text, with its special tokens")
         return [Read(framed.ids, framed.types) for framed in self.tokenizer.encode_framed(texts)]
@@ -53,6 +69,8 @@ class Encoder(Reader):
             names = dict(zip(("cls_token", "sep_token"), map(self.tokenizer.name_of, around), strict=False))
             settings = json.loads(files["tokenizer_config.json"]) | (names if len(around) == 2 else {})
             files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
+        if self.facts.pictures is not None:
+            files[PROCESSOR] = write_processor(self.facts.pictures)
         if self.facts.pool is None:
             return files
         return files | _as_sentence_transformers(self.facts.pool, self.config.d_model, unit=self.facts.unit)
@@ -61,8 +79,7 @@ class Encoder(Reader):
         """The likeliest classes of each text or picture, the likeliest first.
 
         Args:
-            inputs: One, or several of any lengths: texts, or where the model reads pictures the path of each, or a
-                `PIL.Image`.
+            inputs: One, or several of any lengths, as for `embed`.
             top: How many classes.
 
         Raises:
@@ -74,8 +91,7 @@ class Encoder(Reader):
             found = "none" if head is None else head.tag()
             raise ConfigError(f"the model's head is {found} and gives no classes of its inputs; use `embed` or `fill`")
         labels = self.facts.labels or tuple(f"class {i}" for i in range(head.n_classes))
-        given = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-        outputs = self._outputs(self.read(given))
+        outputs = self._outputs(self.reads(inputs))
         return [_best(logits, labels, top) for logits in outputs]
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
@@ -121,6 +137,22 @@ def patches_of(picture: np.ndarray, pictures: PicturesConfig, embed: EmbedderCon
     _, height, width = picture.shape
     patches = F.pad(pictures.patches(picture, embed.patch), (0, 0, embed.prefix, 0))
     return Read(patches, grid=(height // embed.patch, width // embed.patch), prefix=embed.prefix)
+
+
+def pixels_of(values: Tensor, embed: PatchEmbedderConfig) -> Read:
+    """Values (C, H, W) that are normalised already, as a model with that embedder reads them.
+
+    Raises:
+        ConfigError: They are of another shape or kind, or no whole patches.
+    """
+    if values.ndim != 3 or len(values) != embed.channels or not values.is_floating_point():
+        raise ConfigError(
+            f"a picture is {tuple(values.shape)} in {values.dtype} and must be ({embed.channels}, height, width) of "
+            "floats, normalised as the model was trained"
+        )
+    patches = patchify(values, embed.patch)
+    grid = (values.shape[1] // embed.patch, values.shape[2] // embed.patch)
+    return Read(patches, grid=grid, prefix=embed.prefix)
 
 
 def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str, bytes]:

@@ -18,10 +18,12 @@ from qkv.generation import SamplingConfig
 from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
+from qkv.loading.processor import read_processor
 from qkv.loading.ready import Options, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
+from qkv.nn.embedders import PatchEmbedderConfig
 from qkv.yaml_files import expand_home
 
 
@@ -49,7 +51,10 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
     )
     if model.config.mask_ahead is None:
         return Loaded.of(model, tokenizer, facts)
-    return Encoder(model, tokenizer, replace(facts, **_of_encoder(folder, tokenizer)))
+    facts = replace(facts, **_of_encoder(folder, tokenizer))
+    if isinstance(embed := model.config.embed, PatchEmbedderConfig) and embed.channels in (1, 3):
+        facts = replace(facts, pictures=read_processor(folder, embed.channels))
+    return Encoder(model, tokenizer, facts)
 
 
 def _of_encoder(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -72,18 +72,27 @@ class Reader(Ready):
             ConfigError: There is no tokenizer, or a text that it does not know.
         """
 
+    def reads(self, inputs: Any) -> list[Read]:
+        """What one input or several are read as; arguments and errors as in `embed`."""
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        words = [text for text in texts if isinstance(text, str)]
+        if words and len(words) != len(texts):
+            raise ConfigError("some inputs are texts and others are not; give texts, or the ids of each")
+        return self.read(words) if words else [Read(text) for text in texts if not isinstance(text, str)]
+
     @final
     def embed(
         self,
-        inputs: str | Sequence[str] | Sequence[Sequence[int]],
+        inputs: Any,
         *,
         pool: PoolName | Literal["own"] | None = "own",
         unit: bool | None = None,
     ) -> "Float[Tensor, 'N D'] | list[Float[Tensor, 'T D']]":
-        """A vector for each text: texts of any lengths are read side by side, packed, without padding.
+        """A vector for each input: texts of any lengths, or pictures, are read side by side, without padding.
 
         Args:
-            inputs: A text, texts, or the token ids of each, with their special tokens.
+            inputs: One, or several: a text, or the token ids of each, with their special tokens; where the model reads
+                pictures, the path of a file, a `PIL.Image`, or values (C, H, W) that are normalised already.
             pool: From the tokens of a text to one vector: 'mean' of all, or the 'first'; 'own': what the model was made
                 for, where its folder says so, else the mean. None: the stream of each text as it is, after the final
                 norm (`last_hidden_state` of `transformers`).
@@ -94,13 +103,11 @@ class Reader(Ready):
             (N, D) on the CPU, one row for each input; with `pool=None` a list of (T, D).
 
         Raises:
-            ConfigError: There is no tokenizer, or an input is empty or longer than the model can read.
+            ConfigError: There is no tokenizer, or an input is empty, longer than the model can read, or no whole
+                patches.
+            FileError: There is no such picture, or it cannot be read.
         """
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        words = [text for text in texts if isinstance(text, str)]
-        if words and len(words) != len(texts):
-            raise ConfigError("some inputs are texts and others are not; give texts, or the ids of each")
-        rows = self.read(words) if words else [Read(text) for text in texts if not isinstance(text, str)]
+        rows = self.reads(inputs)
         self._check_lengths(rows)
         chosen = (self.facts.pool or "mean") if pool == "own" else pool
         if chosen is not None and chosen not in POOLS:

@@ -149,6 +149,7 @@ _OURS = {
     "certificate.json",
     "chat_template.jinja",
     "modules.json",
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
