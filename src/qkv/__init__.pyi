@@ -74,6 +74,11 @@ from qkv.models.seq2seq import Seq2SeqConfig as Seq2SeqConfig
 from qkv.models.stack import Repeat as Repeat
 from qkv.models.transformer import Transformer as Transformer
 from qkv.models.transformer import TransformerConfig as TransformerConfig
+from qkv.models.two_towers import Captioned as Captioned
+from qkv.models.two_towers import SigmoidContrastConfig as SigmoidContrastConfig
+from qkv.models.two_towers import SoftmaxContrastConfig as SoftmaxContrastConfig
+from qkv.models.two_towers import TwoTowers as TwoTowers
+from qkv.models.two_towers import TwoTowersConfig as TwoTowersConfig
 from qkv.nn.adapters import LoRAConfig as LoRAConfig
 from qkv.nn.adapters import add_adapters as add_adapters
 from qkv.nn.adapters import merge_adapters as merge_adapters
@@ -101,6 +106,7 @@ from qkv.nn.ffn import GLUConfig as GLUConfig
 from qkv.nn.heads import BinaryCrossEntropyConfig as BinaryCrossEntropyConfig
 from qkv.nn.heads import ClassHeadConfig as ClassHeadConfig
 from qkv.nn.heads import CrossEntropyConfig as CrossEntropyConfig
+from qkv.nn.heads import EmbeddingHeadConfig as EmbeddingHeadConfig
 from qkv.nn.heads import Head as Head
 from qkv.nn.heads import HeadConfig as HeadConfig
 from qkv.nn.heads import LMHeadConfig as LMHeadConfig
@@ -114,7 +120,9 @@ from qkv.nn.norms import NoNormConfig as NoNormConfig
 from qkv.nn.norms import Norm as Norm
 from qkv.nn.norms import NormConfig as NormConfig
 from qkv.nn.norms import RMSNormConfig as RMSNormConfig
+from qkv.nn.pooling import AttentionPoolConfig as AttentionPoolConfig
 from qkv.nn.pooling import FirstTokenConfig as FirstTokenConfig
+from qkv.nn.pooling import LastTokenConfig as LastTokenConfig
 from qkv.nn.pooling import MeanPoolConfig as MeanPoolConfig
 from qkv.nn.positions import ALiBiConfig as ALiBiConfig
 from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig

@@ -12,6 +12,7 @@ import torch
 from qkv.data.dataset import Split
 from qkv.errors import ConfigError
 from qkv.models.pairs import Pair
+from qkv.models.two_towers import Captioned
 from qkv.ops.loss import IGNORE
 from qkv.shapes import Tensor
 from qkv.tokens import Tokens
@@ -25,12 +26,13 @@ class Batch:
     """What a model's loss is computed from: `model.loss(batch.inputs, batch.targets, batch.tokens)`.
 
     Attributes:
-        inputs: What the model reads: token ids (B, T), vectors (B, T, F), or a `Pair` of source and target.
+        inputs: What the model reads: token ids (B, T), vectors (B, T, F), a `Pair` of source and target, or `Captioned`
+            pictures.
         targets: The right output for each token; a token id of -100 counts nothing.
         tokens: Where the tokens that have targets stand.
     """
 
-    inputs: Tensor | Pair
+    inputs: Tensor | Pair | Captioned
     targets: Tensor
     tokens: Tokens
 

@@ -89,7 +89,7 @@ class Model(Configured, nn.Module, ABC):
     config: Any
     head: Any
     blocks: Any
-    checkpoint_blocks: bool
+    checkpoint_blocks: Any
     _averaged: bool = False
 
     def after_step(self, loads: Mapping[str, Tensor]) -> None:

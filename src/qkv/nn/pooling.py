@@ -6,8 +6,14 @@ from typing import Final, Literal, final
 import torch
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, Configured, Count, config
+from qkv.context import Memory
 from qkv.documents import Documents
+from qkv.masks import Full
+from qkv.nn.cross import CrossAttentionConfig
+from qkv.nn.ffn import FFNConfig
+from qkv.nn.norms import LayerNormConfig, NormConfig
+from qkv.nn.sublayer import SublayerConfig
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
@@ -68,6 +74,57 @@ class MeanPool(Pool, config=MeanPoolConfig):
     def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
         wide = torch.promote_types(x.dtype, torch.float32)
         return (x.to(wide).sum(1) / documents.lengths[:, None]).to(x.dtype)
+
+
+@final
+@config
+class LastTokenConfig(PoolConfig):
+    """The vector of the last token, such as the end of a text, which alone sees all under a causal mask (CLIP)."""
+
+
+@final
+class LastToken(Pool, config=LastTokenConfig):
+    """One token."""
+
+    def __init__(self, config: LastTokenConfig, width: int) -> None:
+        super().__init__()
+
+    def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
+        return x[torch.arange(len(x), device=x.device), documents.lengths - 1]
+
+
+@final
+@config
+class AttentionPoolConfig(PoolConfig):
+    """y + f(norm(y)) of what a trained query y reads in all tokens (Zhai et al. 2022, section 3.2, "MAP").
+
+    Attributes:
+        n_heads: Of the attention.
+        norm: Before f.
+        ffn: f.
+    """
+
+    n_heads: Count
+    norm: NormConfig = LayerNormConfig(eps=1e-6)
+    ffn: SublayerConfig = FFNConfig(activation="gelu_tanh", bias=True)
+
+
+@final
+class AttentionPool(Pool, config=AttentionPoolConfig):
+    """Cross-attention of one query to the tokens of each document, and an FFN."""
+
+    def __init__(self, config: AttentionPoolConfig, width: int) -> None:
+        super().__init__()
+        self.probe = nn.Parameter(torch.empty(1, width))
+        self.attention = CrossAttentionConfig(n_heads=config.n_heads, mask=Full(), bias=True).build(width)
+        self.norm = config.norm.build(width)
+        self.ffn = config.ffn.build(width)
+
+    def pool(self, x: Float[Tensor, "N L D"], documents: Documents) -> Float[Tensor, "N D"]:
+        probe = self.probe.expand(len(x), 1, -1)
+        y, _ = self.attention(probe, memory=Memory(x, documents.tokens))
+        update, _ = self.ffn(self.norm(y))
+        return (y + update)[:, 0]
 
 
 PoolName = Literal["mean", "first"]

@@ -1,5 +1,6 @@
 """Heads of a model: the stream to outputs, and the loss that trains them."""
 
+from qkv.nn.heads.embedding import EmbeddingHead, EmbeddingHeadConfig
 from qkv.nn.heads.head import Head, HeadConfig
 from qkv.nn.heads.lm import LMHead, LMHeadConfig
 from qkv.nn.heads.objectives import (
