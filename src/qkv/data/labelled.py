@@ -1,4 +1,4 @@
-"""Texts or pictures with a class each: sources, what is read of them, and batches without padding."""
+"""Texts or pictures, each with a class, classes or a number: sources, and batches without padding."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -6,23 +6,29 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
-import torch
-
 from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches
 from qkv.data.reads import Read, without_padding
-from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in
+from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in, value_in
 from qkv.errors import FileError
+from qkv.shapes import Tensor
 from qkv.yaml_files import expand_home
 
 Holds = Literal["texts", "pictures"]
 
 
 class Labelled(NamedTuple):
-    """A text, or a picture (channels, height, width) in uint8, and the name of its class."""
+    """An item, what is said of it, and where that stands.
+
+    Attributes:
+        item: A text, or a picture (channels, height, width) in uint8.
+        label: As its source has it: the name of a class, a number, or a list.
+        where: What errors call the label.
+    """
 
     item: Any
-    label: str
+    label: Any
+    where: str = "the data: a class"
 
 
 @config
@@ -44,12 +50,12 @@ class LabelledSourceConfig(Config, ABC):
 @final
 @config
 class LabelledFilesConfig(LabelledSourceConfig):
-    """The user's own: .csv, .jsonl or .json files with a text and its class in each row, line or item.
+    """The user's own: .csv, .jsonl or .json files with a text and its class, or number, in each row, line or item.
 
     Attributes:
         path: A file, a folder, a pattern, or several of these.
         field: The column or key of the text.
-        label: That of the class.
+        label: That of the class, the number, or the list of classes.
     """
 
     path: str | tuple[str, ...]
@@ -61,7 +67,8 @@ class LabelledFilesConfig(LabelledSourceConfig):
             if (found := records(path)) is None:
                 raise FileError(f"{path}: is no table; give a .csv, .jsonl or .json file with texts and their classes")
             for record, where in found:
-                yield Labelled(_text(record, self.field, "field", where), _text(record, self.label, "label", where))
+                label = value_in(record, self.label, where, "label")
+                yield Labelled(_text(record, self.field, where), label, f"{where}: {self.label!r}")
 
 
 @final
@@ -95,12 +102,12 @@ def class_folders(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, 
             yield file, each.name
 
 
-def _text(record: dict[str, object], key: str, setting: str, where: str) -> str:
-    """What stands under a key, a whole number or truth value as text."""
+def _text(record: dict[str, object], key: str, where: str) -> str:
+    """The text under a key, a whole number or truth value as text."""
     value = record.get(key)
     if isinstance(value, bool | int):
         return str(value)
-    return _not_empty(text_in(record, key, where, setting).strip(), f"{where}: {key!r}")
+    return _not_empty(text_in(record, key, where).strip(), f"{where}: {key!r}")
 
 
 def _not_empty(text: str, where: str) -> str:
@@ -116,11 +123,9 @@ def _not_empty(text: str, where: str) -> str:
 class LabelledBatches(Batches):
     """The batches of labelled items: nothing is padded (see `without_padding`).
 
-    Targets are (items,), the number of the class of each.
-
     Args:
         items: Each as numbers: ids, or the pixels of a picture.
-        labels: The number of the class of each.
+        targets: What each has, (items, …).
         read: What a model reads of one.
         vary: Makes another of one, in training, with a generator of its own for each epoch; None: they stay the same.
         context: Tokens of the longest.
@@ -131,7 +136,7 @@ class LabelledBatches(Batches):
     def __init__(
         self,
         items: Sequence[np.ndarray],
-        labels: Sequence[int],
+        targets: Tensor,
         read: Callable[[np.ndarray], Read],
         *,
         vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
@@ -141,7 +146,7 @@ class LabelledBatches(Batches):
         shuffle: bool,
     ) -> None:
         super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
-        self._items, self._labels, self._read, self._vary = items, torch.tensor(list(labels)), read, vary
+        self._items, self._targets, self._read, self._vary = items, targets, read, vary
 
     @property
     def n_rows(self) -> int:
@@ -154,7 +159,7 @@ class LabelledBatches(Batches):
             order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
         numbers = order[first:end].tolist()
         inputs, tokens = without_padding([self._read(self._varied(i, epoch)) for i in numbers])
-        return Batch(inputs, self._labels[numbers], tokens)
+        return Batch(inputs, self._targets[numbers], tokens)
 
     def _varied(self, i: int, epoch: int) -> np.ndarray:
         item = self._items[i]

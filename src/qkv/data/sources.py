@@ -307,8 +307,8 @@ def _csv_rows(text: str, path: Path) -> list[dict[str, Any]]:
     return list(reader)
 
 
-def text_in(record: dict[str, Any], field: str, where: str, setting: str = "field") -> str:
-    """What stands under a key, which a `setting` of a config names; `FileError` where that is no text."""
+def value_in(record: dict[str, Any], field: str, where: str, setting: str = "field") -> Any:
+    """What stands under a key, which a `setting` of a config names; `FileError` where there is no such key."""
     if field not in record:
         names = ", ".join(sorted(record)[:10])
         if "messages" in record or {"prompt", "response"} <= record.keys():
@@ -316,10 +316,16 @@ def text_in(record: dict[str, Any], field: str, where: str, setting: str = "fiel
         else:
             remedy = f"set `{setting}`" + " (eval: --field)" * (setting == "field")
         raise FileError(f"{where}: needs an object with the key {field!r}, found {names or 'nothing'}; {remedy}")
-    if not isinstance(record[field], str):
-        raise FileError(f"{where}: {field!r} must be a string, found {type(record[field]).__name__}")
+    return record[field]
+
+
+def text_in(record: dict[str, Any], field: str, where: str, setting: str = "field") -> str:
+    """As `value_in`; `FileError` where it is no text."""
+    value = value_in(record, field, where, setting)
+    if not isinstance(value, str):
+        raise FileError(f"{where}: {field!r} must be a string, found {type(value).__name__}")
     try:
-        return decode_text(record[field].encode("utf-8"), where)
+        return decode_text(value.encode("utf-8"), where)
     except UnicodeEncodeError:
         raise FileError(f"{where}: {field!r} has half a surrogate pair, which is no character; remove it") from None
 

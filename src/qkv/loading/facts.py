@@ -30,6 +30,8 @@ class Facts(Config):
         pool: How its makers make one vector of a text's; None: they do not say.
         unit: Whether they scale that vector to length 1.
         labels: The names of its classes.
+        scale: Mean and standard deviation of what its numbers stand for, by which they are to be put back: number x
+            deviation + mean; None: they stand for themselves.
         pictures: How its pictures become numbers; None: it reads none.
         sampling: How its makers draw tokens, which exports say; None: they do not say.
         longest: Tokens of what a model of pairs reads, at most; None: any.
@@ -45,6 +47,7 @@ class Facts(Config):
     pool: PoolName | None = None
     unit: bool = False
     labels: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
     pictures: PicturesConfig | None = None
     sampling: SamplingConfig | None = None
     longest: int | None = None

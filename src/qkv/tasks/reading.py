@@ -45,8 +45,8 @@ class Reading(ABC):
         return encoded
 
     @abstractmethod
-    def save(self, folder: Path, labels: tuple[str, ...]) -> None:
-        """Write what is needed to read others, and the names of the classes, into the folder of a run."""
+    def save(self, folder: Path, facts: Facts) -> None:
+        """Write what is needed to read others, and what else is known, into the folder of a run."""
 
 
 @final
@@ -71,9 +71,9 @@ class TextReading(Reading):
         end = len(self.tokenizer.prefix) // 2  # special tokens behind a text
         return Read(np.concatenate([encoded[: context - end], encoded[len(encoded) - end :]]))
 
-    def save(self, folder: Path, labels: tuple[str, ...]) -> None:
+    def save(self, folder: Path, facts: Facts) -> None:
         self.tokenizer.save(folder)
-        Facts(labels=labels).save(folder)
+        facts.save(folder)
 
 
 @final
@@ -99,5 +99,5 @@ class PictureReading(Reading):
     def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
         return patches_of(encoded, self.pictures, embed)
 
-    def save(self, folder: Path, labels: tuple[str, ...]) -> None:
-        Facts(labels=labels, pictures=self.pictures).save(folder)
+    def save(self, folder: Path, facts: Facts) -> None:
+        facts.replace(pictures=self.pictures).save(folder)
