@@ -158,6 +158,10 @@ from qkv.tasks import PairDataConfig as PairDataConfig
 from qkv.tasks import SampleConfig as SampleConfig
 from qkv.tasks import Task as Task
 from qkv.tasks import TaskConfig as TaskConfig
+from qkv.tasks.targets import NumbersConfig as NumbersConfig
+from qkv.tasks.targets import OneClassConfig as OneClassConfig
+from qkv.tasks.targets import SeveralClassesConfig as SeveralClassesConfig
+from qkv.tasks.targets import TargetsConfig as TargetsConfig
 from qkv.tokens import Layout as Layout
 from qkv.tokens import Tokens as Tokens
 from qkv.training import AdamWConfig as AdamWConfig

@@ -21,10 +21,10 @@ def classify(
     top: Whole = 5,
     as_json: Annotated[bool, Parameter("--json")] = False,
 ) -> None:
-    """Say which class each text or picture is of, the likeliest first.
+    """Say which class each text or picture is of, the likeliest first, or its number.
 
     Args:
-        model: An encoder with a head of classes: a run, or a folder.
+        model: An encoder with a head of classes or numbers: a run, or a folder.
         texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
             input.
         file: A text file; each line is a text, or the path of a picture.
@@ -35,7 +35,12 @@ def classify(
     from qkv.loading.encoder import Encoder
     from qkv.loading.layouts import load_as
 
-    for text, guesses in zip(given, load_as(Encoder, model).classify(given, top=top), strict=True):
+    encoder = load_as(Encoder, model)
+    if encoder.gives_numbers:
+        for text, numbers in zip(given, encoder.predict(given).tolist(), strict=True):
+            print(json_line({"text": text, "numbers": numbers}) if as_json else f"{text}\n  {_written(numbers)}")
+        return
+    for text, guesses in zip(given, encoder.classify(given, top=top), strict=True):
         if as_json:
             print(json_line({"text": text, "classes": dict(guesses)}))
         else:
@@ -59,6 +64,10 @@ def fill(model: str, text: str, /, *, top: Whole = 5, as_json: Annotated[bool, P
             print(json_line({"mask": number, "tokens": dict(guesses)}))
         else:
             _print(f"mask {number}", guesses)
+
+
+def _written(numbers: "Sequence[float]") -> str:
+    return "  ".join(f"{number:.6g}" for number in numbers)
 
 
 def _print(title: str, guesses: "Sequence[Guess]") -> None:

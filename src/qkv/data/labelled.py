@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
+
 from qkv.config import Config, config
 from qkv.data.batches import Batch, Batches
 from qkv.data.reads import Read, without_padding

@@ -21,6 +21,7 @@ from qkv.errors import ConfigError
 from qkv.loading.building import to_type
 from qkv.loading.certificate import NAME, certificate
 from qkv.loading.certificate import encode as encode_certificate
+from qkv.loading.encoder import Encoder
 from qkv.loading.layouts import load_as
 from qkv.loading.names import find
 from qkv.loading.reader import Reader
@@ -75,6 +76,8 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     asked = DTYPES[dtype] if dtype else torch.float32 if blocks else None
     wide = torch.float32 if certify and asked is not None else asked
     ready = load_as(Ready if to == "qkv" else Reader, found, dtype=wide)
+    if to == "hf" and isinstance(ready, Encoder):
+        ready = ready.in_units()
     files = dict[str, bytes]()
     if certify and isinstance(ready, Reader):
         dtypes = [(p, p.dtype) for p in ready.model.parameters()]

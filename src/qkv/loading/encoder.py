@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
@@ -16,7 +17,7 @@ from qkv.loading.processor import FILE as PROCESSOR
 from qkv.loading.processor import write_processor
 from qkv.loading.reader import Reader
 from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig
-from qkv.nn.heads import ClassHeadConfig, LMHeadConfig
+from qkv.nn.heads import ClassHead, ClassHeadConfig, LMHeadConfig, SquaredErrorConfig
 from qkv.ops.patches import patchify
 from qkv.shapes import Float, Tensor
 
@@ -78,6 +79,8 @@ class Encoder(Reader):
     def classify(self, inputs: Any, *, top: int = 5) -> list[list[Guess]]:
         """The likeliest classes of each text or picture, the likeliest first.
 
+        Where an item may be of several classes, each of them has a probability of its own.
+
         Args:
             inputs: One, or several of any lengths, as for `embed`.
             top: How many classes.
@@ -86,13 +89,51 @@ class Encoder(Reader):
             ConfigError: The model has no classes of whole inputs, or one does not fit it.
             FileError: There is no such picture, or it cannot be read.
         """
+        head, outputs = self._classified(inputs)
+        labels = self.facts.labels or tuple(f"class {i}" for i in range(outputs.shape[-1]))
+        return [_best(row, labels, top) for row in head.objective.probabilities(outputs)]
+
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether `predict` is what it is for, and not `classify`."""
+        head = self.config.head
+        return isinstance(head, ClassHeadConfig) and isinstance(head.objective, SquaredErrorConfig)
+
+    def predict(self, inputs: Any) -> Float[Tensor, "N numbers"]:
+        """The numbers that a model of regression finds for each text or picture, in the units that it was trained on.
+
+        Args:
+            inputs: As for `classify`.
+
+        Raises:
+            ConfigError: The model gives classes, or an input does not fit it.
+            FileError: There is no such picture, or it cannot be read.
+        """
+        if not self.gives_numbers:
+            raise ConfigError("the model's head gives no numbers; use `classify`, `embed` or `fill`")
+        mean, std = self.facts.scale or (0.0, 1.0)
+        return self._classified(inputs)[1] * std + mean
+
+    def in_units(self) -> "Encoder":
+        """The same, whose head itself gives numbers in the units that it was trained on."""
+        if self.facts.scale is None:
+            return self
+        (mean, std), head = self.facts.scale, self.model.head
+        assert isinstance(head, ClassHead)
+        assert head.proj is not None
+        proj = head.proj
+        proj.weight = nn.Parameter(proj.weight.detach() * std)  # not in place: the old ones may be mapped from a file
+        proj.bias = nn.Parameter(proj.bias.detach() * std + mean)
+        return replace(self, facts=self.facts.replace(scale=None))
+
+    def _classified(self, inputs: Any) -> tuple[ClassHeadConfig, Float[Tensor, "N out"]]:
+        """The head, and what it makes of each input, in float32 or wider."""
         head = self.config.head
         if not isinstance(head, ClassHeadConfig) or head.n_classes is None or head.pool is None:
             found = "none" if head is None else head.tag()
             raise ConfigError(f"the model's head is {found} and gives no classes of its inputs; use `embed` or `fill`")
-        labels = self.facts.labels or tuple(f"class {i}" for i in range(head.n_classes))
         outputs = self._outputs(self.reads(inputs))
-        return [_best(logits, labels, top) for logits in outputs]
+        return head, outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
         """The likeliest tokens for each mask in a text, from left to right.
@@ -116,7 +157,7 @@ class Encoder(Reader):
             raise ConfigError(f"there is no {name} in the text; put one where the model is to say what stands there")
         (logits,) = self._outputs([read])
         names = [tokenizer.name_of(i) for i in range(logits.shape[-1])]
-        return [_best(logits[i], names, top) for i in at]
+        return [_best(logits[i].float().softmax(-1), names, top) for i in at]
 
     @torch.inference_mode()
     def _outputs(self, rows: Sequence[Read]) -> Float[Tensor, "..."]:
@@ -167,8 +208,8 @@ def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str,
     return {name: json.dumps(data, indent=2).encode() for name, data in made.items()}
 
 
-def _best(logits: Tensor, names: Sequence[str], top: int) -> list[Guess]:
+def _best(probabilities: Tensor, names: Sequence[str], top: int) -> list[Guess]:
     if top < 1:
         raise ConfigError(f"top={top} must be at least 1")
-    values, places = logits.float().softmax(-1).topk(min(top, len(names)))
+    values, places = probabilities.topk(min(top, len(names)))
     return [Guess(str(names[i]), p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]

@@ -1,7 +1,7 @@
-"""Texts or pictures with a class each: a model learns which class one is of."""
+"""Texts or pictures, each with a class, several, or a number: a model learns to say it."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -20,31 +20,33 @@ from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.reader import Reader
 from qkv.loading.ready import tokenizer_in
-from qkv.models.model import Model, ModelConfig, evaluating
+from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.heads import ClassHeadConfig, HeadConfig
 from qkv.nn.pooling import MeanPoolConfig
-from qkv.tasks.confusion import Confusion
+from qkv.shapes import Tensor
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
+from qkv.tasks.findings import Findings
 from qkv.tasks.reading import PictureReading, Reading, TextReading
+from qkv.tasks.targets import OneClassConfig, TargetsConfig, targets_for
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
 
-_LONGEST_NUMBER = 300  # digits of a class that is a number
 _USUAL_HEAD = ClassHeadConfig(pool=MeanPoolConfig(), dropout=0.1)
 
 
 @final
 @config
 class ClassDataConfig(TaskConfig):
-    """Texts or pictures to learn the classes of.
+    """Texts or pictures to learn the classes of, or numbers.
 
     Held out is `validation` of them, those whose number has the lowest hash.
 
     Attributes:
         source: The corpus.
+        targets: What each has: a class, several, or a number.
         tokenizer: How text becomes ids; None where a recipe's `start` brings its own, and for pictures.
         validation: The share that is held out, above 0 and below 1, or the path of files like those of the source.
-        head: What reads the classes out of the stream, in the place of the head of a recipe's `start`. None: the
+        head: What reads classes or numbers out of the stream, in the place of the head of a recipe's `start`. None: the
             model's, if it has one, else the mean over the tokens and a linear layer.
         cut: Whether texts beyond the recipe's context are cut to it, of which special tokens at the end stay; else such
             a text is an error.
@@ -54,6 +56,7 @@ class ClassDataConfig(TaskConfig):
     opens: ClassVar[type] = Encoder
 
     source: LabelledSourceConfig
+    targets: TargetsConfig = OneClassConfig()
     tokenizer: TokenizerConfig | None = None
     validation: float | str | tuple[str, ...] = 0.1
     head: ClassHeadConfig | None = None
@@ -95,15 +98,8 @@ class ClassDataConfig(TaskConfig):
 
     def prepare(self, start: Start | None = None) -> "Classes":
         train, out = self._divided()
-        labels = _in_order({item.label for item in train})
-        if len(labels) < 2:
-            found = ", ".join(map(repr, labels)) or "none"
-            raise FileError(f"the data: the classes of all {self.source.holds} are {found}; give two classes or more")
-        if unknown := sorted({item.label for item in out} - set(labels)):
-            raise FileError(
-                f"validation: nothing to train on is of the class {unknown[0]!r}; there are {', '.join(labels[:10])}"
-            )
-        return Classes(self, self._reading(train, out, start), labels, train, out)
+        targets = self.targets.fitted([self.targets.parse(each.label, each.where) for each in train])
+        return Classes(self, self._reading(train, out, start), targets, train, out)
 
     def _reading(self, train: list[Labelled], out: list[Labelled], start: Start | None) -> Reading:
         """How the items are read; a `start` goes on as it was trained."""
@@ -136,45 +132,45 @@ class ClassDataConfig(TaskConfig):
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
-        """Loss, accuracy, and the mean over all classes of their F1, with precision and recall of each."""
+        """The loss and what else says how good it is; of classes, precision and recall of each."""
         asked.refuse("beams", "length_penalty", of="models of pairs")
         asked.refuse("conversations", of="language models")
         start = Start(str(asked.path), opened)
         if asked.data is None:
             if asked.recipe is None:
-                raise ConfigError("DATA is missing: give texts or pictures and their classes")
+                raise ConfigError("DATA is missing: give texts or pictures and their classes, or numbers")
             task = asked.recipe.data.prepare(start)
             check_same(task, asked)
             assert isinstance(task, Classes)
             return task.report(opened.model, asked.recipe.context)
-        pictures: PicturesConfig | None = opened.facts.pictures
-        if pictures is not None:
-            asked.refuse("field", of="models of texts")
-            source = PictureFoldersConfig(path=str(asked.data), channels=pictures.channels, size=pictures.size)
-        else:
-            source = LabelledFilesConfig(
-                path=str(asked.data), **({} if asked.field is None else {"field": asked.field})
-            )
-        labels, items = opened.facts.labels, list(source.items())
-        if unknown := sorted({item.label for item in items} - set(labels)):
-            raise FileError(f"{asked.data}: the model has no class {unknown[0]!r}; it has {', '.join(labels[:10])}")
-        data = cls(source=source, cut=pictures is None)
-        return Classes(data, _reading_of(start, data), labels, [], items).report(opened.model, opened.config.limit)
+        trained = asked.trained if isinstance(asked.trained, cls) else None
+        data = cls(source=_source(asked, opened.facts.pictures, trained), cut=opened.facts.pictures is None)
+        head = _check_head(opened.config.head, "the model's head")
+        targets = (targets_for(head.objective) if trained is None else trained.targets).of_facts(opened.facts)
+        items = list(data.source.items())
+        task = Classes(data, _reading_of(start, data), targets, [], items)
+        return task.report(opened.model, opened.config.limit)
 
 
-def _check_head(head: HeadConfig, name: str) -> ClassHeadConfig:
+def _source(asked: Asked, pictures: PicturesConfig | None, trained: ClassDataConfig | None) -> LabelledSourceConfig:
+    """The DATA that are asked for, read as those that the model was trained on, if they were files of that kind."""
+    path = str(asked.data)
+    if pictures is not None:
+        asked.refuse("field", of="models of texts")
+        return PictureFoldersConfig(path=path, channels=pictures.channels, size=pictures.size)
+    known = trained.source if trained is not None and isinstance(trained.source, LabelledFilesConfig) else None
+    source = LabelledFilesConfig(path=path) if known is None else known.replace(path=path)
+    return source if asked.field is None else source.replace(field=asked.field)
+
+
+def _check_head(head: HeadConfig | None, name: str) -> ClassHeadConfig:
     """The head; `ConfigError` where it does not give one class for each item."""
     if not isinstance(head, ClassHeadConfig):
-        raise ConfigError(f"{name} is {head.tag()}, which gives no classes; set it to null, or to a ClassHead")
+        found = "none" if head is None else head.tag()
+        raise ConfigError(f"{name} is {found}, which gives no classes; set it to null, or to a ClassHead")
     if head.pool is None:
         raise ConfigError(f"{name} has no pool, and each item has one class; give it one, such as MeanPool")
     return head
-
-
-def _in_order(labels: set[str]) -> tuple[str, ...]:
-    """Sorted; whole numbers by size, and those that are equal as they are written."""
-    whole = all(label.removeprefix("-").isdecimal() and len(label) <= _LONGEST_NUMBER for label in labels)
-    return tuple(sorted(labels, key=lambda label: (int(label) if whole else 0, label)))
 
 
 def _reading_of(start: Start, data: ClassDataConfig) -> Reading:
@@ -198,7 +194,7 @@ class Classes(Task):
     Args:
         data: What they were read from.
         reading: How they become what the model reads.
-        labels: The names of the classes.
+        targets: What they have, fitted to what is trained on.
         train: What to train on.
         validation: What is held out.
     """
@@ -207,36 +203,36 @@ class Classes(Task):
         self,
         data: ClassDataConfig,
         reading: Reading,
-        labels: Sequence[str],
+        targets: TargetsConfig,
         train: Sequence[Labelled],
         validation: Sequence[Labelled],
     ) -> None:
-        self.data, self.reading, self.labels = data, reading, tuple(labels)
-        self._train, self._validation = (
-            ([reading.encoded(each.item) for each in part], [self.labels.index(each.label) for each in part])
-            for part in (train, validation)
-        )
-        self._context: int | None = None  # to which a run cuts
-        self._found: Confusion | None = None
+        self.data, self.reading, self.targets = data, reading, targets
+        self._train, self._validation = map(self._encoded, (train, validation))
+        self._found: Findings | None = None
+
+    def _encoded(self, items: Sequence[Labelled]) -> tuple[list[np.ndarray], Tensor]:
+        """Items and targets as numbers."""
+        where = [each.where for each in items]
+        parsed = [self.targets.parse(each.label, each.where) for each in items]
+        return [self.reading.encoded(each.item) for each in items], self.targets.encoded(parsed, where)
 
     @property
     def fingerprint(self) -> str:
-        items, labels = self._train
+        items, targets = self._train
         digest = hashlib.sha256(repr([each.shape for each in items]).encode())
         for each in items:
             digest.update(each.tobytes())
-        digest.update(np.array(labels, dtype=np.int64).tobytes())
+        digest.update(targets.numpy().tobytes())
         return digest.hexdigest()
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
         assert isinstance(model, TransformerConfig)
         own = model.head if isinstance(model.head, ClassHeadConfig) and recipe.start is None else None
         head = own or self.data.head or _USUAL_HEAD
-        if head.n_classes not in (None, len(self.labels)):
-            raise ConfigError(f"the head has n_classes={head.n_classes} and the data {len(self.labels)}; leave it out")
         embed = self.reading.fitted(model.embed)
-        items = (*self._train[0], *self._validation[0])
-        longest = max(len(self.reading.read(each, embed, None).values) for each in items)
+        of_each_shape = {each.shape: each for each in (*self._train[0], *self._validation[0])}
+        longest = max(len(self.reading.read(each, embed, None).values) for each in of_each_shape.values())
         if longest > recipe.context and not self.data.cut:
             raise ConfigError(
                 f"context={recipe.context} and the longest {self.reading.item} has {longest} tokens; "
@@ -244,13 +240,12 @@ class Classes(Task):
             )
         return model.replace(
             embed=embed,
-            head=head.replace(n_classes=len(self.labels)),
+            head=self.targets.head(head),
             context=model.context or recipe.context,
         )
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
         assert isinstance(recipe.model, TransformerConfig)
-        self._context = recipe.context
         read = partial(self.reading.read, embed=recipe.model.embed, context=recipe.context)
         sizes: Any = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         return (
@@ -259,47 +254,53 @@ class Classes(Task):
         )
 
     def save(self, folder: Path) -> None:
-        self.reading.save(folder, self.labels)
+        self.reading.save(folder, self.targets.facts())
 
     def sample(self, model: Model, recipe: Recipe, settings: SampleConfig) -> str:
         """There is none: `ClassDataConfig.check` refuses it."""
         raise AssertionError
 
     def notes(self, recipe: Recipe) -> Iterator[str]:
-        """How many items and classes there are."""
+        """How many items there are, and what they have."""
         sizes = len(self._train[0]), len(self._validation[0])
-        yield f"{len(self.labels)} classes: {sizes[0]:,} {self.reading.item}s to train on, {sizes[1]:,} held out"
+        yield f"{self.targets.note()}: {sizes[0]:,} {self.reading.item}s to train on, {sizes[1]:,} held out"
+
+    def evaluate(
+        self,
+        model: Model,
+        batches: Batches,
+        *,
+        limit: int | None = None,
+        goes_on: Callable[[int, int], bool] = lambda *_: True,
+    ) -> Evaluation:
+        outputs = list[tuple[Tensor, Tensor]]()
+        found = evaluate(model, batches, limit=limit, goes_on=goes_on, outputs=outputs)
+        both = (torch.cat([pair[i].cpu() for pair in outputs]) for i in (0, 1))
+        self._found = self.targets.findings(*both) if outputs else None
+        return found
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
-        self._found = self._confusion(model, self._context)
-        return self._found.measures()
+        return () if self._found is None else self._found.measures()
 
     def pictures(self, folder: Path) -> None:
         if self._found is not None:
-            self._found.draw(folder / "confusion.png")
+            self._found.save_picture(folder)
 
     def next_steps(self, folder: str) -> str:
         return f"qkv classify {folder} {self.reading.example}   ·   qkv eval {folder}   ·   qkv show {folder}"
 
     def report(self, model: Model, context: int | None) -> Report:
         """How good a model is on what is held out."""
-        found = evaluate(model, self._held_out(model, context)).loss
-        loss = Measure("loss", found, f"nats per {self.reading.item}", lower_is_better=True)
-        confusion = self._confusion(model, context)
-        measures = (loss, *confusion.measures(), Measure(f"{self.reading.item}s", len(self._validation[0]), form=","))
-        return Report(measures, {"classes": confusion.by_class()}, (*map(str, measures), "", *confusion.lines()))
-
-    def _held_out(self, model: Model, context: int | None) -> Batches:
         assert isinstance(model, Transformer)
         read = partial(self.reading.read, embed=model.config.embed, context=context)
-        return LabelledBatches(*self._validation, read, context=context or 1, batch_size=32, seed=0, shuffle=False)
-
-    def _confusion(self, model: Model, context: int | None) -> Confusion:
-        """What the model takes the held-out items for."""
-        batches, device = self._held_out(model, context), next(model.parameters()).device
-        found: list[int] = []
-        with evaluating(model), torch.no_grad():
-            for i in range(len(batches)):
-                batch = batches.batch(0, i).to(device)
-                found += model(batch.inputs, batch.tokens).argmax(-1).tolist()
-        return Confusion.of(self.labels, np.array(self._validation[1]), np.array(found))
+        sizes: Any = {"context": context or 1, "batch_size": 32, "seed": 0}
+        loss = self.evaluate(model, LabelledBatches(*self._validation, read, shuffle=False, **sizes)).loss
+        found = self._found
+        assert found is not None
+        measures = (
+            Measure("loss", loss, f"{self.targets.unit} per {self.reading.item}", lower_is_better=True),
+            *found.measures(),
+            Measure(f"{self.reading.item}s", len(self._validation[0]), form=","),
+        )
+        table = found.lines()
+        return Report(measures, found.details(), (*map(str, measures), *(["", *table] if table else [])))

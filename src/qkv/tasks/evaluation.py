@@ -1,5 +1,6 @@
 """How good a model is: named numbers, each with a unit and a direction."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import torch
 from qkv.data import Batches
 from qkv.models.model import Model, evaluating
 from qkv.nn.sublayer import merge
+from qkv.shapes import Tensor
 
 
 @final
@@ -80,15 +82,30 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: Model, batches: Batches, *, limit: int | None = None, goes_on: Callable[[int, int], bool] = lambda *_: True
+    model: Model,
+    batches: Batches,
+    *,
+    limit: int | None = None,
+    goes_on: Callable[[int, int], bool] = lambda *_: True,
+    outputs: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Evaluation:
-    """The loss over the batches of a split, the first `limit` of them, or all; without dropout.
+    """The loss over the batches of a split; without dropout.
 
-    It ends early where `goes_on(done, of)`, which is asked before each batch, says no.
+    Args:
+        model: What is measured.
+        batches: Those of the split.
+        limit: Only the first so many; None: all.
+        goes_on: Is asked before each batch, with those done and their number, and ends it early where it says no.
+        outputs: Is given the targets and the head's outputs of each batch, for a head that makes them for its loss.
     """
     device = next(model.parameters()).device
     total, count, report = 0.0, 0, None
-    with evaluating(model), torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        if outputs is not None:
+            keep = model.head.register_forward_hook(lambda _, __, made: outputs.append((batch.targets, made)))
+            stack.callback(keep.remove)
         n = len(batches) if limit is None else min(limit, len(batches))
         for i in itertools.takewhile(lambda i: goes_on(i, n), range(n)):
             batch = batches.batch(0, i)

@@ -107,7 +107,7 @@ class Confusion(ByClass):
     labels: tuple[str, ...]
     counts: np.ndarray
 
-    picture: ClassVar[str] = "confusion.png"
+    picture: ClassVar[str | None] = "confusion.png"
 
     @classmethod
     def of(cls, labels: Sequence[str], true: np.ndarray, found: np.ndarray) -> "Confusion":
@@ -182,7 +182,7 @@ class FoundNumbers(Findings):
     true: np.ndarray
     found: np.ndarray
 
-    picture: ClassVar[str] = "numbers.png"
+    picture: ClassVar[str | None] = "numbers.png"
 
     def measures(self) -> tuple[Measure, ...]:
         """Root of the mean squared error, mean absolute error, and the share of the variance that is explained (R²).
@@ -195,7 +195,11 @@ class FoundNumbers(Findings):
         return (
             Measure("rmse", float(np.sqrt(np.square(error).mean())), unit, lower_is_better=True, form=".4g"),
             Measure("mae", float(np.abs(error).mean()), unit, lower_is_better=True, form=".4g"),
-            *([Measure("r2", float(1 - np.square(error).mean() / variance), lower_is_better=False)] if variance else []),
+            *(
+                [Measure("r2", float(1 - np.square(error).mean() / variance), lower_is_better=False)]
+                if variance
+                else []
+            ),
         )
 
     def draw(self, axes: Any) -> None:

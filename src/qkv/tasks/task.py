@@ -1,7 +1,7 @@
 """What a run learns. A new task is one new file: a config for the `data` of a recipe, and the task that it prepares."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, final, runtime_checkable
@@ -140,6 +140,17 @@ class Task(ABC):
     def save(self, folder: Path) -> None:  # noqa: B027 - nothing to save is a good default
         """Write what `TaskConfig.open` needs besides the model into a new run folder; here nothing."""
 
+    def evaluate(
+        self,
+        model: Model,
+        batches: Batches,
+        *,
+        limit: int | None = None,
+        goes_on: Callable[[int, int], bool] = lambda *_: True,
+    ) -> Evaluation:
+        """The loss over held-out batches, as `qkv.tasks.evaluate`; a task may keep what its `measures` need."""
+        return evaluate(model, batches, limit=limit, goes_on=goes_on)
+
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
         """What is logged beside the loss when all that is held out has been evaluated; here nothing."""
         return ()
@@ -193,7 +204,7 @@ class TaskConfig(Config, ABC):
         _, held_out = task.batches(asked.recipe)
         if held_out is None:
             raise ConfigError(f"{asked.path} held out nothing (validation=0), so there is nothing to measure it on")
-        found = evaluate(opened.model, held_out)
+        found = task.evaluate(opened.model, held_out)
         loss = Measure("loss", found.loss, task.unit, lower_is_better=True)
         return Report((loss, *task.measures(opened.model, found), Measure("tokens", found.tokens, form=",")))
 

@@ -14,7 +14,7 @@ from qkv.errors import ConfigError, FileError, TrainingError
 from qkv.models.model import Model
 from qkv.nn.sublayer import Aux, merge
 from qkv.shapes import Tensor
-from qkv.tasks import Task, evaluate
+from qkv.tasks import Task
 from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
 from qkv.training.finite import first_non_finite
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
@@ -178,7 +178,7 @@ class Trainer:
         if self.held_out is None:
             return {"step": self.step}
         with products_in(self.recipe.precision, self.device):
-            found = evaluate(self.model, self.held_out, limit=limit, goes_on=goes_on)
+            found = self.task.evaluate(self.model, self.held_out, limit=limit, goes_on=goes_on)
             measures = () if limit is not None else self.task.measures(self.model, found)
         self.validation = found.loss
         extra = {f"validation_aux.{name}": loss / max(1, found.tokens) for name, loss in found.extra.items()}

@@ -16,8 +16,8 @@ from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
 from qkv.masks import Full
-from qkv.tasks.classes import _in_order
-from qkv.tasks.confusion import Confusion
+from qkv.tasks.findings import Confusion
+from qkv.tasks.targets import OneClassConfig
 from qkv.training.recipe import RecipeConfig
 from tiny import tiny_config
 
@@ -75,7 +75,10 @@ def test_it_is_measured_on_other_texts(run, tmp_path, capsys):
     assert (report["accuracy"], report["texts"]) == (0.5, 2)
     path.write_text('{"text": "red x", "label": "plant"}\n')
     assert main(["eval", str(run), str(path)]) == 3
-    assert "the model has no class 'plant'; it has animal, colour" in capsys.readouterr().err
+    assert (
+        "line 1: 'label' is 'plant', and the model has no such class; there are animal, colour"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(run, table, tmp_path):
@@ -115,7 +118,7 @@ def test_folders_of_classes(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "changes", "message"),
     [
-        ("a,x\nb,x\nc,x\n", {}, "the classes of all texts are 'x'; give two classes or more"),
+        ("a,x\nb,x\nc,x\n", {}, "the classes of all items are 'x'; give two classes or more"),
         ("a,x\n,y\n", {}, "row 2: 'text' is empty"),
         ("a,x\n", {}, "1 texts, of which none can be held out"),
         ("a,x\nb,y\nc,x\nd,y\n", {"context": 0}, "context"),
@@ -135,7 +138,9 @@ def test_what_cannot_be_learned_is_one_line(rows, changes, message, tmp_path, ca
 def test_a_class_that_only_the_held_out_texts_have(table, tmp_path):
     (tmp_path / "other.csv").write_text("text,label\nrose,plant\n")
     data = recipe({"type": "LabelledFiles", "path": str(table)})["data"] | {"validation": str(tmp_path / "other.csv")}
-    with pytest.raises(FileError, match="nothing to train on is of the class 'plant'; there are animal, colour"):
+    with pytest.raises(
+        FileError, match="row 1: 'label' is 'plant', and the model has no such class; there are animal, colour"
+    ):
         RecipeConfig.from_dict(recipe(None, data=data)).data.prepare()
 
 
@@ -179,8 +184,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 
 
 def test_classes_have_one_order_in_every_process():
-    assert _in_order({"10", "2", "02", "-1", "0", "-0"}) == ("-1", "-0", "0", "02", "2", "10")
-    assert _in_order({"9" * 5000, "1"}) == ("1", "9" * 5000)
+    assert OneClassConfig().fitted(["10", "2", "02", "-1", "0", "-0"]).labels == ("-1", "-0", "0", "02", "2", "10")
+    assert OneClassConfig().fitted(["9" * 5000, "1"]).labels == ("1", "9" * 5000)
 
 
 def test_the_names_of_classes_are_not_lost(run, tmp_path):
@@ -201,7 +206,7 @@ def test_longer_texts_are_cut_where_asked(table):
 
 def test_batches_hold_each_document_once_and_no_padding():
     documents = [np.arange(n, 2 * n) for n in range(1, 8)]
-    batches = LabelledBatches(documents, range(7), Read, context=9, batch_size=3, seed=1, shuffle=True)
+    batches = LabelledBatches(documents, torch.arange(7), Read, context=9, batch_size=3, seed=1, shuffle=True)
     seen = []
     for i in range(len(batches)):
         batch = batches.batch(2, i)
