@@ -22,7 +22,7 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 )
 ENCODERS = "tests/parity/test_encoders.py::test_in_and_out"
 ENCODER_PARTS = "tests/unit/nn/test_encoder_parts.py"
-PATCHES = "tests/unit/nn/test_patches.py"
+PATCHES, GRID_ROPE = "tests/unit/nn/test_patches.py", "tests/unit/nn/test_grid_rope.py"
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
 QUANTISED, CONVERT = "tests/unit/nn/test_quantised.py", "tests/unit/test_convert.py"
@@ -119,6 +119,9 @@ MUTANTS = [
     Mutant("angles in float32", "ops/rotary.py",
            "position[..., None].to(frequencies.dtype) * frequencies", "position[..., None].float() * frequencies.float()", ROTARY),
     Mutant("the first of several coordinates", "nn/positions/rotary.py", "coords.shape[-1]) != 1", "coords.shape[-1]) < 1", PARTS),
+    Mutant("a class token turns", "nn/positions/rotary.py", ".masked_fill(none[..., None], 0)", "", GRID_ROPE),
+    Mutant("corners of patches, not middles", "nn/positions/rotary.py", "(2 * tokens.coords + 1)", "(2 * tokens.coords)", GRID_ROPE),
+    Mutant("rows and columns of another picture", "tokens.py", 'ends, "amax").gather(1, segment)', 'ends, "amax").amax(1, keepdim=True)', GRID_ROPE),
     Mutant("learned positions of the slot, not the document", "nn/embedders/embedder.py",
            "self.position(tokens, x.dtype)", "self.position(Tokens.full(*tokens.shape, device=x.device), x.dtype)", LAWS),
     Mutant("YaRN without its temperature", "nn/positions/rope_scaling.py", "0.1 * math.log(self.factor) + 1 if", "1.0 if", PARITY),

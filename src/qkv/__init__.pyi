@@ -125,6 +125,8 @@ from qkv.nn.pooling import FirstTokenConfig as FirstTokenConfig
 from qkv.nn.pooling import LastTokenConfig as LastTokenConfig
 from qkv.nn.pooling import MeanPoolConfig as MeanPoolConfig
 from qkv.nn.positions import ALiBiConfig as ALiBiConfig
+from qkv.nn.positions import AxialRoPEConfig as AxialRoPEConfig
+from qkv.nn.positions import CentredRoPEConfig as CentredRoPEConfig
 from qkv.nn.positions import DynamicNTKScalingConfig as DynamicNTKScalingConfig
 from qkv.nn.positions import GridResizeConfig as GridResizeConfig
 from qkv.nn.positions import LearnedGridConfig as LearnedGridConfig
@@ -136,6 +138,7 @@ from qkv.nn.positions import NTKScalingConfig as NTKScalingConfig
 from qkv.nn.positions import PositionTable as PositionTable
 from qkv.nn.positions import PositionTableConfig as PositionTableConfig
 from qkv.nn.positions import RoPEConfig as RoPEConfig
+from qkv.nn.positions import RotaryConfig as RotaryConfig
 from qkv.nn.positions import SinusoidalGridConfig as SinusoidalGridConfig
 from qkv.nn.positions import SinusoidalPositionsConfig as SinusoidalPositionsConfig
 from qkv.nn.positions import T5BiasConfig as T5BiasConfig

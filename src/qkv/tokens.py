@@ -51,6 +51,16 @@ class Tokens:
         found = self.index.new_zeros(len(self.index), int(self.segment.max()) + 1)
         return found.scatter_reduce(1, self.segment, self.index + 1, "amax").gather(1, self.segment)
 
+    @property
+    def extent(self) -> Int[Tensor, "B t P"]:
+        """Rows and columns of the picture of each, up to its last place; one column where a picture fills a row."""
+        ends = self.coords + 1
+        if self.layout is Layout.FULL and ends.numel():
+            return ends.amax(1, keepdim=True)
+        found = ends.new_zeros(len(ends), int(self.segment.max()) + 1 if ends.numel() else 1, ends.shape[-1])
+        segment = self.segment[..., None].expand_as(ends)
+        return found.scatter_reduce(1, segment, ends, "amax").gather(1, segment)
+
     @staticmethod
     def full(
         batch: int, length: int, *, start: int | Int[Tensor, " B"] = 0, device: torch.device | None = None

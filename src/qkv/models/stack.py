@@ -16,7 +16,7 @@ from qkv.models.init import InitConfig
 from qkv.nn.blocks import Block, BlockConfig, sublayers_of
 from qkv.nn.mixer import AttentionLayer, Mixer, Seat
 from qkv.nn.norms import NormConfig
-from qkv.nn.positions import RoPEConfig
+from qkv.nn.positions import RotaryConfig
 from qkv.nn.sublayer import Aux, Sublayer, SublayerConfig, merge
 from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
@@ -101,7 +101,7 @@ class Stack(nn.Module):
             self.order += [*range(first, len(self.blocks))] * (run.n if run.shared else 1)
         self.final_norm = nn.Identity() if final_norm is None else final_norm.build(d_model)
         self.masks, self._memory_masks = list[Mask](), list[Mask]()
-        self._rotations = list[tuple[RoPEConfig, int]]()
+        self._rotations = list[tuple[RotaryConfig, int]]()
         self._slots = [self._seat(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
 
     def _seat(self, path: str, block: Block) -> int:
@@ -123,12 +123,11 @@ class Stack(nn.Module):
     @property
     def rotates_by_length(self) -> bool:
         """Whether a token's rotation may depend on the length of its text."""
-        return any(position.scaling is not None and position.scaling.by_length for position, _ in self._rotations)
+        return any(position.by_length for position, _ in self._rotations)
 
     def keeps(self, before: int, after: int) -> bool:
         """Whether a cache of a text of `before` tokens is right for the same text when it has grown to `after`."""
-        scalings = [position.scaling for position, _ in self._rotations if position.scaling is not None]
-        return before == 0 or all(scaling.keeps(before, after) for scaling in scalings)
+        return before == 0 or all(position.keeps(before, after) for position, _ in self._rotations)
 
     def applications(self) -> Iterator[tuple[str, Sublayer]]:
         """Each application of a sublayer in the order in which they act, named as in `Aux`: `blocks.3.attention`."""

@@ -11,7 +11,7 @@ from qkv.context import Context
 from qkv.lowered import LoweredMask
 from qkv.masks import Mask
 from qkv.nn.mixer import AttentionLayer, MultiHeadConfig
-from qkv.nn.positions import AttentionPositionConfig, RoPEConfig, ScoreBiasConfig
+from qkv.nn.positions import AttentionPositionConfig, RotaryConfig, ScoreBiasConfig
 from qkv.nn.sublayer import in_turn
 from qkv.ops.backend import Problem
 from qkv.ops.rotary import rotate
@@ -68,7 +68,7 @@ class Attention(AttentionLayer, config=AttentionConfig):
         super().__init__(config, config.mask, config.heads(d_model), config.scale)
         self.n_heads, self.n_kv_heads, self.head_dim, self.value_dim = self.heads
         self.weight_dropout, self.softcap = config.weight_dropout, config.softcap
-        self.rope = config.position if isinstance(config.position, RoPEConfig) else None
+        self.rope = config.position if isinstance(config.position, RotaryConfig) else None
         self.rotated = 0 if self.rope is None else self.rope.width(self.head_dim)
         per_group = (self.n_heads // self.n_kv_heads + 1) * self.head_dim + self.value_dim
         out_bias = config.bias if config.out_bias is None else config.out_bias

@@ -14,7 +14,7 @@ from qkv.errors import ConfigError
 from qkv.lowered import LoweredMask, lower
 from qkv.masks import Mask
 from qkv.nn.norms import NormConfig
-from qkv.nn.positions import RoPEConfig
+from qkv.nn.positions import RotaryConfig
 from qkv.nn.sublayer import Sublayer, SublayerConfig
 from qkv.ops.attend import solve
 from qkv.ops.backend import Problem
@@ -124,7 +124,7 @@ class AttentionLayer(Mixer, ABC):
         rope: The rotary embedding, and of how many coordinates of a head; None: there is none.
     """
 
-    rope: RoPEConfig | None = None
+    rope: RotaryConfig | None = None
     rotated: int = 0
     weight_dropout: float = 0.0
 

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from qkv.shapes import Float, Int, Tensor
+from qkv.shapes import Float, Shaped, Tensor
 
 RotaryLayout: TypeAlias = Literal["half", "interleaved"]
 """Which coordinates make a pair: i and i + K/2 (GPT-NeoX, the Hugging Face form of Llama), or neighbours (RoFormer)."""
@@ -28,20 +28,22 @@ def frequencies(theta: float | Float[Tensor, "b t 1"], width: int, device: torch
     return theta ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
 
 
-def rotation(
-    position: Int[Tensor, "b T"],
-    frequencies: Float[Tensor, "*b_t pairs"],
-    layout: RotaryLayout,
-    *,
-    magnitude: float,
-    dtype: torch.dtype,
-) -> Rotation:
-    """The angles `position * frequency`, in radians, as a `Rotation` of type `dtype`.
+def angles(position: Shaped[Tensor, "..."], frequencies: Float[Tensor, "*b_t pairs"]) -> Float[Tensor, "... pairs"]:
+    """`position * frequency` in radians, for each pair.
 
     The product is taken in float64: in float32 the angle at position 100,000 is off by several thousandths of a
-    radian. Cosines and sines are multiplied with `magnitude` (YaRN's attention factor; 1 otherwise).
+    radian.
     """
-    angle = position[..., None].to(frequencies.dtype) * frequencies
+    return position[..., None].to(frequencies.dtype) * frequencies
+
+
+def rotation(
+    angle: Float[Tensor, "b T pairs"], layout: RotaryLayout, *, magnitude: float = 1.0, dtype: torch.dtype
+) -> Rotation:
+    """The angles of pairs, in radians, as a `Rotation` of type `dtype`.
+
+    Cosines and sines are multiplied with `magnitude` (YaRN's attention factor).
+    """
     cos, sin = (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
     if layout == "half":
         return Rotation(torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1), layout)

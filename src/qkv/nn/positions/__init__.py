@@ -9,7 +9,7 @@ from qkv.nn.positions.rope_scaling import (
     RoPEScalingConfig,
     YaRNScalingConfig,
 )
-from qkv.nn.positions.rotary import RoPEConfig
+from qkv.nn.positions.rotary import AxialRoPEConfig, CentredRoPEConfig, GridRoPEConfig, RoPEConfig, RotaryConfig
 from qkv.nn.positions.score_bias import ALiBiConfig, ScoreBias, ScoreBiasConfig, T5BiasConfig
 from qkv.nn.positions.tables import (
     GridResizeConfig,
@@ -21,5 +21,5 @@ from qkv.nn.positions.tables import (
     SinusoidalPositionsConfig,
 )
 
-AttentionPositionConfig = RoPEConfig | ScoreBiasConfig
+AttentionPositionConfig = RoPEConfig | RotaryConfig | ScoreBiasConfig
 """What tells attention where tokens stand: a rotation of queries and keys, or a bias of the scores."""

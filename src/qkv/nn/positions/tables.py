@@ -112,7 +112,7 @@ class SinusoidalPositions(PositionTable, config=SinusoidalPositionsConfig):
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
 
 
-def _cells(tokens: Tokens) -> tuple[Int[Tensor, "B T 2"], Bool[Tensor, "B T"]]:
+def cells_of(tokens: Tokens) -> tuple[Int[Tensor, "B T 2"], Bool[Tensor, "B T"]]:
     """Row and column of each token, and which have no place; `ConfigError` where their coordinates are not two."""
     if (n := tokens.coords.shape[-1]) != 2:
         raise ConfigError(
@@ -178,7 +178,7 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
         Raises:
             ConfigError: There is no such place (on CPUs).
         """
-        cells, none = _cells(tokens)
+        cells, none = cells_of(tokens)
         row, column = cells.unbind(-1)
         table, start, columns = (self.weight, 0, self.columns) if self.resize is None else self._fitted(tokens)
         there = (column >= 0) & (column < columns)  # a column too many would be the next row's first
@@ -250,7 +250,7 @@ class SinusoidalGrid(PositionTable, config=SinusoidalGridConfig):
 
     def forward(self, tokens: Tokens, dtype: torch.dtype) -> Float[Tensor, "B T D"]:
         """The vectors of these rows and columns, 0 for tokens without; the angles are computed in float64."""
-        cells, none = _cells(tokens)
+        cells, none = cells_of(tokens)
         angle = cells.flip(-1)[..., None] * frequencies(self.base, self.d_model // 2, cells.device)  # column, row
         vectors = torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(-2).to(dtype)
         return vectors.masked_fill(none[..., None], 0)
