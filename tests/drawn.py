@@ -11,7 +11,7 @@ from qkv.checkpoints.families.family import layers_of, stack
 from qkv.errors import ConfigError
 
 VOCAB = 61
-DECODERS = [kind for kind in FAMILIES if "bert" not in kind]
+DECODERS = [kind for kind, family in FAMILIES.items() if family.table and "bert" not in kind]
 BLOCKS = (qkv.PreNormConfig, qkv.OutputNormConfig, qkv.SandwichConfig, qkv.ParallelPreNormConfig, qkv.PostNormConfig)
 
 

@@ -246,7 +246,7 @@ MUTANTS = [
     Mutant("updates keep their scale", "nn/blocks.py", "out * self.factors[name]", "out", PARTS),
     Mutant("DINOv2's offset is dropped", "nn/positions/tables.py", "        if offset:\n", "        if False:\n", PATCHES),
     Mutant("a class token has a position", "nn/embedders/patch.py", "torch.where((tokens.types > 0)[..., None], trained, x)", "x + trained", PATCHES),
-    Mutant("the mean counts what is behind the end", "nn/pooling.py", "/ documents.lengths[:, None]", "/ x.shape[1]", ENCODER_PARTS),
+    Mutant("the mean counts what is behind the end", "nn/pooling.py", "(documents.lengths - self.skip).clamp(min=1)", "torch.full_like(documents.lengths, x.shape[1])", ENCODER_PARTS),
     Mutant("classes of padding count", "nn/heads/pooled.py", "torch.where(tokens.valid, targets, IGNORE)", "targets", ENCODER_PARTS),
     Mutant("the logits' soft-cap is dropped", "nn/heads/lm.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
     Mutant("the loss forgets the soft-cap", "nn/heads/lm.py", "softcap=self.softcap,", "softcap=None,", PARTS),

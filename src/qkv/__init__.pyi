@@ -121,6 +121,7 @@ from qkv.nn.norms import Norm as Norm
 from qkv.nn.norms import NormConfig as NormConfig
 from qkv.nn.norms import RMSNormConfig as RMSNormConfig
 from qkv.nn.pooling import AttentionPoolConfig as AttentionPoolConfig
+from qkv.nn.pooling import ConcatPoolConfig as ConcatPoolConfig
 from qkv.nn.pooling import FirstTokenConfig as FirstTokenConfig
 from qkv.nn.pooling import LastTokenConfig as LastTokenConfig
 from qkv.nn.pooling import MeanPoolConfig as MeanPoolConfig

@@ -82,6 +82,7 @@ NEEDED = {
     "LearnedPositionsConfig": lambda: {"length": 16},
     "LearnedGridConfig": lambda: {"rows": 3, "columns": 5},
     "PatchEmbedderConfig": lambda: {"patch": 4},
+    "ConcatPoolConfig": lambda: {"pools": (qkv.FirstTokenConfig(), qkv.MeanPoolConfig(skip=1))},
     "LinearScalingConfig": lambda: {"factor": 2.0},
     "NTKScalingConfig": lambda: {"factor": 2.0},
     "LongRoPEScalingConfig": lambda: {"original_length": 64, "short_factors": (1.0, 2.0), "long_factors": (3.0, 4.0)},

@@ -64,6 +64,23 @@ class Transpose(Operation):
 
 @final
 @dataclasses.dataclass(frozen=True)
+class Flatten(Operation):
+    """All axes but the first as one, as of the weight of a convolution; `shape` is theirs without the first."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, theirs: Tensors) -> Tensors:
+        for tensor in theirs:
+            if tuple(tensor.shape[1:]) != self.shape:
+                raise ShapeError(f"found {tuple(tensor.shape)}, needs {self.shape} behind the first")
+        return tuple(tensor.flatten(1) for tensor in theirs)
+
+    def inverse(self, ours: Tensors) -> Tensors:
+        return tuple(tensor.unflatten(1, self.shape) for tensor in ours)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
 class Fuse(Operation):
     """Join the rows of several tensors: `widths` of them, or in turn so many in each of `n_groups` groups."""
 

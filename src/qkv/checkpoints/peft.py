@@ -72,7 +72,8 @@ def read_adapter(folder: Path, family: Family, model: TransformerConfig) -> Adap
     tensors, modules = read_tensors(source), list(_modules(family, model))
     found = {i: pair for i, module in enumerate(modules) if (pair := settings.take(tensors, module, source))}
     if tensors:
-        ends = tuple(f"{_PREFIX}{key.removesuffix('weight')}" for key in (family.head, "lm_head.weight", family.table))
+        keys = family.head, "lm_head.weight", family.table
+        ends = tuple(f"{_PREFIX}{key.removesuffix('weight')}" for key in keys if key)
         reason = "is no adapter of a projection of this model; use the model it is for"
         if min(tensors).startswith(ends):
             reason = f"adapts the head or the embedding table, {_BEYOND}"

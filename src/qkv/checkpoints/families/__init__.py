@@ -1,6 +1,6 @@
 """Families of models as Hugging Face lays them out: a config and the map of its keys, in and out."""
 
-from qkv.checkpoints.families import bert, relatives
+from qkv.checkpoints.families import bert, relatives, vision
 from qkv.checkpoints.families.family import Family
 from qkv.checkpoints.families.gpt2 import GPT2
 from qkv.checkpoints.families.gpt_neox import GPT_NEOX
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Family] = {
         relatives.PHI3.family(),
         *(each.family() for each in (bert.BERT, bert.ROBERTA, bert.XLM_ROBERTA, bert.CAMEMBERT, bert.ALBERT)),
         MODERNBERT,
+        *(each.family() for each in vision.VISION),
     )
 }
 """By the `model_type` of `config.json`; plainer ones first."""

@@ -1,7 +1,7 @@
 """Heads of encoders as Hugging Face names them: masked tokens, pooled vectors, classes of texts and of tokens."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 from qkv.checkpoints.families.config_reader import ConfigReader
@@ -60,12 +60,16 @@ class Heads:
     Attributes:
         stem: What the names of its classes begin with.
         keys: Of each head, by the end of the class's name.
-        dropout: The key of the classifier's dropout.
+        dropout: The key of the classifier's dropout; None: it has none.
+        whole: The end of the name of the class that classifies whole inputs.
+        pools: What else it is that classes of other names read, by the ends of these names.
     """
 
     stem: str
     keys: Mapping[str, HeadKeys]
-    dropout: str = "classifier_dropout"
+    dropout: str | None = "classifier_dropout"
+    whole: str = TEXTS
+    pools: Mapping[str, PoolConfig] = field(default_factory=dict)
 
     def kind(self, source: ConfigReader) -> str:
         """The end of the name of the class that a config names."""
@@ -94,19 +98,19 @@ class Heads:
             source: The config.
             masked: The transform before the vocabulary.
             pooled: The transform before classes.
-            pool: What classes of texts are read from; None: the first token.
+            pool: What classes of whole inputs are read from, where `pools` does not say; None: the first token.
             dropout: That of a classifier where the config does not say.
             bias: Whether the vocabulary has a bias.
         """
         kind = self.kind(source)
         tied = source.take("tie_word_embeddings", bool, True)
-        dropout = source.take(self.dropout, float, dropout)
+        dropout = dropout if self.dropout is None else source.take(self.dropout, float, dropout)
         labels = source.optional("id2label", dict)
         n = source.optional_count("num_labels") or len(labels or {}) or 2
         problem = source.optional("problem_type", str) or ("regression" if n == 1 else "single_label_classification")
         if problem not in _PROBLEMS:
             raise FileError(f"{source.source}: 'problem_type' is {problem!r}; qkv knows {', '.join(_PROBLEMS)}")
-        if n == 1 and kind == TEXTS and problem.startswith("single"):
+        if n == 1 and kind not in (BODY, MASKED, TOKENS) and problem.startswith("single"):
             raise FileError(f"{source.source}: 'problem_type' is {problem!r} and there is one class; name two or more")
         keys = self.keys[kind]
         if kind == MASKED:
@@ -120,7 +124,7 @@ class Heads:
         return ClassHeadConfig(
             n_classes=n,
             objective=_PROBLEMS[problem],
-            pool=pool or FirstTokenConfig(),
+            pool=self.pools.get(kind, pool or FirstTokenConfig()),
             transform=transform,
             dropout=dropout,
         )
@@ -133,7 +137,7 @@ class Heads:
         if isinstance(head, ClassHeadConfig) and head.n_classes is not None:
             said["id2label"] = {str(i): f"LABEL_{i}" for i in range(head.n_classes)}
             said["label2id"] = {name: int(i) for i, name in said["id2label"].items()}
-            said[self.dropout] = head.dropout
+            said |= {} if self.dropout is None else {self.dropout: head.dropout}
             if head.pool is not None:
                 if head.n_classes == 1 and head.objective == CrossEntropyConfig():
                     raise ConfigError("the head has a single class, which transformers refuses; give it two or more")
@@ -142,8 +146,7 @@ class Heads:
             said["has_pooler"] = False
         return {"architectures": [self.stem + end], **said}
 
-    @staticmethod
-    def end(head: HeadConfig | None) -> str:
+    def end(self, head: HeadConfig | None) -> str:
         """The end of the name of the class that has such a head.
 
         Raises:
@@ -157,7 +160,7 @@ class Heads:
             case ClassHeadConfig(pool=None):
                 return TOKENS
             case ClassHeadConfig():
-                return TEXTS
+                return next((end for end, pool in self.pools.items() if pool == head.pool), self.whole)
         raise ConfigError(f"head is {head.tag()}, and encoders have LMHead, ClassHead or none")
 
     def rules(self, head: HeadConfig | None) -> list[Rule]:

@@ -34,8 +34,8 @@ class Family:
         read: The config of a model, from a strict reader of its `config.json`.
         keys: The map of its keys, for such a config.
         prefix: What stands before every key but the head's; older files leave it out.
-        head: Their key of the head's weight.
-        table: Their key of the embedding table, which the head shares when it is tied.
+        head: Their key of the head's weight; empty: it never shares the table.
+        table: Their key of the embedding table, which the head shares when it is tied; empty: there is none.
         name: The `model_type` of its configs.
         draft: What `config.json` would say of a model, not yet checked: use `write`.
     """

@@ -48,7 +48,8 @@ class ClassHeadConfig(HeadConfig):
     def notes(self, d_model: int, embed: EmbedderConfig) -> list[str]:
         of = "token" if self.pool is None else "document"
         n = "…" if self.n_classes is None else f"{self.n_classes:,}"
-        return [f"{d_model:,} → {n} ({self.objective.gives}), of each {of}"]
+        width = d_model if self.pool is None else self.pool.width(d_model)
+        return [f"{width:,} → {n} ({self.objective.gives}), of each {of}"]
 
     def build(self, d_model: int, embed: EmbedderConfig) -> "ClassHead":
         return ClassHead(self, d_model)
@@ -61,8 +62,9 @@ class ClassHead(Head):
     def __init__(self, config: ClassHeadConfig, d_model: int) -> None:
         super().__init__()
         self.pool = None if config.pool is None else config.pool.build(d_model)
-        self.transform = None if config.transform is None else config.transform.build(d_model, d_model)
-        self.proj = None if config.n_classes is None else nn.Linear(d_model, config.n_classes)
+        width = d_model if config.pool is None else config.pool.width(d_model)
+        self.transform = None if config.transform is None else config.transform.build(width, width)
+        self.proj = None if config.n_classes is None else nn.Linear(width, config.n_classes)
         self.dropout, self.objective = config.dropout, config.objective
 
     def forward(self, x: Float[Tensor, "B T D"], tokens: Tokens, table: Table | None) -> Float[Tensor, "*items out"]:

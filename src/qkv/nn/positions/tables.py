@@ -1,7 +1,7 @@
 """Tables of positions, which are added to the embeddings: learned and sinusoidal."""
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -214,14 +214,15 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
     def _resized(self, rows: int, columns: int) -> Float[Tensor, "places D"]:
         """The table of a grid of another size, computed in at least float32."""
         assert self.resize is not None
-        weight, kind, offset = self.weight, self.resize.kind, self.resize.offset
-        grid = weight.to(torch.promote_types(weight.dtype, torch.float32)).T.reshape(1, -1, self.rows, self.columns)
+        weight, offset = self.weight, self.resize.offset
+        grid = weight.to(torch.promote_types(weight.dtype, torch.float32)).view(1, self.rows, self.columns, -1)
+        size: dict[str, Any] = {"size": (rows, columns)}
         if offset:
-            scale = (rows + offset) / self.rows, (columns + offset) / self.columns
-            made = F.interpolate(grid, scale_factor=scale, mode=kind, antialias=self.resize.antialias)
-        else:
-            made = F.interpolate(grid, (rows, columns), mode=kind, antialias=self.resize.antialias)
-        return made[0].flatten(1).T.to(weight.dtype)
+            size = {"scale_factor": ((rows + offset) / self.rows, (columns + offset) / self.columns)}
+        # With the channels together in memory: with the rows together, PyTorch 2.13 makes one column of another height
+        # wrongly where it antialiases.
+        made = F.interpolate(grid.permute(0, 3, 1, 2), **size, mode=self.resize.kind, antialias=self.resize.antialias)
+        return made.permute(0, 2, 3, 1).flatten(0, 2).to(weight.dtype)
 
 
 @final
