@@ -157,6 +157,7 @@ from qkv.recorder import AttentionWeights as AttentionWeights
 from qkv.recorder import Recorder as Recorder
 from qkv.tasks import ClassDataConfig as ClassDataConfig
 from qkv.tasks import DataConfig as DataConfig
+from qkv.tasks import MaskedDataConfig as MaskedDataConfig
 from qkv.tasks import Measure as Measure
 from qkv.tasks import PairDataConfig as PairDataConfig
 from qkv.tasks import SampleConfig as SampleConfig

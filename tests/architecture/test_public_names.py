@@ -102,6 +102,9 @@ NEEDED = {
     ),
     "ShiftConfig": lambda: {"pixels": 1},
     "ClassDataConfig": lambda: {"source": qkv.ClassFoldersConfig(path="texts")},
+    "MaskedDataConfig": lambda: {
+        "source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig(),
+    },
     "PairDataConfig": lambda: {
         "source": qkv.TSVConfig(path="pairs.tsv"), "tokenizer": qkv.CharacterTokenizerConfig(),
         "target_tokenizer": qkv.WordTokenizerConfig(),

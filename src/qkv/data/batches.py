@@ -121,6 +121,7 @@ class PackedBatches(Batches):
     Args:
         split: The documents.
         shift: A token predicts the one that stands so many tokens behind it. 0: itself.
+        frame: Ids to put before each piece and behind it, which have no targets.
         context, batch_size, seed, shuffle: See `Batches`; the seed chooses the cuts as well.
 
     Raises:
@@ -128,16 +129,27 @@ class PackedBatches(Batches):
     """
 
     def __init__(
-        self, split: Split, *, context: int, batch_size: int, seed: int, shuffle: bool, shift: int = 1
+        self,
+        split: Split,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        shift: int = 1,
+        frame: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ) -> None:
         super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
-        self._split, self._shift = split, shift
+        self._split, self._shift, self._frame = split, shift, frame
+        self._around = len(frame[0]) + len(frame[1])
+        if context <= self._around:
+            raise ConfigError(f"context={context} leaves no room between {self._around} special tokens; raise it")
         lengths = np.diff(split.offsets) - shift
         self._begins, self._lengths = split.offsets[:-1][lengths > 0], lengths[lengths > 0]
         if not len(self._lengths):
             raise ConfigError(f"the split of {split.n_documents} documents has nothing to predict; use a longer one")
         # The plan of validation; in training it fixes the number of batches, which must not change between epochs.
-        self._plain = _plan(self._begins, self._lengths, np.zeros_like(self._lengths), context, None, 1)
+        self._plain = self._plan(np.zeros_like(self._lengths), None, 1)
         self._latest = (-1, self._plain)
 
     @property
@@ -148,30 +160,35 @@ class PackedBatches(Batches):
     def rows(self, epoch: int, first: int, end: int) -> Batch:
         if self.shuffle and self._latest[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
-            long = self._lengths > self.context
-            offsets = random.integers(0, self.context, len(long)) * long
-            plan = _plan(self._begins, self._lengths, offsets, self.context, random, self._plain.n_rows)
-            self._latest = (epoch, plan)
+            long = self._lengths > self.context - self._around
+            offsets = random.integers(0, self.context - self._around, len(long)) * long
+            self._latest = (epoch, self._plan(offsets, random, self._plain.n_rows))
         plan = self._latest[1]
         return self._fill(plan, range(first, min(end, plan.n_rows)))
+
+    def _plan(self, offsets: np.ndarray, random: np.random.Generator | None, least_rows: int) -> "_Plan":
+        return _plan(self._begins, self._lengths, offsets, self.context, random, least_rows, self._around)
 
     def _fill(self, plan: _Plan, rows: range) -> Batch:
         values, counted = self._split.values, self._split.counted
         dtype = np.float32 if values.ndim == 2 else np.int64
         inputs = np.zeros((len(rows), self.context, *values.shape[1:]), dtype)
         targets = np.full_like(inputs, 0 if values.ndim == 2 else IGNORE)
+        before, after = (np.array(part, dtype).reshape(-1, *values.shape[1:]) for part in self._frame)
         lengths: list[tuple[int, ...]] = []
         for i, row in enumerate(rows):
             pieces = slice(plan.rows[row], plan.rows[row + 1])
-            lengths.append(tuple(plan.lengths[pieces].tolist()))
+            lengths.append(tuple((plan.lengths[pieces] + self._around).tolist()))
             place = 0
-            for begin, length in zip(plan.begins[pieces].tolist(), lengths[-1], strict=True):
-                inputs[i, place : place + length] = values[begin : begin + length]
+            for begin, length in zip(plan.begins[pieces].tolist(), plan.lengths[pieces].tolist(), strict=True):
+                own = slice(place + len(before), place + len(before) + length)
+                inputs[i, place : own.start], inputs[i, own] = before, values[begin : begin + length]
                 wanted = slice(begin + self._shift, begin + self._shift + length)
-                targets[i, place : place + length] = values[wanted]
+                targets[i, own] = values[wanted]
                 if counted is not None:
-                    targets[i, place : place + length][~counted[wanted]] = IGNORE
-                place += length
+                    targets[i, own][~counted[wanted]] = IGNORE
+                place = own.stop + len(after)
+                inputs[i, own.stop : place] = after
         tokens = tokens_of(lengths, self.context)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), tokens)
 
@@ -183,16 +200,17 @@ def _plan(
     context: int,
     random: np.random.Generator | None,
     least_rows: int,
+    around: int,
 ) -> _Plan:
-    """Cut documents (`lengths` counts targets) and pack the pieces.
+    """Cut documents (`lengths` counts targets) and pack the pieces, each with `around` more tokens.
 
-    Every document is cut `offsets` targets after its beginning, and every `context` from there. Without `random` the
-    longer pieces come first, those of one length in the order of the documents.
+    Every document is cut `offsets` targets after its beginning, and every `context - around` from there. Without
+    `random` the longer pieces come first, those of one length in the order of the documents.
     """
-    begins, lengths = _cut(begins, lengths, offsets, context)
+    begins, lengths = _cut(begins, lengths, offsets, context - around)
     order = np.arange(len(lengths)) if random is None else random.permutation(len(lengths))
     row_of_piece = np.empty(len(lengths), dtype=np.int64)
-    row_of_piece[order] = _spread(_pack(lengths[order], context), least_rows)
+    row_of_piece[order] = _spread(_pack(lengths[order] + around, context), least_rows)
     n_rows = int(row_of_piece.max()) + 1
     if random is not None:
         row_of_piece = random.permutation(n_rows)[row_of_piece]

@@ -88,7 +88,13 @@ class Split:
 
     @classmethod
     def from_text(
-        cls, tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None, *, of: str = "the documents"
+        cls,
+        tokenizer: Tokenizer,
+        documents: Iterable[str],
+        begin_id: int | None = None,
+        *,
+        bare: bool = False,
+        of: str = "the documents",
     ) -> "Split":
         """A split in memory, for example to evaluate a trained model on any text.
 
@@ -96,13 +102,15 @@ class Split:
             tokenizer: Text to ids.
             documents: The texts.
             begin_id: What each begins with; None: the token that ends one.
+            bare: Leave out what begins and what ends one.
             of: What errors call the texts.
 
         Raises:
             ConfigError: The tokenizer has no end-of-text token, or does not know a character.
             FileError: There is no text.
         """
-        return cls._of(_encode(tokenizer, documents, begin_id), f"{of}: there is no text in it; give files with text")
+        encoded = _encode(tokenizer, documents, begin_id, bare=bare)
+        return cls._of(encoded, f"{of}: there is no text in it; give files with text")
 
     @classmethod
     def from_conversations(
@@ -155,7 +163,15 @@ class Dataset:
         return self.train.values.shape[1] if self.train.values.ndim == 2 else None
 
 
-def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
+def check_held_out(source: SourceConfig, validation: HeldOut) -> None:
+    """Raise `ConfigError` where it is no share from 0 to below 1, nor the path of files like those of the source."""
+    if not isinstance(validation, float | int):
+        in_files(source, validation)
+    elif not 0 <= validation < 1:
+        raise ConfigError(f"validation={validation} must be above 0 and below 1; 0.05 holds out 5 %, and 0 nothing")
+
+
+def prepare(config: Corpus, tokenizer: Tokenizer | None = None, *, bare: bool = False) -> Dataset:
     """Read the corpus, train the tokenizer and encode, or take all that from the cache if nothing has changed.
 
     The cache is `cache_dir()/tokens/<key>`, where the key is a hash of the documents, the tokenizer's config and
@@ -164,6 +180,7 @@ def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
     Args:
         config: The corpus.
         tokenizer: To use one that exists, instead of one that the config says how to get.
+        bare: Leave out what begins and what ends a text.
 
     Raises:
         ConfigError: The tokenizer has no end-of-text token, or the source is text and there is no tokenizer.
@@ -172,7 +189,7 @@ def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
     if config.source.holds != "vectors" and config.tokenizer is None and tokenizer is None:
         tag = config.source.tag()
         raise ConfigError(f"the source {tag} is text, but there is no tokenizer; add one, for example BPETokenizer")
-    digest, n_documents = _survey(config, tokenizer)
+    digest, n_documents = _survey(config, tokenizer, bare)
     folder = cache_dir() / "tokens" / digest
     if (known := _open(folder)) is not None:
         return known
@@ -180,16 +197,16 @@ def prepare(config: Corpus, tokenizer: Tokenizer | None = None) -> Dataset:
         divided = _divide(config, n_documents)
         tokenizer = how.train(train + out if how.reads_validation else train for train, out in divided)
     with caching(folder):
-        _publish(config, n_documents, tokenizer, folder)
+        _publish(config, n_documents, tokenizer, folder, bare)
     made = _open(folder)
     assert made is not None
     return made
 
 
-def _survey(config: Corpus, tokenizer: Tokenizer | None) -> tuple[str, int]:
+def _survey(config: Corpus, tokenizer: Tokenizer | None, bare: bool) -> tuple[str, int]:
     """The key of the cache, and the number of documents."""
     identity = config.tokenizer.identity() if config.tokenizer else tokenizer and tokenizer.identity()
-    digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, config.validation, identity, bare]).encode())
     n_documents = 0
     for document, out in _documents(config):
         n_documents += not out
@@ -251,14 +268,18 @@ class _Document(NamedTuple):
     counted: np.ndarray | None = None
 
 
-def _encode(tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None) -> Iterator[_Document]:
+def _encode(
+    tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None = None, *, bare: bool = False
+) -> Iterator[_Document]:
     """Of each document that holds text: its ids between what begins and what ends one, and its UTF-8 bytes."""
-    if tokenizer.end_of_text is None:
+    end = tokenizer.end_of_text
+    if end is None and not bare:
         raise ConfigError(
             "the tokenizer has no end-of-text token to put between documents; name it with end_of_text=ID"
         )
-    end, sizes = np.array([tokenizer.end_of_text], dtype=tokenizer.dtype), deque[int]()
-    begin = end if begin_id is None else np.array([begin_id], dtype=tokenizer.dtype)
+    around = [] if bare else [end if begin_id is None else begin_id, end]
+    before, after = (np.array(part, dtype=tokenizer.dtype) for part in (around[:1], around[1:]))
+    sizes = deque[int]()
 
     seen, lost = set[str](), set[str]()
 
@@ -270,7 +291,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[str], begin_id: int | None
             yield text
 
     for ids in tokenizer.encode_arrays(measured()):
-        yield _Document(np.concatenate([begin, ids, end]), sizes.popleft())
+        yield _Document(np.concatenate([before, ids, after]), sizes.popleft())
     if lost:
         warnings.warn(
             f"the tokenizer has no token for {len(lost)} of the {len(seen)} characters of the text, such as "
@@ -296,24 +317,26 @@ def _long_enough(sequences: Iterable[np.ndarray]) -> Iterator[_Document]:
     return (_Document(vectors, 0) for vectors in sequences if len(vectors) > 1)
 
 
-def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int) -> Iterator[_Document]:
+def _encoded(config: Corpus, n: int, tokenizer: Tokenizer | None, part: int, bare: bool) -> Iterator[_Document]:
     documents = (parts[part] for parts in _divide(config, n))
     if tokenizer is None:
         return _long_enough(documents)
-    encode = _encode_conversations if config.source.holds == "conversations" else _encode
-    return encode(tokenizer, documents)
+    if config.source.holds == "conversations":
+        return _encode_conversations(tokenizer, documents)
+    return _encode(tokenizer, documents, bare=bare)
 
 
 # --- files: <split>.values, .offsets and .counted are raw arrays, dataset.json says of what ---------------------------
 
 
-def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path) -> None:
+def _publish(config: Corpus, n: int, tokenizer: Tokenizer | None, folder: Path, bare: bool = False) -> None:
     """Write the dataset beside its place, then move it there, so that it is whole or not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-", ignore_cleanup_errors=True) as name:
         temporary = Path(name)
         facts = {
-            name: _write(temporary, name, _encoded(config, n, tokenizer, part)) for part, name in enumerate(_SPLITS)
+            name: _write(temporary, name, _encoded(config, n, tokenizer, part, bare))
+            for part, name in enumerate(_SPLITS)
         }
         if not n:
             raise FileError(

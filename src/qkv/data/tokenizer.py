@@ -20,6 +20,7 @@ from qkv.disk import write_whole, writing
 from qkv.errors import ConfigError, FileError
 
 END_OF_TEXT: Final = "<|endoftext|>"
+MASK: Final = "[MASK]"
 
 _CHARACTERS_AT_ONCE: Final = 1 << 22
 
@@ -79,6 +80,7 @@ class Tokenizer:
         inner: The tokenizer of the library that this one wraps.
         end_of_text: The id that separates documents, or None.
         begin_of_text: The id that chat templates know as `bos_token`, or None.
+        mask: The id that stands for a token to be guessed, or None.
         chat_template: The source of the chat template that came with it, or None.
         vocab_size: Number of ids, one more than the largest.
     """
@@ -89,6 +91,7 @@ class Tokenizer:
         *,
         end_of_text: int | None = None,
         begin_of_text: int | None = None,
+        mask: int | None = None,
         chat_template: str | None = None,
     ) -> None:
         inner.encode_special_tokens = True
@@ -102,8 +105,9 @@ class Tokenizer:
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         self.end_of_text: int | None = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
         self.begin_of_text = begin_of_text
+        self.mask: int | None = self._special.named(MASK) if mask is None else mask
         self.chat_template = chat_template
-        for name, value in (("end_of_text", self.end_of_text), ("begin_of_text", begin_of_text)):
+        for name, value in (("end_of_text", self.end_of_text), ("begin_of_text", begin_of_text), ("mask", mask)):
             if value not in (None, *self._vocabulary.values()):
                 raise ConfigError(f"{name}={value} is not an id of this tokenizer, which has {self.vocab_size}")
 
@@ -120,17 +124,18 @@ class Tokenizer:
             ConfigError: `end_of_text` is not an id of this tokenizer.
         """
         inner, settings = read_inner(path), read_settings(path if path.is_dir() else path.parent)
-        named = {key: inner.token_to_id(settings[key]) for key in ("eos_token", "bos_token") if key in settings}
+        named = {key: inner.token_to_id(name) for key, name in settings.items() if key != "chat_template"}
         return cls(
             inner,
             end_of_text=named.get("eos_token") if end_of_text is None else end_of_text,
             begin_of_text=named.get("bos_token"),
+            mask=named.get("mask_token"),
             chat_template=settings.get("chat_template"),
         )
 
     def files(self) -> dict[str, bytes]:
         """The files that `load` and transformers read, by name."""
-        ids = {"eos_token": self.end_of_text, "bos_token": self.begin_of_text}
+        ids = {"eos_token": self.end_of_text, "bos_token": self.begin_of_text, "mask_token": self.mask}
         named = {key: self.name_of(token) for key, token in ids.items() if token is not None}
         settings = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
         texts = {"tokenizer_config.json": settings, "tokenizer.json": self.to_json()}
@@ -149,11 +154,20 @@ class Tokenizer:
             for name, data in self.files().items():
                 write_whole(folder / name, [data])
 
+    @cached_property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The special tokens that the tokenizer's file puts before a text and behind it, and `encode` does not."""
+        words = (name for name, token in self._vocabulary.items() if token not in self.special)
+        text = next(words, "") if isinstance(self.inner.model, models.WordLevel) else "a"
+        with no_panic("the tokenizer failed on a short text"), quiet():
+            framed = self.inner.encode(text, add_special_tokens=True)
+        own = [i for i, added in enumerate(framed.special_tokens_mask) if not added] or [len(framed.ids)]
+        return tuple(framed.ids[: own[0]]), tuple(framed.ids[own[-1] + 1 :])
+
     @property
-    def prefix(self) -> tuple[int, ...]:
-        """The special tokens that the tokenizer's file puts around a text, and `encode` does not."""
-        with no_panic("the tokenizer failed on an empty text"), quiet():
-            return tuple(self.inner.encode("", add_special_tokens=True).ids)
+    def special(self) -> frozenset[int]:
+        """The ids of special tokens."""
+        return frozenset(self._special.ids)
 
     def to_json(self) -> str:
         """The content of `tokenizer.json`."""
@@ -161,7 +175,7 @@ class Tokenizer:
 
     def identity(self) -> str:
         """Equal for tokenizers that are the same."""
-        return json.dumps([self.end_of_text, self.begin_of_text, self.chat_template, self.to_json()])
+        return json.dumps([self.end_of_text, self.begin_of_text, self.mask, self.chat_template, self.to_json()])
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without special tokens.
@@ -272,6 +286,10 @@ class Tokenizer:
         """How an id is written in the vocabulary; empty: there is no such id."""
         return self.inner.id_to_token(token) or ""
 
+    def text_of(self, token: int) -> str:
+        """The text of a token that stands alone; of one that has none, such as a special one, how it is written."""
+        return self.decode([token]) or self.name_of(token)
+
     def _between(self, text: Rendered, wanted: Sequence[tuple[int, int, int]]) -> Encoded:
         """The ids where a message holds a name: piece by piece, between the special tokens that are meant."""
         result, at = Encoded([], []), 0
@@ -350,6 +368,7 @@ class _Special:
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         tokens = {i: token for i, token in inner.get_added_tokens_decoder().items() if token.special and token.content}
         self.ids = sorted(tokens, key=lambda i: -len(tokens[i].content))
+        self.named = {token.content: i for i, token in tokens.items()}.get
         self._pattern = re.compile("|".join(_pattern(tokens[i]) for i in self.ids)) if tokens else None
 
     def find(self, text: str) -> list[tuple[int, int, int]]:

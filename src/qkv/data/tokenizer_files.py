@@ -110,7 +110,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def read_settings(folder: Path) -> dict[str, str]:
-    """The texts of `eos_token`, `bos_token` and `chat_template`, where a folder's files have them.
+    """The texts of `eos_token`, `bos_token`, `mask_token` and `chat_template`, where a folder's files have them.
 
     The template is in a `chat_template.jinja`, else in the `tokenizer_config.json` (of several, `default`).
 
@@ -119,7 +119,8 @@ def read_settings(folder: Path) -> dict[str, str]:
     """
     path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     data = _json(path)
-    found = {key: _content(data.get(key)) for key in ("eos_token", "bos_token")}
+    older = _json(folder / "special_tokens_map.json")
+    found = {key: _content(data.get(key) or older.get(key)) for key in ("eos_token", "bos_token", "mask_token")}
     try:
         if template.is_file():
             return _texts(found) | {"chat_template": _read(template, _MAX_SETTINGS_BYTES).decode("utf-8")}

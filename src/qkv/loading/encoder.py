@@ -1,7 +1,7 @@
 """A model without a causal mask, with what it reads by: texts or pictures in; vectors, classes and masked words out."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -66,9 +66,9 @@ class Encoder(Reader):
     def files(self) -> dict[str, bytes]:
         files = super().files()
         if self.tokenizer is not None:
-            around = self.tokenizer.prefix  # what stands before a text and behind it
-            names = dict(zip(("cls_token", "sep_token"), map(self.tokenizer.name_of, around), strict=False))
-            settings = json.loads(files["tokenizer_config.json"]) | (names if len(around) == 2 else {})
+            before, after = self.tokenizer.frame
+            names = dict(zip(("cls_token", "sep_token"), map(self.tokenizer.name_of, before + after), strict=False))
+            settings = json.loads(files["tokenizer_config.json"]) | (names if len(before) == len(after) == 1 else {})
             files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()
         if self.facts.pictures is not None:
             files[PROCESSOR] = write_processor(self.facts.pictures)
@@ -91,7 +91,7 @@ class Encoder(Reader):
         """
         head, outputs = self._classified(inputs)
         labels = self.facts.labels or tuple(f"class {i}" for i in range(outputs.shape[-1]))
-        return [_best(row, labels, top) for row in head.objective.probabilities(outputs)]
+        return [_best(row, labels.__getitem__, top) for row in head.objective.probabilities(outputs)]
 
     @property
     def gives_numbers(self) -> bool:
@@ -147,17 +147,16 @@ class Encoder(Reader):
         """
         if not isinstance(self.config.head, LMHeadConfig):
             raise ConfigError("the model has no head over its vocabulary; use `embed`, or a masked language model")
-        mask, tokenizer = self.facts.mask_id, self.tokenizer
-        if mask is None or tokenizer is None:
+        tokenizer = self.tokenizer
+        if tokenizer is None or tokenizer.mask is None:
             raise ConfigError("the tokenizer names no mask token; give its folder a 'mask_token'")
-        name = tokenizer.name_of(mask)
+        name = tokenizer.name_of(tokenizer.mask)
         (read,) = [Read(framed.ids, framed.types) for framed in tokenizer.encode_framed([text], special=True)]
-        at = [i for i, token in enumerate(read.values) if token == mask]
+        at = [i for i, token in enumerate(read.values) if token == tokenizer.mask]
         if not at:
             raise ConfigError(f"there is no {name} in the text; put one where the model is to say what stands there")
         (logits,) = self._outputs([read])
-        names = [tokenizer.name_of(i) for i in range(logits.shape[-1])]
-        return [_best(logits[i].float().softmax(-1), names, top) for i in at]
+        return [_best(logits[i].float().softmax(-1), tokenizer.text_of, top) for i in at]
 
     @torch.inference_mode()
     def _outputs(self, rows: Sequence[Read]) -> Float[Tensor, "..."]:
@@ -208,8 +207,8 @@ def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str,
     return {name: json.dumps(data, indent=2).encode() for name, data in made.items()}
 
 
-def _best(probabilities: Tensor, names: Sequence[str], top: int) -> list[Guess]:
+def _best(probabilities: Tensor, name: Callable[[int], str], top: int) -> list[Guess]:
     if top < 1:
         raise ConfigError(f"top={top} must be at least 1")
-    values, places = probabilities.topk(min(top, len(names)))
-    return [Guess(str(names[i]), p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
+    values, places = probabilities.topk(min(top, len(probabilities)))
+    return [Guess(name(i), p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]

@@ -26,7 +26,6 @@ class Facts(Config):
         stop_ids: Tokens that end a text.
         pad_id: The token that other libraries fill short rows with.
         pad_side: On which side they do so.
-        mask_id: The token that stands for a word which a masked language model is to guess.
         pool: How its makers make one vector of a text's; None: they do not say.
         unit: Whether they scale that vector to length 1.
         labels: The names of its classes.
@@ -43,7 +42,6 @@ class Facts(Config):
     stop_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     pad_side: Literal["left", "right"] | None = None
-    mask_id: int | None = None
     pool: PoolName | None = None
     unit: bool = False
     labels: tuple[str, ...] = ()

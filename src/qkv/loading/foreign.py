@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,12 +19,15 @@ from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
 from qkv.loading.processor import read_processor
+from qkv.loading.reader import Reader
 from qkv.loading.ready import Options, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.transformer import TransformerConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import PatchEmbedderConfig
 from qkv.yaml_files import expand_home
+
+R = TypeVar("R", bound=Reader)
 
 
 def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
@@ -35,33 +38,29 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
     """
     model, tokenizer = load_model(folder, allow_pickle=options.allow_pickle), tokenizer_in(folder)
     begin, pad = (_special_ids(folder, f"{name}_token_id")[:1] for name in ("bos", "pad"))
-    prefix = () if tokenizer is None else tokenizer.prefix
-    stop_ids = _special_ids(folder, "eos_token_id")
-    begins = len(prefix) == 1 and (prefix == begin or prefix[0] not in stop_ids)  # it may end texts instead
-    begin = prefix if begins else begin  # where two files differ, the tokenizer's decides
+    before, after = ((), ()) if tokenizer is None else tokenizer.frame
+    begins = len(before) == 1 and not after
+    begin = before if begins else begin  # where two files differ, the tokenizer's decides
     words, drawn = (_settings(folder / name) for name in ("tokenizer_config.json", "generation_config.json"))
     side = words.get("padding_side")
     facts = Facts(
         begin_id=begin[0] if begin else None,
         begins=begins,
-        stop_ids=stop_ids,
+        stop_ids=_special_ids(folder, "eos_token_id"),
         pad_id=pad[0] if pad else None,
         pad_side=side if side in ("left", "right") else None,
         sampling=_sampling(drawn),
     )
     if model.config.mask_ahead is None:
         return Loaded.of(model, tokenizer, facts)
-    facts = replace(facts, **_of_encoder(folder, tokenizer))
+    facts = replace(facts, **_of_encoder(folder))
     if isinstance(embed := model.config.embed, PatchEmbedderConfig) and embed.channels in (1, 3):
         facts = replace(facts, pictures=read_processor(folder, embed.channels))
     return Encoder(model, tokenizer, facts)
 
 
-def _of_encoder(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What the files of an encoder say of masks, classes, and (sentence-transformers') of one vector for a text."""
-    said = [_settings(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    mask = next((token for each in said if (token := each.get("mask_token"))), None)
-    mask = mask.get("content") if isinstance(mask, dict) else mask
+def _of_encoder(folder: Path) -> dict[str, Any]:
+    """What the files of an encoder say of classes, and (sentence-transformers') of one vector for a text."""
     names = read_json(folder / "config.json").get("id2label")
     labels = names if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))) else {}
     pooling = _settings(folder / "1_Pooling" / "config.json")
@@ -70,7 +69,6 @@ def _of_encoder(folder: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     if len(chosen) > 1 or not set(chosen) <= set(modes):
         raise FileError(f"{folder / '1_Pooling'}: pools by {', '.join(chosen)}; qkv knows {' or '.join(modes)}, alone")
     return {
-        "mask_id": tokenizer.inner.token_to_id(mask) if tokenizer is not None and isinstance(mask, str) else None,
         "labels": tuple(str(labels[str(i)]) for i in range(len(labels))),
         "pool": modes[chosen[0]] if chosen else None,
         "unit": (folder / "modules.json").is_file() and "models.Normalize" in (folder / "modules.json").read_text(),
@@ -135,7 +133,7 @@ def open_peft(folder: Path, options: Options) -> Loaded:
     return merged(base, peft.read_adapter(folder, family, base.config), str(folder))
 
 
-def merged(base: Loaded, adapter: peft.Adapter, source: str) -> Loaded:
+def merged(base: R, adapter: peft.Adapter, source: str) -> R:
     """The same model with adapters merged into its weights, in float32.
 
     Raises:

@@ -57,8 +57,8 @@ class Reader(Ready):
         files = {} if self.tokenizer is None else self.tokenizer.files()
         if self.tokenizer is not None:
             settings = json.loads(files["tokenizer_config.json"])
-            named = {"pad_token": self.facts.pad_id, "mask_token": self.facts.mask_id}
-            more = {key: None if token is None else self.tokenizer.name_of(token) for key, token in named.items()}
+            pad = self.facts.pad_id
+            more = {"pad_token": None if pad is None else self.tokenizer.name_of(pad)}
             more |= {"padding_side": self.facts.pad_side, "model_max_length": self.config.limit}
             settings |= {key: value for key, value in more.items() if value}
             files["tokenizer_config.json"] = json.dumps(settings, indent=2).encode()

@@ -13,8 +13,8 @@ from qkv.checkpoints.huggingface import family_of_folder
 from qkv.errors import ConfigError, FileError
 from qkv.loading.building import build_with, model_config
 from qkv.loading.foreign import merged
-from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
+from qkv.loading.reader import Reader
 from qkv.loading.ready import Options, Ready
 from qkv.loading.saved import ready_in
 from qkv.models.model import ModelConfig
@@ -64,7 +64,7 @@ def read_run_data(folder: Path) -> TaskConfig | None:
     return _read_recipe(folder).data
 
 
-def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, options: Options) -> Loaded:
+def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, options: Options) -> Reader:
     """What the run started from, with the run's adapters merged into its weights, which are float32 as in training."""
     start, adapter = recipe.start, recipe.adapter
     assert adapter is not None
@@ -82,7 +82,7 @@ def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, option
             f"{folder}: its adapters belong to the weights that {start} had when the run began, and those are others "
             "now; put them back"
         )
-    assert isinstance(base, Loaded)  # of anything else the hash is another one
+    assert isinstance(base, Reader)  # of anything else the hash is another one
     return merged(base, peft.Adapter(adapter, checkpoint.tensors("adapter")), str(checkpoint.path))
 
 

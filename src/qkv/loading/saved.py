@@ -56,7 +56,7 @@ def open_saved(folder: Path, options: Options) -> Ready:
     model = build_with(config, from_format(number, read_folder(folder)), path, str(folder))
     ready = ready_in(model, folder, known) if task is None else task.open(folder, model)
     if isinstance(ready, Loaded) and known is not None and "begins" not in data:  # an older folder
-        begins = ready.tokenizer is not None and ready.tokenizer.prefix == (known.begin_id,)
+        begins = ready.tokenizer is not None and ready.tokenizer.frame == ((known.begin_id,), ())
         return replace(ready, facts=replace(known, begins=begins))
     return ready
 

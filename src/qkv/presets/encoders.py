@@ -56,7 +56,13 @@ def bert(
 
 
 def modernbert(
-    *, d_model: int, n_rounds: int, n_heads: int, d_ff: int, vocab_size: int = 50_368, context: int = 8192
+    *,
+    d_model: int,
+    n_rounds: int,
+    n_heads: int,
+    d_ff: int,
+    vocab_size: int | None = 50_368,
+    context: int | None = 8192,
 ) -> TransformerConfig:
     """ModernBERT (Warner et al. 2024): pre-norm without biases, rotary positions, GEGLU.
 
@@ -92,6 +98,7 @@ ENCODER_PRESETS: Final[dict[str, Callable[..., TransformerConfig]]] = {
     "roberta-base": partial(bert, **_BASE, **_ROBERTA),
     "roberta-large": partial(bert, **_LARGE, **_ROBERTA),
     "albert-base": partial(bert, **_BASE, vocab_size=30_000, width=128, activation="gelu_tanh"),
+    "encoder-small": partial(modernbert, d_model=128, n_rounds=1, n_heads=2, d_ff=256, vocab_size=None, context=None),
     "modernbert-base": partial(modernbert, d_model=768, n_rounds=7, n_heads=12, d_ff=1152),
     "modernbert-large": partial(modernbert, d_model=1024, n_rounds=9, n_heads=16, d_ff=2624),
 }

@@ -131,6 +131,10 @@ class ClassDataConfig(TaskConfig):
         return Encoder(model, tokenizer_in(folder), facts)
 
     @classmethod
+    def measures_a(cls, opened: object) -> bool:
+        return isinstance(opened, Encoder) and isinstance(opened.config.head, ClassHeadConfig)
+
+    @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
         """The loss and what else says how good it is; of classes, precision and recall of each."""
         asked.refuse("beams", "length_penalty", of="models of pairs")

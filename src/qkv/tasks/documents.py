@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Final, final
 
 from qkv.config import config
 from qkv.data import SourceConfig, TokenizerConfig, TokenizerFileConfig, VectorFilesConfig, prepare
-from qkv.data.dataset import HeldOut
-from qkv.data.sources import in_files
+from qkv.data.dataset import HeldOut, check_held_out
 from qkv.errors import ConfigError
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
@@ -47,12 +46,7 @@ class DataConfig(TaskConfig):
     validation: HeldOut = 0.05
 
     def __post_init__(self) -> None:
-        if isinstance(self.validation, float | int) and not 0 <= self.validation < 1:
-            raise ConfigError(
-                f"validation={self.validation} must be above 0 and below 1; 0.05 holds out 5 %, and 0 nothing"
-            )
-        if not isinstance(self.validation, float | int):
-            in_files(self.source, self.validation)
+        check_held_out(self.source, self.validation)
         tag = self.source.tag()
         if self.source.holds == "vectors" and self.tokenizer is not None:
             raise ConfigError(f"the source {tag} is vectors, which need no tokenizer; leave {self.tokenizer.tag()} out")

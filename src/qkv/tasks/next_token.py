@@ -3,6 +3,7 @@
 import dataclasses
 from abc import abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class NextToken(Task):
         """The model for tokens like these; `ConfigError` where it takes others."""
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches | None]:
-        sizes = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
+        sizes: Any = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
         train, held_out = self.dataset.train, self.dataset.validation
         out = PackedBatches(held_out, shuffle=False, **sizes) if held_out.n_documents else None
         return PackedBatches(train, shuffle=True, **sizes), out

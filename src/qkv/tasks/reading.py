@@ -68,7 +68,7 @@ class TextReading(Reading):
     def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
         if context is None or len(encoded) <= context:
             return Read(encoded)
-        end = len(self.tokenizer.prefix) // 2  # special tokens behind a text
+        end = len(self.tokenizer.frame[1])
         return Read(np.concatenate([encoded[: context - end], encoded[len(encoded) - end :]]))
 
     def save(self, folder: Path, facts: Facts) -> None:

@@ -24,9 +24,10 @@ class SampleConfig(Config):
 
     Attributes:
         prompt: What it goes on from; empty: the beginning of a document. Where the data are conversations, what the
-            user says, to which the text is the answer. Of pairs, the source; empty: the first that were held out.
+            user says, to which the text is the answer. Of pairs, the source; empty: the first that were held out. Where
+            tokens are masked, a text with masks; empty: the first that was held out.
         tokens: How many tokens at most.
-        temperature: As in generation. Not of pairs.
+        temperature: As in generation. Not of pairs, nor of masked tokens.
     """
 
     prompt: str = ""
@@ -205,8 +206,18 @@ class TaskConfig(Config, ABC):
         if held_out is None:
             raise ConfigError(f"{asked.path} held out nothing (validation=0), so there is nothing to measure it on")
         found = task.evaluate(opened.model, held_out)
-        loss = Measure("loss", found.loss, task.unit, lower_is_better=True)
-        return Report((loss, *task.measures(opened.model, found), Measure("tokens", found.tokens, form=",")))
+        return cls.report(task.unit, found, task.measures(opened.model, found))
+
+    @staticmethod
+    def report(unit: str, found: Evaluation, measures: Iterable[Measure]) -> Report:
+        """The loss, in such a unit, what else was measured, and over how many tokens."""
+        loss = Measure("loss", found.loss, unit, lower_is_better=True)
+        return Report((loss, *measures, Measure("tokens", found.tokens, form=",")))
+
+    @classmethod
+    def measures_a(cls, opened: object) -> bool:
+        """Whether it can tell how good such a model is, though its run is not known; here where it opens its like."""
+        return isinstance(opened, cls.opens)
 
 
 def absolute(config: Any) -> Any:
@@ -244,5 +255,5 @@ def task_named(tag: object) -> type[TaskConfig]:
 
 
 def task_of(opened: object) -> type[TaskConfig] | None:
-    """The task whose runs are opened as such an object; None: there is none."""
-    return next((cls for cls in TaskConfig.__subclasses__() if isinstance(opened, cls.opens)), None)
+    """The first task that measures such an object; None: there is none."""
+    return next((cls for cls in TaskConfig.__subclasses__() if cls.measures_a(opened)), None)

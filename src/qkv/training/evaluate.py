@@ -28,5 +28,5 @@ def evaluate_model(asked: Asked) -> Report:
         asked, task = replace(asked, recipe=recipe, fingerprint=known), type(recipe.data)
     task = task or task_of(opened)
     if task is None:
-        raise ConfigError(f"{path}: no task measures a {type(opened).__name__}; give a run")
+        raise ConfigError(f"{path}: no task measures {opened.what} with such a head; give a run")
     return task.evaluate(opened, replace(asked, path=path))
