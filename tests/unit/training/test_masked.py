@@ -179,7 +179,7 @@ def test_adapters_beside_frozen_weights(corpus, tmp_path):
     tuned, base = qkv.load(tmp_path / "run"), qkv.load(tmp_path)
     assert isinstance(tuned, Encoder)
     pairs = zip(tuned.model.named_parameters(), base.model.parameters(), strict=True)
-    assert {name for (name, p), q in pairs if not torch.equal(p, q)} == {"blocks.0.sublayers.0.qkv_proj.weight"}
+    assert {name for (name, p), q in pairs if not torch.equal(p, q)} == {"blocks.0.sublayers.attention.qkv_proj.weight"}
     assert main(["eval", str(tmp_path / "run")]) == 0
 
 
