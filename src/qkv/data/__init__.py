@@ -32,6 +32,7 @@ from qkv.data.tokenizer_configs import (
     TokenizerFileConfig,
     WordTokenizerConfig,
     unit_tokenizer,
+    with_mask,
 )
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "prepare",
     "template_of",
     "unit_tokenizer",
+    "with_mask",
 ]

@@ -1,18 +1,14 @@
-"""Tokens to be guessed from those around them: batches that mask some, and a tokenizer that can name a mask."""
+"""Tokens to be guessed from those around them: batches that mask some."""
 
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import tokenizers
 import torch
-from tokenizers import processors
 
 from qkv.data.batches import IGNORE, Batch, Batches, PackedBatches
 from qkv.data.dataset import Split
-from qkv.data.tokenizer import MASK, Tokenizer
+from qkv.data.tokenizer import Tokenizer
 from qkv.errors import ConfigError
-
-_FIRST, _LAST = "[CLS]", "[SEP]"
 
 
 class Masking(NamedTuple):
@@ -27,28 +23,6 @@ class Masking(NamedTuple):
     share: float = 0.15
     hidden: float = 0.8
     random: float = 0.1
-
-
-def with_mask(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer; where it has no mask token, one with `[MASK]`, and with `[CLS]` and `[SEP]` around texts.
-
-    Texts have the same ids as before. Special tokens that stand around texts already stay.
-    """
-    if tokenizer.mask is not None:
-        return tokenizer
-    inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    inner.add_special_tokens([MASK])
-    if tokenizer.frame == ((), ()):
-        inner.add_special_tokens([_FIRST, _LAST])
-        named = [(name, inner.token_to_id(name)) for name in (_FIRST, _LAST)]
-        inner.post_processor = processors.TemplateProcessing(single=f"{_FIRST} $A {_LAST}", special_tokens=named)
-    return Tokenizer(
-        inner,
-        end_of_text=tokenizer.end_of_text,
-        begin_of_text=tokenizer.begin_of_text,
-        mask=inner.token_to_id(MASK),
-        chat_template=tokenizer.chat_template,
-    )
 
 
 @final

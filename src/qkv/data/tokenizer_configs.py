@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, final
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from qkv.config import Config, config
-from qkv.data.tokenizer import BYTES, CHARACTERS, END_OF_TEXT, WORDS, Tokenizer, pieces
+from qkv.data.tokenizer import BYTES, CHARACTERS, END_OF_TEXT, MASK, WORDS, Tokenizer, pieces
 from qkv.errors import ConfigError
 from qkv.yaml_files import expand_home
 
 MAX_VOCAB_SIZE: Final = 1 << 20
+_FIRST, _LAST = "[CLS]", "[SEP]"
 
 _LONG: Final = re.compile(r"(?:(?!\S{257}|\s{257}).)*(?:\S{256}|\s{256})|.+", re.DOTALL)
 
@@ -77,6 +78,28 @@ def unit_tokenizer(vocabulary: Mapping[str, int], *, words: bool, special: Seque
         inner.decoder = decoders.Fuse()
     inner.add_special_tokens(list(special))
     return Tokenizer(inner, end_of_text=vocabulary[special[0]])
+
+
+def with_mask(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer; where it has no mask token, one with `[MASK]`, and with `[CLS]` and `[SEP]` around texts.
+
+    Texts have the same ids as before. Special tokens that stand around texts already stay.
+    """
+    if tokenizer.mask is not None:
+        return tokenizer
+    inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    inner.add_special_tokens([MASK])
+    if tokenizer.frame == ((), ()):
+        inner.add_special_tokens([_FIRST, _LAST])
+        named = [(name, inner.token_to_id(name)) for name in (_FIRST, _LAST)]
+        inner.post_processor = processors.TemplateProcessing(single=f"{_FIRST} $A {_LAST}", special_tokens=named)
+    return Tokenizer(
+        inner,
+        end_of_text=tokenizer.end_of_text,
+        begin_of_text=tokenizer.begin_of_text,
+        mask=inner.token_to_id(MASK),
+        chat_template=tokenizer.chat_template,
+    )
 
 
 @final

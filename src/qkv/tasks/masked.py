@@ -10,10 +10,10 @@ from typing import Any, ClassVar, final
 import torch
 
 from qkv.config import Share, config
-from qkv.data import Batches, Dataset, FilesConfig, SourceConfig, Split, Tokenizer, TokenizerConfig, prepare
+from qkv.data import Batches, Dataset, FilesConfig, SourceConfig, Split, Tokenizer, TokenizerConfig, prepare, with_mask
 from qkv.data.batches import IGNORE
 from qkv.data.dataset import HeldOut, check_held_out
-from qkv.data.masked import MaskedBatches, Masking, with_mask
+from qkv.data.masked import MaskedBatches, Masking
 from qkv.errors import ConfigError
 from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts

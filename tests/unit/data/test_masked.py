@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from qkv.data import IGNORE, CharacterTokenizerConfig, PackedBatches, Split, Tokenizer
-from qkv.data.masked import MaskedBatches, Masking, with_mask
+from qkv.data import IGNORE, CharacterTokenizerConfig, PackedBatches, Split, Tokenizer, with_mask
+from qkv.data.masked import MaskedBatches, Masking
 from qkv.errors import ConfigError
 from runs import lengths_of
 
