@@ -101,6 +101,7 @@ NEEDED = {
         ("text", "picture"), example(qkv.TransformerConfig).replace(head=qkv.EmbeddingHeadConfig())
     ),
     "ShiftConfig": lambda: {"pixels": 1},
+    "RandomAffineConfig": lambda: {"degrees": 10.0},
     "ClassDataConfig": lambda: {"source": qkv.ClassFoldersConfig(path="texts")},
     "MaskedDataConfig": lambda: {
         "source": qkv.FilesConfig(path="corpus.txt"), "tokenizer": qkv.CharacterTokenizerConfig(),

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from qkv.config import Config, config
+from qkv.data.augment import AugmentationConfig, Examples
 from qkv.data.batches import Batch, Batches
+from qkv.data.packing import even_batches
 from qkv.data.reads import Read, without_padding
 from qkv.data.sources import TEXT_SUFFIXES, decode_text, files_below, read_bytes, records, text_in, value_in
 from qkv.errors import FileError
@@ -124,11 +128,15 @@ def _not_empty(text: str, where: str) -> str:
 class LabelledBatches(Batches):
     """The batches of labelled items: nothing is padded (see `without_padding`).
 
+    In training each item is in one batch of an epoch, and batches have about as many tokens each (see `even_batches`).
+
     Args:
         items: Each as numbers: ids, or the pixels of a picture.
-        targets: What each has, (items, …).
+        targets: What each has, (items, …). Those of pictures that are mixed become the shares of the classes.
         read: What a model reads of one.
-        vary: Makes another of one, in training, with a generator of its own for each epoch; None: they stay the same.
+        lengths: Tokens of each; None: all are of one length.
+        augment: What varies pictures in training, one after the other.
+        n_classes: How many there are; for mixing.
         context: Tokens of the longest.
         batch_size: Items of a batch.
         seed, shuffle: See `Batches`.
@@ -140,28 +148,44 @@ class LabelledBatches(Batches):
         targets: Tensor,
         read: Callable[[np.ndarray], Read],
         *,
-        vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        lengths: Sequence[int] | None = None,
+        augment: Sequence[AugmentationConfig] = (),
+        n_classes: int = 0,
         context: int,
         batch_size: int,
         seed: int,
         shuffle: bool,
     ) -> None:
-        super().__init__(context=context, batch_size=batch_size, seed=seed, shuffle=shuffle)
-        self._items, self._targets, self._read, self._vary = items, targets, read, vary
+        super().__init__(context=context, batch_size=1, seed=seed, shuffle=shuffle)  # a batch is one row of its items
+        self._items, self._targets, self._read = items, targets, read
+        self._lengths = np.array(lengths or [1] * len(items))
+        self._augment, self._n_classes, self._n = augment, n_classes, batch_size
+        self._latest = (-1, self._plan(0))
 
     @property
     def n_rows(self) -> int:
-        """Number of items."""
-        return len(self._items)
+        """Number of batches."""
+        return -(-len(self._items) // self._n)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """The numbers of the items of each batch."""
+        if self.shuffle:
+            return even_batches(self._lengths, self._n, np.random.default_rng([self.seed, epoch]))
+        return [np.arange(len(self._items))[at : at + self._n] for at in range(0, len(self._items), self._n)]
 
     def rows(self, epoch: int, first: int, end: int) -> Batch:
-        order = np.arange(self.n_rows)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.n_rows)
-        numbers = order[first:end].tolist()
-        inputs, tokens = without_padding([self._read(self._varied(i, epoch)) for i in numbers])
-        return Batch(inputs, self._targets[numbers], tokens)
-
-    def _varied(self, i: int, epoch: int) -> np.ndarray:
-        item = self._items[i]
-        return item if self._vary is None else self._vary(item, np.random.default_rng([self.seed, epoch, i]))
+        latest = self._latest
+        if latest[0] != epoch:
+            self._latest = latest = (epoch, self._plan(epoch))
+        numbers = latest[1][first].tolist()
+        items, targets = [self._items[i] for i in numbers], self._targets[numbers]
+        if self._augment:
+            if any(each.mixes for each in self._augment) and not targets.is_floating_point():
+                targets = F.one_hot(targets, self._n_classes).float()
+            generators = [np.random.default_rng([self.seed, epoch, i]) for i in numbers]
+            examples = Examples(items, targets.numpy())
+            for each in self._augment:
+                examples = each.apply(examples, generators)
+            items, targets = examples.pictures, torch.from_numpy(examples.targets)
+        inputs, tokens = without_padding([self._read(item) for item in items])
+        return Batch(inputs, targets, tokens)

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, final
@@ -182,32 +181,6 @@ class PicturesConfig(Config):
         """What a model reads of a picture (C, H, W) of values up to 255; `ConfigError` if it is no whole patches."""
         mean, std = (torch.tensor(x)[:, None, None] for x in (self.mean, self.std))
         return patchify((torch.from_numpy(picture.copy()) / 255 - mean) / std, patch)
-
-
-@config
-class AugmentationConfig(Config, ABC):
-    """Base of what varies pictures in training, so that a model learns what does not matter."""
-
-    @abstractmethod
-    def apply(self, picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Another picture of the same class, (C, H, W) in uint8, of the same size."""
-
-
-@final
-@config
-class ShiftConfig(AugmentationConfig):
-    """Moves a picture by up to `pixels` up or down and to a side; what comes into sight is black.
-
-    Attributes:
-        pixels: At most, in each direction.
-    """
-
-    pixels: Count
-
-    def apply(self, picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        n, (_, h, w) = self.pixels, picture.shape
-        y, x = generator.integers(0, 2 * n + 1, size=2).tolist()
-        return np.pad(picture, ((0, 0), (n, n), (n, n)))[:, y : y + h, x : x + w]
 
 
 @config

@@ -1,12 +1,13 @@
 """What a model reads of an item, a text or a picture, and several of them side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from qkv.shapes import Tensor
-from qkv.tokens import Tokens
+from qkv.tokens import Layout, Tokens
 
 
 class Read(NamedTuple):
@@ -28,16 +29,13 @@ class Read(NamedTuple):
 
 def without_padding(reads: Sequence[Read]) -> tuple[Tensor, Tokens]:
     """Items as a batch: those of equal length in a row each, which has faster kernels; else side by side in one."""
-    inputs, tokens = side_by_side(reads)
-    sizes = {(len(each.values), each.grid) for each in reads}
-    if len(sizes) > 1:
-        return inputs, tokens
-    ((length, grid),) = sizes
-    n = len(reads)
-    rows = Tokens.full(n, length) if grid is None else Tokens.pictures([[grid]] * n, prefix=reads[0].prefix)
-    if grid is None and tokens.types is not None:
-        rows = rows.with_types(tokens.types.view(n, length))
-    return inputs.view(n, length, *inputs.shape[2:]), rows
+    if len({(len(each.values), each.grid) for each in reads}) > 1:
+        return side_by_side(reads)
+    inputs, row = torch.stack([torch.as_tensor(each.values) for each in reads]), side_by_side(reads[:1])[1]
+    rows = replace(row, layout=Layout.FULL).take(torch.zeros(len(reads), dtype=torch.long))
+    if any(each.types is not None for each in reads):
+        rows = rows.with_types(torch.tensor([each.types or [0] * len(each.values) for each in reads]))
+    return inputs, rows
 
 
 def side_by_side(reads: Sequence[Read], device: torch.device | None = None) -> tuple[Tensor, Tokens]:

@@ -18,7 +18,7 @@ from qkv.loading.processor import write_processor
 from qkv.loading.reader import Reader
 from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig
 from qkv.nn.heads import ClassHead, ClassHeadConfig, LMHeadConfig, SquaredErrorConfig
-from qkv.ops.patches import patchify
+from qkv.ops.patches import grid, patchify
 from qkv.shapes import Float, Tensor
 
 
@@ -172,11 +172,19 @@ def patches_of(picture: np.ndarray, pictures: PicturesConfig, embed: EmbedderCon
     Raises:
         ConfigError: The embedder reads no pictures, or this one is no whole patches.
     """
+    own = picture_embedder(embed)
+    return _behind_prefix(pictures.patches(picture, own.patch), grid(picture.shape, own.patch), own)
+
+
+def _behind_prefix(patches: Tensor, grid: tuple[int, int], embed: PatchEmbedderConfig) -> Read:
+    return Read(F.pad(patches, (0, 0, embed.prefix, 0)), grid=grid, prefix=embed.prefix)
+
+
+def picture_embedder(embed: EmbedderConfig) -> PatchEmbedderConfig:
+    """The embedder, if it is one of pictures; else `ConfigError`."""
     if not isinstance(embed, PatchEmbedderConfig):
         raise ConfigError(f"the model's embedder is {embed.tag()} and reads no pictures; use PatchEmbedder")
-    _, height, width = picture.shape
-    patches = F.pad(pictures.patches(picture, embed.patch), (0, 0, embed.prefix, 0))
-    return Read(patches, grid=(height // embed.patch, width // embed.patch), prefix=embed.prefix)
+    return embed
 
 
 def pixels_of(values: Tensor, embed: PatchEmbedderConfig) -> Read:
@@ -190,9 +198,7 @@ def pixels_of(values: Tensor, embed: PatchEmbedderConfig) -> Read:
             f"a picture is {tuple(values.shape)} in {values.dtype} and must be ({embed.channels}, height, width) of "
             "floats, normalised as the model was trained"
         )
-    patches = patchify(values, embed.patch)
-    grid = (values.shape[1] // embed.patch, values.shape[2] // embed.patch)
-    return Read(patches, grid=grid, prefix=embed.prefix)
+    return _behind_prefix(patchify(values, embed.patch), grid(values.shape, embed.patch), embed)
 
 
 def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str, bytes]:

@@ -1,5 +1,7 @@
 """Pictures as patches, and back: squares that do not overlap, row by row (Dosovitskiy et al. 2021, section 3.1)."""
 
+from collections.abc import Sequence
+
 from qkv.errors import ConfigError
 from qkv.shapes import Shaped, Tensor
 
@@ -12,11 +14,16 @@ def patchify(picture: Shaped[Tensor, "C H W"], patch: int) -> Shaped[Tensor, "T 
     Raises:
         ConfigError: A side is no multiple of `patch`, or there is no picture.
     """
-    c, h, w = picture.shape
+    (h, w), c = grid(picture.shape, patch), len(picture)
+    return picture.reshape(c, h, patch, w, patch).permute(1, 3, 0, 2, 4).reshape(h * w, c * patch**2)
+
+
+def grid(shape: Sequence[int], patch: int) -> tuple[int, int]:
+    """Rows and columns of patches of a picture (C, H, W). Errors as of `patchify`."""
+    _, h, w = shape
     if not (h and w) or h % patch or w % patch:
         raise ConfigError(f"a picture of {h} x {w} (height x width) does not fall into patches of {patch}; resize it")
-    parts = picture.reshape(c, h // patch, patch, w // patch, patch)
-    return parts.permute(1, 3, 0, 2, 4).reshape(h * w // patch**2, c * patch**2)
+    return h // patch, w // patch
 
 
 def unpatchify(patches: Shaped[Tensor, "T values"], grid: tuple[int, int], patch: int) -> Shaped[Tensor, "C H W"]:

@@ -11,9 +11,10 @@ import torch
 
 from qkv.config import config
 from qkv.data import Batches, TokenizerConfig
+from qkv.data.augment import AugmentationConfig
 from qkv.data.dataset import held_out
 from qkv.data.labelled import Labelled, LabelledBatches, LabelledFilesConfig, LabelledSourceConfig
-from qkv.data.pictures import AugmentationConfig, PictureFoldersConfig, PicturesConfig
+from qkv.data.pictures import PictureFoldersConfig, PicturesConfig
 from qkv.data.sources import in_files
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
@@ -106,7 +107,7 @@ class ClassDataConfig(TaskConfig):
         if start is not None:
             return _reading_of(start, self)
         if self.source.holds == "pictures":
-            return PictureReading(PicturesConfig.of([each.item for each in train]), self.augment)
+            return PictureReading(PicturesConfig.of([each.item for each in train]))
         if self.tokenizer is None:
             raise ConfigError("there is no tokenizer; add data.tokenizer, for example BPETokenizer, or a start")
         read = [*train, *out] if self.tokenizer.reads_validation else train
@@ -185,7 +186,7 @@ def _reading_of(start: Start, data: ClassDataConfig) -> Reading:
             raise ConfigError(
                 f"start.path={start.path} reads no pictures; start from a model that does, or leave it out"
             )
-        return PictureReading(reader.facts.pictures, data.augment)
+        return PictureReading(reader.facts.pictures)
     if not isinstance(reader, Reader) or reader.tokenizer is None:
         raise ConfigError(f"start.path={start.path} reads no text; start from an encoder or a language model")
     return TextReading(reader.tokenizer)
@@ -235,8 +236,8 @@ class Classes(Task):
         own = model.head if isinstance(model.head, ClassHeadConfig) and recipe.start is None else None
         head = own or self.data.head or _USUAL_HEAD
         embed = self.reading.fitted(model.embed)
-        of_each_shape = {each.shape: each for each in (*self._train[0], *self._validation[0])}
-        longest = max(len(self.reading.read(each, embed, None).values) for each in of_each_shape.values())
+        items = (*self._train[0], *self._validation[0])
+        longest = max(self.reading.length(each, embed, None) for each in items)
         if longest > recipe.context and not self.data.cut:
             raise ConfigError(
                 f"context={recipe.context} and the longest {self.reading.item} has {longest} tokens; "
@@ -250,12 +251,19 @@ class Classes(Task):
 
     def batches(self, recipe: Recipe) -> tuple[Batches, Batches]:
         assert isinstance(recipe.model, TransformerConfig)
-        read = partial(self.reading.read, embed=recipe.model.embed, context=recipe.context)
+        reads: Any = {"embed": recipe.model.embed, "context": recipe.context}
+        read = partial(self.reading.read, **reads)
         sizes: Any = {"context": recipe.context, "batch_size": recipe.batch_size, "seed": recipe.seed}
-        return (
-            LabelledBatches(*self._train, read, vary=self.reading.varied, shuffle=True, **sizes),
-            LabelledBatches(*self._validation, read, shuffle=False, **sizes),
+        train = LabelledBatches(
+            *self._train,
+            read,
+            lengths=[self.reading.length(each, **reads) for each in self._train[0]],
+            augment=self.data.augment,
+            n_classes=self.targets.n,
+            shuffle=True,
+            **sizes,
         )
+        return train, LabelledBatches(*self._validation, read, shuffle=False, **sizes)
 
     def save(self, folder: Path) -> None:
         self.reading.save(folder, self.targets.facts())

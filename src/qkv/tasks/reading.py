@@ -1,18 +1,19 @@
 """How labelled items, texts or pictures, become what a classifier reads."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 
 from qkv.data import Tokenizer
-from qkv.data.pictures import AugmentationConfig, PicturesConfig
+from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
-from qkv.loading.encoder import patches_of
+from qkv.loading.encoder import patches_of, picture_embedder
 from qkv.loading.facts import Facts
 from qkv.nn.embedders import EmbedderConfig
+from qkv.ops.patches import grid
 
 
 class Reading(ABC):
@@ -40,9 +41,9 @@ class Reading(ABC):
     def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
         """What a model with that embedder reads; what can be cut, to at most `context` tokens."""
 
-    def varied(self, encoded: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Another item of the same class, to train on; here the same."""
-        return encoded
+    def length(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> int:
+        """How many tokens `read` gives."""
+        return len(self.read(encoded, embed, context).values)
 
     @abstractmethod
     def save(self, folder: Path, facts: Facts) -> None:
@@ -82,8 +83,8 @@ class PictureReading(Reading):
 
     item, example, longer = "picture", "PICTURE.png", "raise context, or give smaller pictures"
 
-    def __init__(self, pictures: PicturesConfig, augment: Sequence[AugmentationConfig] = ()) -> None:
-        self.pictures, self.augment = pictures, augment
+    def __init__(self, pictures: PicturesConfig) -> None:
+        self.pictures = pictures
 
     def encoded(self, item: Any) -> np.ndarray:
         return item
@@ -91,10 +92,9 @@ class PictureReading(Reading):
     def fitted(self, embed: EmbedderConfig) -> EmbedderConfig:
         return embed.for_pictures(self.pictures.channels)
 
-    def varied(self, encoded: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        for each in self.augment:
-            encoded = each.apply(encoded, generator)
-        return encoded
+    def length(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> int:
+        own = picture_embedder(embed)
+        return math.prod(grid(encoded.shape, own.patch)) + own.prefix
 
     def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
         return patches_of(encoded, self.pictures, embed)

@@ -16,7 +16,6 @@ from qkv.data.pictures import (
     PackagePicturesConfig,
     PictureFoldersConfig,
     PicturesConfig,
-    ShiftConfig,
     read_picture,
 )
 from qkv.data.reads import Read, side_by_side, without_padding
@@ -102,16 +101,6 @@ def test_values_are_normalised_by_those_of_the_corpus():
     assert PicturesConfig.of([np.zeros((1, 2, 2), dtype=np.uint8)]).std == (1.0,)
     with pytest.raises(FileError, match="pictures have 1 and 3 channels"):
         PicturesConfig.of([noise(1, 4, 6), noise(3, 4, 6)])
-
-
-def test_a_shift_moves_a_picture_by_so_many_pixels_and_no_more():
-    picture = np.zeros((1, 5, 5), dtype=np.uint8)
-    picture[0, 2, 2] = 9
-    moved = {
-        tuple(np.argwhere(ShiftConfig(pixels=1).apply(picture, np.random.default_rng(i))[0] == 9)[0].tolist())
-        for i in range(100)
-    }
-    assert moved == {(y, x) for y in (1, 2, 3) for x in (1, 2, 3)}
 
 
 def idx(pixels):

@@ -19,8 +19,8 @@ class ObjectiveConfig(Config, ABC):
     gives: ClassVar[str]
     """What the outputs are, in a drawing."""
 
-    def shape(self, outputs: Sequence[int]) -> tuple[int, ...]:
-        """That of the targets of outputs (*items, out); here the same."""
+    def shape(self, outputs: Sequence[int], targets: Tensor) -> tuple[int, ...]:
+        """That which targets of this type have for outputs (*items, out); here the same."""
         return tuple(outputs)
 
     @abstractmethod
@@ -41,19 +41,23 @@ class ObjectiveConfig(Config, ABC):
 class CrossEntropyConfig(ObjectiveConfig):
     """Each item is of one class: the softmax of the outputs, trained with cross-entropy in nats.
 
-    Targets are numbers of classes, (*items,); -100: the item has none.
+    Targets are numbers of classes, (*items,); -100: the item has none. Or they are the shares of the classes in each
+    item, (*items, out) in floating point, as of pictures that were mixed.
     """
 
     gives: ClassVar[str] = "classes"
 
-    def shape(self, outputs: Sequence[int]) -> tuple[int, ...]:
-        return tuple(outputs)[:-1]
+    def shape(self, outputs: Sequence[int], targets: Tensor) -> tuple[int, ...]:
+        return tuple(outputs if targets.is_floating_point() else outputs[:-1])
 
     def loss(self, outputs: Float[Tensor, "*items out"], targets: Tensor) -> Float[Tensor, ""]:
-        return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+        rows = outputs.flatten(0, -2)
+        if targets.is_floating_point():
+            return F.cross_entropy(rows, targets.view_as(rows).to(rows.dtype), reduction="sum")
+        return F.cross_entropy(rows, targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
     def count(self, targets: Tensor) -> int:
-        return int((targets != IGNORE).sum())
+        return super().count(targets) if targets.is_floating_point() else int((targets != IGNORE).sum())
 
     def probabilities(self, outputs: Float[Tensor, "*items out"]) -> Float[Tensor, "*items out"]:
         return outputs.softmax(-1)

@@ -86,7 +86,7 @@ class ClassHead(Head):
         if self.proj is None:
             raise ConfigError("the head has no classes and so no loss; set n_classes")
         outputs = self(x, tokens, table)
-        check_targets(targets, self.objective.shape(outputs.shape))
+        check_targets(targets, self.objective.shape(outputs.shape, targets))
         wide = torch.promote_types(outputs.dtype, torch.float32)
         return self.objective.loss(outputs.to(wide), self._meant(targets, tokens)) * scale
 
