@@ -3,6 +3,7 @@
 Rows are ragged, tokens of two types. Trained weights from packages follow where the package index serves them.
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -268,6 +269,18 @@ def test_minilm_gives_the_vectors_of_transformers(minilm):
     vectors = loaded.embed(SENTENCES)  # its folder says: the mean, scaled to length 1
     torch.testing.assert_close(vectors, torch.nn.functional.normalize(mean, dim=-1), rtol=0, atol=1e-6)
     assert np.isclose((vectors[0] @ vectors[1]).item(), 0.7554, atol=1e-3)  # as sentence-transformers' own page says
+
+
+def test_eight_bits_keep_the_order_of_similarities(minilm):
+    """Rank correlation of all cosines with those of float32: a search finds the same."""
+    words = ("A dog", "My sister", "The bank"), ("buys", "dislikes", "has lost"), ("the ball", "a loan", "some bread")
+    texts = [*SENTENCES, *(f"{' '.join(three)}." for three in itertools.product(*words))]
+    pairs = np.triu_indices(len(texts), 1)
+    wide, narrow = (
+        np.argsort(np.argsort((vectors @ vectors.T).numpy()[pairs]))
+        for vectors in (qkv.load(minilm, quantize=width).embed(texts) for width in (None, "w8a8"))
+    )
+    assert np.corrcoef(wide, narrow)[0, 1] > 0.995  # Spearman's; of 8-bit models elsewhere 0.995 is lost to 0.5 %
 
 
 @pytest.fixture(scope="module")

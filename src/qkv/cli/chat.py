@@ -43,7 +43,7 @@ def chat(
         max_new_tokens: Tokens of an answer at most.
         draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
-        quantize: Pack the weights in memory: int8, or int4 in groups of 32.
+        quantize: Pack the weights in memory: int8, or int4 in groups of 32; w8a8 is meant for encoders.
     """
     from qkv.checkpoints import peft
     from qkv.data.chat import template_of

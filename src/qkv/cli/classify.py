@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from qkv.cli.embed import given_texts
-from qkv.cli.opening import Whole, json_line
+from qkv.cli.opening import Whole, Width, json_line
 
 if TYPE_CHECKING:
     from qkv.loading.encoder import Guess
@@ -20,6 +20,7 @@ def classify(
     file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
     top: Whole = 5,
     as_json: Annotated[bool, Parameter("--json")] = False,
+    quantize: Width | None = None,
 ) -> None:
     """Say which class each text or picture is of, the likeliest first, or its number.
 
@@ -30,12 +31,13 @@ def classify(
         file: A text file; each line is a text, or the path of a picture.
         top: How many classes to print of each.
         as_json: Print one JSON object in a line for each.
+        quantize: Pack the weights in memory; w8a8 is meant for encoders.
     """
     given = given_texts(texts, file)
     from qkv.loading.encoder import Encoder
     from qkv.loading.layouts import load_as
 
-    encoder = load_as(Encoder, model)
+    encoder = load_as(Encoder, model, quantize=quantize)
     if encoder.gives_numbers:
         for text, numbers in zip(given, encoder.predict(given).tolist(), strict=True):
             print(json_line({"text": text, "numbers": numbers}) if as_json else f"{text}\n  {_written(numbers)}")

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from qkv.cli import STANDARD_INPUT
 from qkv.cli.generate import read_lines
-from qkv.cli.opening import json_line
+from qkv.cli.opening import Width, json_line
 from qkv.disk import writing
 from qkv.errors import ConfigError
 
@@ -21,6 +21,7 @@ def embed(
     out: Annotated[Path | None, Parameter(("--out", "-o"))] = None,
     against: list[str] | None = None,
     pool: Literal["own", "mean", "first"] = "own",
+    quantize: Width | None = None,
 ) -> None:
     """Turn texts or pictures into vectors, one for each, or say how alike they are.
 
@@ -33,6 +34,7 @@ def embed(
         against: Print the cosine of each text with this one instead: 1 where they say the same. May be given several
             times.
         pool: From the tokens of a text to one vector: as the model's makers do, the mean, or that of the first token.
+        quantize: Pack the weights in memory; w8a8 is meant for encoders.
     """
     given = given_texts(texts, file)
     if out is not None and against:
@@ -42,7 +44,7 @@ def embed(
     from qkv.loading.layouts import load_as
     from qkv.loading.reader import Reader
 
-    reader = load_as(Reader, model)
+    reader = load_as(Reader, model, quantize=quantize)
     vectors = reader.embed([*given, *(against or ())], pool=pool, unit=True if against else None)
     assert not isinstance(vectors, list)
     if against:

@@ -49,7 +49,7 @@ def generate(
         max_new_tokens: How many tokens to add at most.
         draw: How tokens are drawn.
         expand: Type of all weights; packed ones are expanded to it.
-        quantize: Pack the weights in memory: int8, or int4 in groups of 32.
+        quantize: Pack the weights in memory: int8, or int4 in groups of 32; w8a8 is meant for encoders.
         samples: How many texts to write, one after the other; of a search the best ones.
         beams: Search for the likeliest text, and keep so many unfinished ones. By default tokens are drawn by chance.
         length_penalty: Of a search: 0 prefers the likeliest text, 1 (the default) the likeliest per token; more favours

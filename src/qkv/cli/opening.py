@@ -22,7 +22,7 @@ def _whole(kind: object, tokens: Sequence[Token]) -> int:
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 DType = Literal["float32", "bfloat16"]
-Width = Literal["int8", "int4"]
+Width = Literal["int8", "int4", "w8a8"]
 
 
 @final

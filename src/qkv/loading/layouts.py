@@ -10,8 +10,8 @@ from qkv.checkpoints import peft
 from qkv.errors import ConfigError, FileError
 from qkv.loading.building import to_type
 from qkv.loading.foreign import open_gguf_file, open_hugging_face, open_peft, open_transly, read_gguf_config
-from qkv.loading.loaded import Loaded
 from qkv.loading.names import find
+from qkv.loading.reader import Reader
 from qkv.loading.ready import Options, Ready
 from qkv.loading.run import RECIPE, open_run, read_run_config
 from qkv.loading.saved import MODEL, open_saved
@@ -65,8 +65,9 @@ def load(
             package transly.
         device: Where the weights go.
         dtype: Type of the weights. None: that of the file; four-bit weights of a GGUF file stay packed.
-        quantize: Pack the weights of a language model in memory: int8 with a scale for each row, or int4 with one for
-            each 32 neighbours.
+        quantize: Pack the weights of a language model or an encoder in memory: int8 with a scale for each row, int4
+            with one for each 32 neighbours, or w8a8, which is int8 and rounds what they are multiplied with as well:
+            for encoders, which read many tokens at once.
         allow_pickle: Also read weights that are pickled (`pytorch_model.bin`), with `weights_only`.
 
     Returns:
@@ -87,9 +88,9 @@ def load(
     ready = _open(find(source), Options(_open, wanted, allow_pickle))
     to_type(ready.model, dtype, device)
     if quantize is not None:
-        if not isinstance(ready, Loaded):
+        if not isinstance(ready, Reader):
             raise ConfigError(
-                f"quantize={quantize!r} is for language models and {source} is {ready.what}; leave it out"
+                f"quantize={quantize!r} is for language models and encoders and {source} is {ready.what}; leave it out"
             )
         if is_packed(ready.model):
             raise ConfigError(f"{source}: its weights are packed already; leave quantize out")

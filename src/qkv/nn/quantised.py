@@ -1,11 +1,15 @@
 """Linear maps whose weights stay packed: four bits in groups of 32, eight bits with a scale for each row, float16.
 
-The products are PyTorch's own for CPUs and need no compiler. Those of four and eight bits take and give bfloat16 where
-there are few vectors, whatever type the stream has; that of a packed model is best left in float32, which costs little.
+The products are PyTorch's own for CPUs and need no compiler. Where only weights are rounded, those of four and eight
+bits take and give bfloat16 where there are few vectors, whatever type the stream has; that of a packed model is best
+left in float32, which costs little.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Literal, TypeAlias, final
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +30,19 @@ _WIDENED = 1 << 20
 _TINY = 1e-30
 """Below any scale: a row of zeros has scale 0 and is divided by this."""
 
-Width: TypeAlias = Literal["int8", "int4"]
+_MANY = 32
+"""Vectors from which on the product of many is the faster one."""
+
+_ROWS = 256
+"""Vectors that are rounded and multiplied at once: their codes and sums stay in a core's own cache."""
+
+_onednn = torch.ops.onednn
+
+_laid_out: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+"""The weights of a `W8A8Linear` once more, as a fast product reads them: what can be neither copied nor saved."""
+
+Width: TypeAlias = Literal["int8", "int4", "w8a8"]
+"""Eight or four bits for weights alone; or eight for weights and for what they are multiplied with."""
 
 
 class Packed(nn.Module, ABC):
@@ -58,7 +74,7 @@ class Packed(nn.Module, ABC):
             raise ConfigError(f"packed weights run on the CPU and x is on {x.device}; load the model with a dtype")
         y = self.product(x.reshape(-1, self.in_features))
         y = y.view(*x.shape[:-1], self.out_features).to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)  # of its own memory
 
     @abstractmethod
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
@@ -114,6 +130,65 @@ class Int8Linear(Packed):
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         x = F.pad(x.to(torch.bfloat16), (0, self.weight.shape[1] - self.in_features))
         return torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+
+
+@final
+class W8A8Linear(Packed):
+    """Eight-bit weights and vectors, multiplied as whole numbers, one scale a row and one a vector.
+
+    The scale of a vector is found as it comes, so it gives the same whatever stands beside it (Dettmers et al. 2022,
+    LLM.int8(), section 3.1; without its outliers in float16). For encoders, which read many vectors at once.
+
+    Args:
+        codes: From -127 to 127.
+        scale: One a row.
+        bias: Added to the product.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, codes: Integer[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
+    ) -> None:
+        super().__init__(codes.shape[0], codes.shape[1], bias)
+        self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
+        self.register_buffer("scale", scale.float())
+
+    def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
+        out = x.new_empty(len(x), self.out_features, dtype=torch.float32)
+        more, multiply = self.weight.shape[1] - self.in_features, self._multiply(len(x))
+        for vectors, results in zip(x.float().split(_ROWS), out.split(_ROWS), strict=True):
+            size = vectors.abs().amax(1, keepdim=True) / 127  # of a vector with a NaN it is NaN, and so is the result
+            codes = (vectors / size.clamp(min=_TINY)).round_()
+            torch.mul(multiply(F.pad(codes, (0, more)) if more else codes), size, out=results)
+        return out
+
+    def _multiply(self, n: int) -> Callable[[Tensor], Tensor]:
+        """From codes to whole sums times the scale of the row, in float32. Both ways give the same."""
+        if n < _MANY or not _has_packed_product():
+            return lambda codes: torch.ops.aten._int_mm(codes.to(torch.int8), self.weight.T) * self.scale
+        if self not in _laid_out:
+            _laid_out[self] = _onednn.qlinear_prepack(self.weight, [_ROWS, self.weight.shape[1]])
+        return partial(_packed_product, _laid_out[self], self.scale)
+
+
+def _packed_product(packed: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
+    """oneDNN's product, which takes codes from 0, of which 128 stands for 0: several times as fast as `_int_mm`."""
+    shifted, zeros = codes.add_(128).to(torch.uint8), torch.zeros_like(scale, dtype=torch.int32)
+    out = torch.float32
+    return _onednn.qlinear_pointwise(shifted, 1.0, 128, packed, scale, zeros, None, 1.0, 0, out, "none", [], "")
+
+
+@cache
+def _has_packed_product() -> bool:
+    """Whether it is there and exact: processors without instructions for it cut sums of two products to 16 bits."""
+    codes, weight = torch.full((_MANY, 64), 127.0), torch.full((16, 64), 127, dtype=torch.int8)
+    try:
+        found = _packed_product(_onednn.qlinear_prepack(weight, [_MANY, 64]), torch.ones(16), codes)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((found == 64 * 127**2).all())
 
 
 @final
@@ -180,13 +255,16 @@ def is_packed(model: nn.Module) -> bool:
 def quantised(weight: Float[Tensor, "N K"], bias: Float[Tensor, " N"] | None, width: Width) -> Packed:
     """A linear map with its weights rounded: to 255 multiples of a row's scale, or to 16 steps from a group's lowest.
 
+    With `w8a8` what it is given is rounded as well, as it comes.
+
     Raises:
         ConfigError: `int4`, and rows that are not whole groups of 32.
     """
     weight = weight.detach().float()
-    if width == "int8":
+    if width != "int4":
         scale = weight.abs().amax(1) / 127
-        return Int8Linear((weight / scale.clamp(min=_TINY)[:, None]).round().to(torch.int8), scale, bias)
+        kind = Int8Linear if width == "int8" else W8A8Linear
+        return kind((weight / scale.clamp(min=_TINY)[:, None]).round().to(torch.int8), scale, bias)
     if weight.shape[1] % GROUP:
         raise ConfigError(f"rows of {weight.shape[1]} weights are not whole groups of {GROUP}; use int8")
     groups = weight.unflatten(1, (-1, GROUP))

@@ -6,6 +6,7 @@ is the sum of the squares of the documents' lengths; padding is neither read nor
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -18,19 +19,38 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _documents(bounds: Tensor) -> Iterator[tuple[int, slice]]:
-    """(row, place) of every document."""
+class _Run(NamedTuple):
+    """Neighbours in a row that are of one length, as far as the kernel is concerned one batch."""
+
+    row: int
+    start: int
+    n: int
+    length: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """(B, heads, T, width) or (B, heads, T) to (n, heads, length, …), of the same memory."""
+        return x[self.row, :, self.start : self.start + self.n * self.length].unflatten(1, (self.n, -1)).transpose(0, 1)
+
+
+def _runs(bounds: Tensor) -> Iterator[_Run]:
+    """All documents."""
     n = int(bounds[:, 2].count_nonzero())
-    return ((row, slice(start, stop)) for row, start, stop in bounds[:n].tolist())
+    last: _Run | None = None
+    for row, start, stop in bounds[:n].tolist():
+        length = stop - start
+        if last and (last.row, last.start + last.n * last.length, last.length) == (row, start, length):
+            last = last._replace(n=last.n + 1)
+            continue
+        if last:
+            yield last
+        last = _Run(row, start, 1, length)
+    if last:
+        yield last
 
 
 def _like(x: Tensor) -> Tensor:
     """Zeros with the layout (B, T, heads, width) in memory, seen as (B, heads, T, width)."""
     return x.new_zeros(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
-
-
-def _cut(x: Tensor, row: int, place: slice) -> Tensor:
-    return x[row : row + 1, :, place]
 
 
 def _outputs(tensors: Tensors) -> Tensors:
@@ -48,10 +68,10 @@ def _forward(tensors: Tensors, numbers: list[float]) -> Tensors:
     q, k, v, bounds = tensors
     causal, scale = bool(numbers[0]), numbers[1]
     out, lse = results = _outputs(tensors)
-    for row, place in _documents(bounds):
-        o, part = _flash(_cut(q, row, place), _cut(k, row, place), _cut(v, row, place), 0.0, causal, scale=scale)
-        _cut(out, row, place).copy_(o)
-        _cut(lse, row, place).copy_(part)
+    for run in _runs(bounds):
+        o, part = _flash(run.of(q), run.of(k), run.of(v), 0.0, causal, scale=scale)
+        run.of(out).copy_(o)
+        run.of(lse).copy_(part)
     return results
 
 
@@ -59,11 +79,11 @@ def _backward(tensors: Tensors, numbers: list[float], results: Tensors, grads: T
     *qkv, bounds = tensors
     causal, scale = bool(numbers[0]), numbers[1]
     found = _gradients(tensors)
-    for row, place in _documents(bounds):
-        grad, q, k, v, out, lse = (_cut(x, row, place) for x in (grads[0], *qkv, *results))
+    for run in _runs(bounds):
+        grad, q, k, v, out, lse = (run.of(x) for x in (grads[0], *qkv, *results))
         pieces = _flash_backward(grad, q, k, v, out, lse.contiguous(), 0.0, causal, scale=scale)
         for whole, piece in zip(found, pieces, strict=True):
-            _cut(whole, row, place).copy_(piece)
+            run.of(whole).copy_(piece)
     return found
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from qkv.errors import ConfigError
 from qkv.models.transformer import TransformerConfig
 from qkv.nn import quantised as quantised_module
-from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, quantise, quantised
+from qkv.nn.quantised import HalfLinear, Int4Linear, Int8Linear, W8A8Linear, quantise, quantised
 from qkv.ops import int4
 from qkv.tokens import Tokens
 from tiny import tiny_config, tiny_model, token_ids
@@ -90,6 +90,40 @@ def test_eight_bits_of_any_size(n, k, vectors, seed):
     agree(layer(x), x, kept)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 50), k=st.integers(1, 70), vectors=st.sampled_from([1, 2, 255, 256, 300]), seed=st.integers(0, 99)
+)
+def test_whole_numbers_times_whole_numbers(n, k, vectors, seed):
+    """Each weight and each number of a vector is half a step off at most, whatever the size of its row or vector."""
+    g = torch.Generator().manual_seed(seed)
+    weight = torch.randn(n, k, generator=g) * torch.logspace(-3, 3, n)[:, None]
+    x = torch.randn(vectors, k, generator=g) * torch.logspace(-3, 3, vectors)[:, None]
+    layer = quantised(weight, None, "w8a8")
+    assert isinstance(layer, W8A8Linear)
+    step, size = weight.abs().amax(1) / 127, x.abs().amax(1, keepdim=True) / 127
+    bound = x.abs().sum(1, keepdim=True) * step / 2 + size / 2 * (weight.abs().sum(1) + k * step / 2)
+    got = layer(x)
+    assert ((got - x @ weight.T).abs() <= bound * 1.001 + 1e-5 * (x.abs() @ weight.abs().T)).all()  # and of float32
+    assert torch.equal(got[-1:], layer(x[-1:]))  # whatever stands beside it
+    assert torch.equal(got, copy.deepcopy(layer)(x))
+
+
+def test_where_the_packed_product_is_not_exact_the_other_gives_the_same(monkeypatch):
+    layer, x = quantised(torch.randn(33, 50), torch.randn(33), "w8a8"), torch.randn(300, 50)
+    got = layer(x)
+    monkeypatch.setattr(quantised_module, "_has_packed_product", lambda: False)
+    assert torch.equal(got, layer(x))
+
+
+def test_a_vector_with_a_nan_is_nan_and_no_other():
+    x = torch.randn(3, 8)
+    x[1, 2] = torch.nan
+    got = quantised(torch.randn(4, 8), torch.zeros(4), "w8a8")(x)
+    assert got[1].isnan().all()
+    assert got[[0, 2]].isfinite().all()
+
+
 def test_four_bits_of_a_weight_are_its_nearest_steps():
     weight = torch.randn(6, 64)
     layer = quantised(weight, torch.ones(6), "int4")
@@ -117,7 +151,7 @@ def test_chunks_of_widened_rows(monkeypatch):
 
 
 def test_rows_of_zeros_and_equal_weights():
-    for width in ("int8", "int4"):
+    for width in ("int8", "int4", "w8a8"):
         x = torch.randn(3, 32)
         assert (quantised(torch.zeros(4, 32), None, width)(x) == 0).all()
         got = quantised(torch.full((4, 32), 0.75), None, width)(x)
