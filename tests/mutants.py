@@ -72,7 +72,9 @@ MUTANTS = [
     Mutant("-inf instead of the lowest number", "ops/reference.py", "torch.finfo(scores.dtype).min", "float('-inf')", ATTEND),
     Mutant("padding reaches the kernel", "ops/sdpa.py", "    p = p.without_padding()\n", "", ATTEND),
     Mutant("documents are not causal", "ops/documents.py",
-           "_cut(v, row, place), 0.0, causal, scale=scale)", "_cut(v, row, place), 0.0, False, scale=scale)", ATTEND),
+           "run.of(v), 0.0, causal, scale=scale)", "run.of(v), 0.0, False, scale=scale)", ATTEND),
+    Mutant("neighbours of unequal length are one batch", "ops/documents.py",
+           "last.n * last.length, last.length) == (row, start, length)", "last.n * last.length) == (row, start)", ATTEND),
     Mutant("documents run on into the next row", "documents.py",
            "F.pad(edge, (1, 0), value=True)", "F.pad(edge, (1, 0), value=False)", ATTEND),
     Mutant("dropout lives in evaluation", "nn/attention.py",
@@ -380,6 +382,7 @@ MUTANTS = [
     # Packed weights and conversion
     Mutant("packed: the middle of a group is lost", "ops/int4.py", "zero + 8 * scale", "zero", QUANTISED),
     Mutant("packed: expanded rows in another order", "ops/int4.py", "wide[:, :, 0] = codes & 15\n    wide[:, :, 1] = codes >> 4", "wide[:, :, 1] = codes & 15\n    wide[:, :, 0] = codes >> 4", QUANTISED),
+    Mutant("w8a8: one scale for all vectors", "nn/quantised.py", "vectors.abs().amax(1, keepdim=True)", "vectors.abs().amax()", QUANTISED),
     Mutant("packed: float16 overflows", "nn/quantised.py", "F.linear((x / size).to(torch.float16), self.weight) * size", "F.linear(x.to(torch.float16), self.weight)", QUANTISED),
     Mutant("packed: a group's lowest is its highest", "nn/quantised.py", "to(torch.uint8), scale, low)", "to(torch.uint8), scale, high)", QUANTISED),
     Mutant("save: the facts are lost", "loading/saved.py", "facts = {} if ready.facts is None else ready.facts.to_dict()", "facts: dict[str, Any] = {}", SAVED),
