@@ -37,6 +37,7 @@ from qkv.data.augment import ShiftConfig as ShiftConfig
 from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
 from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
 from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig
+from qkv.data.labelled_vectors import LabelledVectorsConfig as LabelledVectorsConfig
 from qkv.data.pictures import IDXFilesConfig as IDXFilesConfig
 from qkv.data.pictures import PackagePicturesConfig as PackagePicturesConfig
 from qkv.data.pictures import PictureFoldersConfig as PictureFoldersConfig

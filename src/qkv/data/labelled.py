@@ -1,7 +1,7 @@
 """Texts or pictures, each with a class, classes or a number: sources, and batches without padding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -19,14 +19,14 @@ from qkv.errors import FileError
 from qkv.shapes import Tensor
 from qkv.yaml_files import expand_home
 
-Holds = Literal["texts", "pictures"]
+Holds = Literal["texts", "pictures", "vectors"]
 
 
 class Labelled(NamedTuple):
     """An item, what is said of it, and where that stands.
 
     Attributes:
-        item: A text, or a picture (channels, height, width) in uint8.
+        item: A text, a picture (channels, height, width) in uint8, or a series (T, features) in float32.
         label: As its source has it: the name of a class, a number, or a list.
         where: What errors call the label.
     """
@@ -50,6 +50,10 @@ class LabelledSourceConfig(Config, ABC):
         Raises:
             FileError: Something is missing, unreadable or not what it should be.
         """
+
+    def notes(self) -> Iterable[str]:
+        """What to say about the corpus before it is read; here nothing."""
+        return ()
 
 
 @final
@@ -91,20 +95,36 @@ class ClassFoldersConfig(LabelledSourceConfig):
         for path, label in class_folders(self.path, TEXT_SUFFIXES):
             yield Labelled(_not_empty(decode_text(read_bytes(path), str(path)), str(path)), label)
 
+    def notes(self) -> Iterator[str]:
+        return hidden_folders(self.path)
+
 
 def class_folders(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
     """The files with one of the suffixes in the folders of a folder, each with the name of its own folder.
+
+    Folders whose names begin with a dot are left out.
 
     Raises:
         FileError: There are no folders, or one has no such file.
     """
     folder = expand_home(path)
-    classes = sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
+    classes = [each for each in _folders_in(folder) if not each.name.startswith(".")]
     if not classes:
         raise FileError(f"{folder}: holds no folders; give one with a folder for each class")
     for each in classes:
         for file in files_below(str(each), suffixes):
             yield file, each.name
+
+
+def hidden_folders(path: str) -> Iterator[str]:
+    """What to say of the folders that `class_folders` leaves out."""
+    hidden = [each.name for each in _folders_in(expand_home(path)) if each.name.startswith(".")]
+    if hidden:
+        yield f"{path}: left out {', '.join(hidden)}; a folder whose name begins with a dot is no class"
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.is_dir()) if folder.is_dir() else []
 
 
 def _text(record: dict[str, object], key: str, where: str) -> str:

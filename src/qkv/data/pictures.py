@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from qkv.config import Config, Count, config
-from qkv.data.labelled import Holds, Labelled, LabelledSourceConfig, class_folders
+from qkv.data.labelled import Holds, Labelled, LabelledSourceConfig, class_folders, hidden_folders
 from qkv.data.sources import decode_text, read_bytes
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
@@ -177,6 +177,14 @@ class PicturesConfig(Config):
         how = {name: getattr(self, name) for name in ("channels", "size", "resample", "crop", "rounded")}
         return read_picture(source, **how)
 
+    def resized(self, picture: np.ndarray) -> np.ndarray:
+        """One that was read as it is, (C, H, W) in uint8, as `read` would have given it."""
+        if self.size in (None, picture.shape[1:]) and self.crop in (None, picture.shape[1:]):
+            return picture
+        from PIL import Image  # what is of the right size, such as IDX files, does without it
+
+        return self.read(Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)))
+
     def patches(self, picture: np.ndarray, patch: int) -> Float[Tensor, "T values"]:
         """What a model reads of a picture (C, H, W) of values up to 255; `ConfigError` if it is no whole patches."""
         mean, std = (torch.tensor(x)[:, None, None] for x in (self.mean, self.std))
@@ -208,6 +216,9 @@ class PictureFoldersConfig(PictureSourceConfig):
     def items(self) -> Iterator[Labelled]:
         for path, label in class_folders(self.path, PICTURE_SUFFIXES):
             yield Labelled(read_picture(path, channels=self.channels, size=self.size), label)
+
+    def notes(self) -> Iterator[str]:
+        return hidden_folders(self.path)
 
 
 @final

@@ -177,8 +177,7 @@ class VectorFilesConfig(SourceConfig):
                 raise FileError(
                     f"{path}: {array.shape[-1]} features, but {first[0].name} has {first[1]}; give all the same width"
                 )
-            for i, sequence in enumerate(array if array.ndim == 3 else array[None]):
-                yield _finite(sequence, path, i)
+            yield from series_of(array, path)
 
 
 def files_below(path: str | tuple[str, ...], suffixes: tuple[str, ...]) -> list[Path]:
@@ -331,7 +330,13 @@ def text_in(record: dict[str, Any], field: str, where: str, setting: str = "fiel
 
 
 def open_vectors(path: Path) -> np.ndarray:
-    """The array of a .npy file, (T, features) or (N, T, features); `FileError` where it is none of floats."""
+    """The array of a .npy file, (T, features) or (N, T, features), or of a .csv file with a vector in each row.
+
+    Raises:
+        FileError: It is none of floats.
+    """
+    if _suffix(path) == ".csv":
+        return _csv_vectors(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy raises almost anything on crafted files
@@ -343,6 +348,38 @@ def open_vectors(path: Path) -> np.ndarray:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
         raise FileError(f"{path}: needs floats (T, features) or (N, T, features), found {found}")
     return array
+
+
+def series_of(array: np.ndarray, path: Path) -> Iterator[np.ndarray]:
+    """The sequences of an array, each (T, features) in float32; `FileError` where a value is not finite in that."""
+    for i, sequence in enumerate(array if array.ndim == 3 else array[None]):
+        yield _finite(sequence, path, i)
+
+
+def _csv_vectors(path: Path) -> np.ndarray:
+    """Numbers in rows, (T, features); a first row without any number is their names."""
+    try:
+        rows = [row for row in csv.reader(io.StringIO(decode_text(read_bytes(path), str(path))), strict=True) if row]
+    except csv.Error as error:
+        raise FileError(f"{path}: not valid CSV ({error}); correct it") from None
+    first = 1 if rows and not any(map(_is_number, rows[0])) else 0
+    if len(rows) == first:
+        raise FileError(f"{path}: has no row of numbers; write a vector in each row")
+    width = len(rows[first])
+    for number, row in enumerate(rows[first:], first + 1):
+        if len(row) != width or not all(map(_is_number, row)):
+            found = next((cell for cell in row if not _is_number(cell)), None)
+            reason = f"has {len(row)} values and the first {width}" if found is None else f"{found!r:.40} is no number"
+            raise FileError(f"{path}, row {number}: {reason}; write a vector of numbers in each row, between commas")
+    return np.array(rows[first:], dtype=np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _finite(sequence: np.ndarray, path: Path, number: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -12,14 +13,16 @@ from torch import nn
 
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
-from qkv.errors import ConfigError
+from qkv.data.sources import open_vectors, series_of
+from qkv.errors import ConfigError, FileError
 from qkv.loading.processor import FILE as PROCESSOR
 from qkv.loading.processor import write_processor
 from qkv.loading.reader import Reader
-from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig
+from qkv.nn.embedders import EmbedderConfig, PatchEmbedderConfig, VectorEmbedderConfig
 from qkv.nn.heads import ClassHead, ClassHeadConfig, LMHeadConfig, SquaredErrorConfig
 from qkv.ops.patches import grid, patchify
 from qkv.shapes import Float, Tensor
+from qkv.yaml_files import expand_home
 
 
 class Guess(NamedTuple):
@@ -43,7 +46,11 @@ class Encoder(Reader):
     verbs = "qkv embed, fill, classify or show"
 
     def reads(self, inputs: Any) -> list[Read]:
-        if not isinstance(embed := self.config.embed, PatchEmbedderConfig):
+        embed = self.config.embed
+        if isinstance(embed, VectorEmbedderConfig):
+            one = not isinstance(inputs, Iterable) or isinstance(inputs, str) or getattr(inputs, "ndim", 0) == 2
+            return [_read_series(each) for each in ([inputs] if one else inputs)]
+        if not isinstance(embed, PatchEmbedderConfig):
             return super().reads(inputs)
         one = not isinstance(inputs, Iterable) or isinstance(inputs, str) or getattr(inputs, "ndim", 0) == 3
         return [self._read_picture(each, embed) for each in ([inputs] if one else inputs)]
@@ -164,6 +171,20 @@ class Encoder(Reader):
         self._check_lengths(rows)
         stream, tokens = self._stream(rows)
         return self.model.readout(stream, tokens)
+
+
+def _read_series(given: Any) -> Read:
+    """A series of vectors, (T, features), or that of a .npy or .csv file."""
+    if isinstance(given, str | Path):
+        path = expand_home(given)
+        series = list(series_of(open_vectors(path), path))
+        if len(series) != 1:
+            raise FileError(f"{path}: holds {len(series)} series; give each a file of its own")
+        return Read(torch.tensor(series[0]))
+    series = torch.as_tensor(given)
+    if series.dim() != 2 or not series.is_floating_point():
+        raise ConfigError(f"a series is floats (T, features), found {series.dtype} {tuple(series.shape)}")
+    return Read(series)
 
 
 def patches_of(picture: np.ndarray, pictures: PicturesConfig, embed: EmbedderConfig) -> Read:

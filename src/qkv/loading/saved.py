@@ -22,8 +22,9 @@ from qkv.loading.ready import Bare, Options, Ready, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.model import Model
 from qkv.models.pairs import PairModel
-from qkv.models.transformer import Transformer
+from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.adapters import LoRALinear
+from qkv.nn.heads import ClassHeadConfig
 from qkv.nn.quantised import Packed
 from qkv.tasks import task_named, task_of
 from qkv.yaml_files import dump_yaml, expand_home, read_yaml
@@ -69,12 +70,17 @@ def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
     """
     if isinstance(model, Transformer):
         tokenizer = tokenizer_in(folder)
-        if model.config.mask_ahead is not None:
+        if _is_encoder(model.config):
             return Encoder(model, tokenizer, facts or Facts())
         return Loaded.of(model, tokenizer, facts)
     if isinstance(model, PairModel) and all((folder / side / "tokenizer.json").is_file() for side in SIDES):
         return Translator.read(model, folder, facts)
     return Bare(model)
+
+
+def _is_encoder(config: TransformerConfig) -> bool:
+    """Whether it reads both ways, or its head gives classes."""
+    return config.mask_ahead is not None or isinstance(config.head, ClassHeadConfig)
 
 
 # --- out ------------------------------------------------------------------------------------------------------------
@@ -99,7 +105,7 @@ def _bare(model: nn.Module) -> Ready:
     if not isinstance(model, Model):
         raise ConfigError(f"{type(model).__name__} is no model of qkv, with a config to build it from; give one")
     if isinstance(model, Transformer):
-        return Loaded(model) if model.config.mask_ahead is None else Encoder(model)
+        return Encoder(model) if _is_encoder(model.config) else Loaded(model)
     return Bare(model)
 
 

@@ -1,10 +1,10 @@
-"""Texts or pictures, each with a class, several, or a number: a model learns to say it."""
+"""Texts, pictures or series, each with a class, several, or a number: a model learns to say it."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 import torch
@@ -13,39 +13,45 @@ from qkv.config import config
 from qkv.data import Batches, TokenizerConfig
 from qkv.data.augment import AugmentationConfig
 from qkv.data.dataset import held_out
-from qkv.data.labelled import Labelled, LabelledBatches, LabelledFilesConfig, LabelledSourceConfig
-from qkv.data.pictures import PictureFoldersConfig, PicturesConfig
+from qkv.data.labelled import Holds, Labelled, LabelledBatches, LabelledFilesConfig, LabelledSourceConfig
+from qkv.data.labelled_vectors import LabelledVectorsConfig
+from qkv.data.pictures import PictureFoldersConfig
 from qkv.data.sources import in_files
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
-from qkv.loading.reader import Reader
 from qkv.loading.ready import tokenizer_in
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.embedders import VectorEmbedderConfig
 from qkv.nn.heads import ClassHeadConfig, HeadConfig
 from qkv.nn.pooling import MeanPoolConfig
 from qkv.shapes import Tensor
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.findings import Findings
-from qkv.tasks.reading import PictureReading, Reading, TextReading
+from qkv.tasks.reading import PictureReading, Reading, TextReading, VectorReading
 from qkv.tasks.targets import OneClassConfig, TargetsConfig, targets_for
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
 
+_READINGS: Final[dict[Holds, type[Reading]]] = {
+    "texts": TextReading,
+    "pictures": PictureReading,
+    "vectors": VectorReading,
+}
 _USUAL_HEAD = ClassHeadConfig(pool=MeanPoolConfig(), dropout=0.1)
 
 
 @final
 @config
 class ClassDataConfig(TaskConfig):
-    """Texts or pictures to learn the classes of, or numbers.
+    """Texts, pictures or series of vectors to learn the classes of, or numbers.
 
     Held out is `validation` of them, those whose number has the lowest hash.
 
     Attributes:
         source: The corpus.
         targets: What each has: a class, several, or a number.
-        tokenizer: How text becomes ids; None where a recipe's `start` brings its own, and for pictures.
+        tokenizer: How text becomes ids; None where a recipe's `start` brings its own, and for others.
         validation: The share that is held out, above 0 and below 1, or the path of files like those of the source.
         head: What reads classes or numbers out of the stream, in the place of the head of a recipe's `start`. None: the
             model's, if it has one, else the mean over the tokens and a linear layer.
@@ -65,10 +71,11 @@ class ClassDataConfig(TaskConfig):
     augment: tuple[AugmentationConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.source.holds == "pictures" and (self.tokenizer is not None or self.cut):
-            raise ConfigError("data.tokenizer and data.cut are for texts and the source holds pictures; leave them out")
-        if self.source.holds == "texts" and self.augment:
-            raise ConfigError("data.augment is for pictures and the source holds texts; leave it out")
+        holds = self.source.holds
+        if holds != "texts" and (self.tokenizer is not None or self.cut):
+            raise ConfigError(f"data.tokenizer and data.cut are for texts and the source holds {holds}; leave them out")
+        if holds != "pictures" and self.augment:
+            raise ConfigError(f"data.augment is for pictures and the source holds {holds}; leave it out")
         if isinstance(self.validation, float | int):
             if not 0 < self.validation < 1:
                 raise ConfigError(f"validation={self.validation} must be above 0 and below 1; 0.1 holds out 10 %")
@@ -102,16 +109,16 @@ class ClassDataConfig(TaskConfig):
         targets = self.targets.fitted([self.targets.parse(each.label, each.where) for each in train])
         return Classes(self, self._reading(train, out, start), targets, train, out)
 
+    def notes(self) -> Iterable[str]:
+        return self.source.notes()
+
     def _reading(self, train: list[Labelled], out: list[Labelled], start: Start | None) -> Reading:
         """How the items are read; a `start` goes on as it was trained."""
+        reading = _READINGS[self.source.holds]
         if start is not None:
-            return _reading_of(start, self)
-        if self.source.holds == "pictures":
-            return PictureReading(PicturesConfig.of([each.item for each in train]))
-        if self.tokenizer is None:
-            raise ConfigError("there is no tokenizer; add data.tokenizer, for example BPETokenizer, or a start")
-        read = [*train, *out] if self.tokenizer.reads_validation else train
-        return TextReading(self.tokenizer.train([each.item for each in read]))
+            return reading.of(start)
+        items, others = ([each.item for each in part] for part in (train, out))
+        return reading.fresh(items, others, self.tokenizer)
 
     def _divided(self) -> tuple[list[Labelled], list[Labelled]]:
         """The items to train on and those that are held out."""
@@ -149,22 +156,23 @@ class ClassDataConfig(TaskConfig):
             assert isinstance(task, Classes)
             return task.report(opened.model, asked.recipe.context)
         trained = asked.trained if isinstance(asked.trained, cls) else None
-        data = cls(source=_source(asked, opened.facts.pictures, trained), cut=opened.facts.pictures is None)
+        source = _source(asked, opened, trained)
+        data = cls(source=source, cut=source.holds == "texts")
         head = _check_head(opened.config.head, "the model's head")
         targets = (targets_for(head.objective) if trained is None else trained.targets).of_facts(opened.facts)
-        items = list(data.source.items())
-        task = Classes(data, _reading_of(start, data), targets, [], items)
+        task = Classes(data, _READINGS[source.holds].of(start), targets, [], list(source.items()))
         return task.report(opened.model, opened.config.limit)
 
 
-def _source(asked: Asked, pictures: PicturesConfig | None, trained: ClassDataConfig | None) -> LabelledSourceConfig:
+def _source(asked: Asked, opened: Encoder, trained: ClassDataConfig | None) -> LabelledSourceConfig:
     """The DATA that are asked for, read as those that the model was trained on, if they were files of that kind."""
-    path = str(asked.data)
+    path, pictures = str(asked.data), opened.facts.pictures
     if pictures is not None:
         asked.refuse("field", of="models of texts")
-        return PictureFoldersConfig(path=path, channels=pictures.channels, size=pictures.size)
-    known = trained.source if trained is not None and isinstance(trained.source, LabelledFilesConfig) else None
-    source = LabelledFilesConfig(path=path) if known is None else known.replace(path=path)
+        return PictureFoldersConfig(path=path, channels=pictures.channels)
+    kind = LabelledVectorsConfig if isinstance(opened.config.embed, VectorEmbedderConfig) else LabelledFilesConfig
+    known = None if trained is None else trained.source
+    source = known.replace(path=path) if isinstance(known, kind) else kind(path=path)
     return source if asked.field is None else source.replace(field=asked.field)
 
 
@@ -176,20 +184,6 @@ def _check_head(head: HeadConfig | None, name: str) -> ClassHeadConfig:
     if head.pool is None:
         raise ConfigError(f"{name} has no pool, and each item has one class; give it one, such as MeanPool")
     return head
-
-
-def _reading_of(start: Start, data: ClassDataConfig) -> Reading:
-    """How a trained model reads items. Raises `ConfigError` where it reads others than the data hold."""
-    reader = start.opened
-    if data.source.holds == "pictures":
-        if not isinstance(reader, Encoder) or reader.facts.pictures is None:
-            raise ConfigError(
-                f"start.path={start.path} reads no pictures; start from a model that does, or leave it out"
-            )
-        return PictureReading(reader.facts.pictures)
-    if not isinstance(reader, Reader) or reader.tokenizer is None:
-        raise ConfigError(f"start.path={start.path} reads no text; start from an encoder or a language model")
-    return TextReading(reader.tokenizer)
 
 
 @final
@@ -275,7 +269,7 @@ class Classes(Task):
     def notes(self, recipe: Recipe) -> Iterator[str]:
         """How many items there are, and what they have."""
         sizes = len(self._train[0]), len(self._validation[0])
-        yield f"{self.targets.note()}: {sizes[0]:,} {self.reading.item}s to train on, {sizes[1]:,} held out"
+        yield f"{self.targets.note()}: {sizes[0]:,} {self.reading.items} to train on, {sizes[1]:,} held out"
 
     def evaluate(
         self,
@@ -312,7 +306,7 @@ class Classes(Task):
         measures = (
             Measure("loss", loss, f"{self.targets.unit} per {self.reading.item}", lower_is_better=True),
             *found.measures(),
-            Measure(f"{self.reading.item}s", len(self._validation[0]), form=","),
+            Measure(self.reading.items, len(self._validation[0]), form=","),
         )
         table = found.lines()
         return Report(measures, found.details(), (*map(str, measures), *(["", *table] if table else [])))

@@ -288,3 +288,12 @@ def test_folders_without_pictures(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(FileError, match=r"has no \.bmp, .* file"):
         list(PictureFoldersConfig(path=str(tmp_path)).items())
+
+
+def test_a_picture_in_numbers_is_resized_as_a_file_is(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (3, 14, 22), dtype=np.uint8)
+    Image.fromarray(values.transpose(1, 2, 0)).save(tmp_path / "a.png")
+    settings = {"channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    for more in ({}, {"size": (8, 8)}, {"size": 10, "crop": (8, 8)}, {"size": (14, 22)}):
+        pictures = PicturesConfig(**settings, **more)
+        assert np.array_equal(pictures.resized(values), pictures.read(tmp_path / "a.png"))
