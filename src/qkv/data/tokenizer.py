@@ -21,6 +21,7 @@ from qkv.errors import ConfigError, FileError
 
 END_OF_TEXT: Final = "<|endoftext|>"
 MASK: Final = "[MASK]"
+_MASKS: Final = (MASK, "<mask>")
 
 _CHARACTERS_AT_ONCE: Final = 1 << 22
 
@@ -105,7 +106,8 @@ class Tokenizer:
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
         self.end_of_text: int | None = self._vocabulary.get(END_OF_TEXT) if end_of_text is None else end_of_text
         self.begin_of_text = begin_of_text
-        self.mask: int | None = self._special.named(MASK) if mask is None else mask
+        known = (token for name in _MASKS if (token := self._special.named(name)) is not None)
+        self.mask: int | None = next(known, None) if mask is None else mask
         self.chat_template = chat_template
         for name, value in (("end_of_text", self.end_of_text), ("begin_of_text", begin_of_text), ("mask", mask)):
             if value not in (None, *self._vocabulary.values()):
@@ -116,7 +118,8 @@ class Tokenizer:
         """Read a tokenizer.json, of ours or anyone's, and the settings and chat template beside it.
 
         Args:
-            path: The file, or a folder that has one, or GPT-2's `vocab.json` and `merges.txt`.
+            path: The file, or a folder that has one, or the older files of GPT-2, RoBERTa (`vocab.json`, `merges.txt`)
+                or BERT (`vocab.txt`).
             end_of_text: The id that separates documents; None: the `eos_token` of the settings, else `<|endoftext|>`.
 
         Raises:

@@ -83,12 +83,14 @@ def unit_tokenizer(vocabulary: Mapping[str, int], *, words: bool, special: Seque
 def with_mask(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer; where it has no mask token, one with `[MASK]`, and with `[CLS]` and `[SEP]` around texts.
 
-    Texts have the same ids as before. Special tokens that stand around texts already stay.
+    Texts have the same ids as before. Special tokens that stand around texts already stay. Where tokens of words begin
+    with the space before the word, the mask takes its place, too.
     """
     if tokenizer.mask is not None:
         return tokenizer
     inner = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-    inner.add_special_tokens([MASK])
+    spaced = any(len(name) > 1 and name[0] in "\u0120\u2581" for name in inner.get_vocab())
+    inner.add_special_tokens([tokenizers.AddedToken(MASK, special=True, normalized=False, lstrip=spaced)])
     if tokenizer.frame == ((), ()):
         inner.add_special_tokens([_FIRST, _LAST])
         named = [(name, inner.token_to_id(name)) for name in (_FIRST, _LAST)]

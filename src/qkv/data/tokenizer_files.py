@@ -17,7 +17,14 @@ _MAX_FILE_BYTES: Final = 1 << 28
 _MAX_SETTINGS_BYTES: Final = 1 << 22
 _MAX_GROWTH: Final = 1000
 _MAX_ADDED: Final = 1000
-_OLDER: Final = ("vocab.json", "merges.txt", "tokenizer.model")
+_TWO_FILES: Final = ("vocab.json", "merges.txt")
+_OLDER: Final = (*_TWO_FILES, "vocab.txt", "tokenizer.model")
+_FAMILIES: Final = {"gpt2": "GPT2Tokenizer", "roberta": "RobertaTokenizer", "bert": "BertTokenizer"}
+_ROLES: Final[dict[str, dict[str, str]]] = {
+    "GPT2Tokenizer": dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>"),
+    "RobertaTokenizer": {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"},
+    "BertTokenizer": {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"},
+}
 _TRIAL: Final = "a A1 é\n\u4e00\U0001f600 ."
 
 
@@ -27,7 +34,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_inner(path: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer from a `tokenizer.json`, or GPT-2's two files, once they have been found harmless.
+    """The library's tokenizer from a `tokenizer.json`, or the files before it, once they have been found harmless.
 
     Args:
         path: The file, or the folder that has it.
@@ -38,7 +45,7 @@ def read_inner(path: Path) -> tokenizers.Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     older = not path.is_file() and has_tokenizer(path.parent)
     with no_panic(f"{path}: not a tokenizer.json that can be read"), quiet():
-        data = _from_two_files(path.parent) if older else _read(path, _MAX_FILE_BYTES)
+        data = _from_older(path.parent) if older else _read(path, _MAX_FILE_BYTES)
         inner = tokenizers.Tokenizer.from_buffer(data)
         inner.no_truncation()
         inner.no_padding()
@@ -51,34 +58,81 @@ def read_inner(path: Path) -> tokenizers.Tokenizer:
     return inner
 
 
-def _from_two_files(folder: Path) -> bytes:
-    """The `tokenizer.json` of GPT-2's `vocab.json` and `merges.txt`.
+def _from_older(folder: Path) -> bytes:
+    """The `tokenizer.json` of the files that GPT-2, RoBERTa and BERT had before there was one.
 
-    Files of other tokenizers have these names, too, so the folder must say that they are GPT-2's, and nothing more.
+    Files of other tokenizers have these names, too, so the folder must say whose they are, and nothing more.
     """
     settings = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-    family = {"gpt2": "GPT2Tokenizer"}.get(str(_json(folder / "config.json").get("model_type")))
-    kind = settings.get("tokenizer_class") or family
-    there = [name for name in (*_OLDER, "added_tokens.json") if (folder / name).is_file()]
-    vocab = _json(folder / "vocab.json", _MAX_FILE_BYTES) if there == ["vocab.json", "merges.txt"] else {}
+    kind = settings.get("tokenizer_class") or _FAMILIES.get(str(_json(folder / "config.json").get("model_type")))
+    kind = str(kind or "an unknown tokenizer").removesuffix("Fast")
+    files, roles = (("vocab.txt",) if kind == "BertTokenizer" else _TWO_FILES), _ROLES.get(kind, {})
+    there = tuple(name for name in (*_OLDER, "added_tokens.json") if (folder / name).is_file())
+    vocab = _vocabulary(folder / files[0]) if roles and there == files else {}
     added = [*(settings.get("added_tokens_decoder") or {}).values(), *(settings.get("additional_special_tokens") or ())]
-    special = {_content(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")} - {None}
-    special |= {"<|endoftext|>", *map(_content, added)}
-    odd = [token for token in added if isinstance(token, dict) and (token.get("lstrip") or token.get("rstrip"))]
+    said = {
+        role: _content(settings.get(f"{role}_token")) for role in ("bos", "eos", "cls", "sep", "unk", "pad", "mask")
+    }
+    named = roles | {role: name for role, name in said.items() if name is not None}
+    special, mask = {*named.values(), *map(_content, added)}, named.get("mask")
+    strips = (token for token in added if isinstance(token, dict) and (token.get("lstrip") or token.get("rstrip")))
+    odd = [token for token in strips if token.get("rstrip") or _content(token) != mask]
     odd += [key for key in ("add_bos_token", "add_prefix_space") if settings.get(key)]
-    if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast") or odd or not special <= vocab.keys():
-        found = f"has {', '.join(there)} of {kind or 'an unknown tokenizer'}, and without a tokenizer.json qkv reads"
-        remedy = "GPT-2's plain two files alone; AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one"
+    odd += [key for key in ("do_basic_tokenize",) if settings.get(key) is False]
+    if odd or not vocab or not special <= vocab.keys():
+        found = f"has {', '.join(there)} of {kind}, and without a tokenizer.json qkv reads"
+        remedy = (
+            "the plain files of GPT-2, RoBERTa and BERT alone; AutoTokenizer.from_pretrained(…).save_pretrained(…) "
+            "makes one"
+        )
         raise FileError(f"{folder}: {found} {remedy}")
+    # A mask takes the place of a word with the space before it, which tokens of words of these two have.
+    strip = {mask} if files == _TWO_FILES else set[str]()
+    flags = dict.fromkeys(("single_word", "rstrip", "normalized"), False) | {"special": True}
+    tokens = sorted(special, key=lambda token: vocab[token])
+    frame = {role: [named[role], vocab[named[role]]] for role in ("cls", "sep") if role in roles}
+    words = kind == "BertTokenizer"
+    parts = _words(vocab, named["unk"], settings, frame) if words else _bytes(vocab, folder, frame)
+    shared = {"added_tokens": [{"id": vocab[t], "content": t, "lstrip": t in strip} | flags for t in tokens]}
+    return json.dumps(parts | shared).encode()
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    """The ids of tokens: of a JSON object, or the numbers of lines."""
+    if path.suffix == ".json":
+        return _json(path, _MAX_FILE_BYTES)
+    lines = _read(path, _MAX_FILE_BYTES).decode("utf-8").replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return {token: i for i, token in enumerate(lines)}
+
+
+def _words(
+    vocab: dict[str, int], unknown: str, settings: dict[str, Any], frame: dict[str, list[Any]]
+) -> dict[str, Any]:
+    """BERT's: WordPiece over words and signs, which are made lower case, without accents, where the settings say so."""
+    model = {"type": "WordPiece", "vocab": vocab, "unk_token": unknown, "continuing_subword_prefix": "##"}
+    normal = {
+        "lowercase": settings.get("do_lower_case", True),
+        "strip_accents": settings.get("strip_accents"),
+        "handle_chinese_chars": settings.get("tokenize_chinese_chars", True),
+    }
+    return {
+        "model": model | {"max_input_chars_per_word": 100},
+        "normalizer": {"type": "BertNormalizer", "clean_text": True} | normal,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing"} | frame,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }
+
+
+def _bytes(vocab: dict[str, int], folder: Path, frame: dict[str, list[Any]]) -> dict[str, Any]:
+    """GPT-2's: byte-pair encoding, its words with the space before them; with special tokens around, RoBERTa's."""
     lines = _read(folder / "merges.txt", _MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    tokens = sorted(special, key=lambda token: vocab[token])
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return json.dumps({
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges}, "pre_tokenizer": level, "decoder": level,
-        "added_tokens": [{"id": vocab[token], "content": token} | flags for token in tokens],
-    }).encode()  # fmt: skip
+    level = {"add_prefix_space": False, "trim_offsets": True}
+    splits = {"type": "ByteLevel", "use_regex": True} | level
+    around = {"type": "RobertaProcessing"} | level | frame if frame else None
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    return {"model": model, "pre_tokenizer": splits, "decoder": splits, "post_processor": around}
 
 
 def _json(path: Path, most: int = _MAX_SETTINGS_BYTES) -> dict[str, Any]:

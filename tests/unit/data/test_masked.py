@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, processors
 
-from qkv.data import IGNORE, CharacterTokenizerConfig, PackedBatches, Split, Tokenizer, with_mask
+from qkv.data import IGNORE, BPETokenizerConfig, CharacterTokenizerConfig, PackedBatches, Split, Tokenizer, with_mask
 from qkv.data.masked import MaskedBatches, Masking
 from qkv.errors import ConfigError
 from runs import lengths_of
@@ -148,6 +148,15 @@ def test_a_tokenizer_is_given_a_mask_and_a_frame(words):
     assert with_mask(made) is made
     assert with_mask(words) is words
     assert (words.mask, words.frame) == (MASK, ((FIRST,), (LAST,)))
+
+
+def test_a_mask_takes_the_place_of_the_space_that_words_begin_with():
+    texts = ["the cat sat on the mat"] * 9
+    made = with_mask(BPETokenizerConfig(vocab_size=270).train(texts))
+    (framed,) = made.encode_framed(["the [MASK] sat"], special=True)
+    assert framed.ids == [*made.frame[0], *made.encode("the"), made.mask, *made.encode(" sat"), *made.frame[1]]
+    (framed,) = with_mask(CharacterTokenizerConfig().train(texts)).encode_framed(["e [MASK]at"], special=True)
+    assert len(framed.ids) == 7  # of characters a space is one
 
 
 def test_a_frame_that_is_there_stays():

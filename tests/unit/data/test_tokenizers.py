@@ -278,7 +278,7 @@ def test_gpt2s_two_files_are_read_as_in_transformers(settings: dict[str, Any] | 
             (),
             None,
             {"add_prefix_space": True},
-            "of GPT2Tokenizer, and without a tokenizer.json qkv reads GPT-2's plain",
+            "of GPT2Tokenizer, and without a tokenizer.json qkv reads the plain files of GPT-2",
         ),
         ((), None, {"pad_token": "[PAD]"}, "of GPT2Tokenizer, and without"),
         ((), None, {"added_tokens_decoder": {"1": {"content": "a", "lstrip": True}}}, "of GPT2Tokenizer, and without"),
@@ -296,6 +296,80 @@ def test_other_files_of_tokenizers_are_never_guessed(
         (folder / name).write_bytes(b"{}")
     with pytest.raises(FileError, match=message):
         Tokenizer.load(folder)
+
+
+ODD = [
+    *(
+        "The Cat sat, on the MAT!",
+        "é É ﬁ İ ß ẞ Å naïve CAFÉ",
+        "你好 cat世界 한국어 ひらがな",
+        "don't 12,345.67 $5 a_b-c",
+    ),
+    *("a\tb\r\nc\u00a0d\u200be\u00adf\x00\ufffd", "😀 the [MASK] [CLS]<mask>", "cat" * 50, "", " ", "##at"),
+    *("e\u0301 A\u030a", "\u2028the"),
+]
+
+
+def vocab_txt(folder: Path, settings: dict[str, Any] | None, end: str = "\n") -> Path:
+    """BERT's file, for letters with and without accents."""
+    letters = sorted({c for text in ODD for c in text + text.lower() if c.isprintable() and not c.isspace()})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##at", "The", "mat", "cafe"]
+    lines = dict.fromkeys([*words, *letters, *(f"##{c}" for c in letters if c.isalpha())])
+    (folder / "vocab.txt").write_bytes(end.join([*lines, ""]).encode())
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    if settings is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False, "do_basic_tokenize": True},
+        {"tokenizer_class": "BertTokenizerFast", "tokenize_chinese_chars": False, "strip_accents": True},
+        {"do_lower_case": False, "strip_accents": True, "mask_token": "[MASK]"},
+    ],
+    ids=["none", "cased", "accents", "chinese", "cased, no accents"],
+)
+def test_berts_vocab_txt_is_read_as_in_transformers(settings: dict[str, Any] | None, tmp_path: Path) -> None:
+    folder = vocab_txt(tmp_path, settings)
+    ours, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text, framed in zip(ODD, ours.encode_framed(ODD, special=True), strict=True):
+        assert ours.encode(text) == theirs(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        assert framed.ids == theirs(text)["input_ids"]
+        assert ours.decode(framed.ids) == theirs.decode(framed.ids, skip_special_tokens=True)
+    assert (ours.mask, ours.vocab_size, ours.frame) == (theirs.mask_token_id, len(theirs), ((2,), (3,)))
+    vocab_txt(folder, settings, end="\r\n")
+    assert Tokenizer.load(folder).to_json() == ours.to_json()
+
+
+def test_robertas_two_files_are_read_as_in_transformers(tmp_path: Path) -> None:
+    flags = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": False, "special": True}
+    mask = {"__type": "AddedToken", "content": "<mask>"} | flags
+    folder = two_files(tmp_path, {"model_type": "roberta"}, {"mask_token": mask})
+    vocab = json.loads((folder / "vocab.json").read_text())
+    vocab |= {name: len(vocab) + i for i, name in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    ours, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text, framed in zip(ODD, ours.encode_framed(ODD, special=True), strict=True):
+        assert framed.ids == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == text
+    assert (ours.mask, ours.end_of_text) == (theirs.mask_token_id, vocab["<|endoftext|>"])
+    (folder / "tokenizer_config.json").unlink()  # it does not say so, and yet a mask stands for " cat"
+    assert Tokenizer.load(folder).to_json() == ours.to_json()
+    (one,) = ours.encode_framed(["the <mask> sat"], special=True)
+    assert one.ids == [vocab["<s>"], *ours.encode("the"), vocab["<mask>"], *ours.encode(" sat"), vocab["</s>"]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_basic_tokenize": False}, {"cls_token": "[FIRST]"}, {"tokenizer_class": "BertJapaneseTokenizer"}],
+)
+def test_a_vocab_txt_of_another_kind_is_never_guessed(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"has vocab.txt of Bert\w*Tokenizer, and without a tokenizer.json qkv reads"):
+        Tokenizer.load(vocab_txt(tmp_path, settings))
 
 
 def test_a_tokenizer_model_alone(tmp_path: Path) -> None:
