@@ -171,6 +171,7 @@ def test_a_long_picture_is_no_bomb():
 @pytest.fixture(scope="module")
 def encoder():
     config = qkv.preset("vit-small", d_model=16, n_layers=1, n_heads=2, patch=4, channels=3, n_classes=5)
+    config = config.replace(embed=config.embed.replace(prefix=2))
     pictures = PicturesConfig(channels=3, size=(8, 12), resample="bilinear", mean=(0.5,) * 3, std=(0.25,) * 3)
     return Encoder(config.build().eval(), None, qkv.loading.facts.Facts(pictures=pictures))
 
@@ -185,7 +186,7 @@ def test_paths_pictures_and_values_are_read(encoder, tmp_path):
         assert torch.equal(encoder.embed(one), expected)
         assert len(encoder.classify(one)) == 1
     (stream,) = encoder.embed(picture, pool=None)
-    assert stream.shape == (6, 16)
+    assert stream.shape == (2 + 6, 16)
     larger = torch.randn(3, 12, 8)
     both = encoder.embed([larger, picture])  # sizes may differ, and kinds, too
     torch.testing.assert_close(both[1], expected[0])

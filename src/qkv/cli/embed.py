@@ -26,7 +26,7 @@ def embed(
     """Turn texts or pictures into vectors, one for each, or say how alike they are.
 
     Args:
-        model: An encoder or a language model: a folder, or a name that `qkv pull` knows (minilm).
+        model: An encoder or a language model: a folder, or a name that `qkv pull` knows (minilm, dinov2-small).
         texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
             input.
         file: A text file; each line is a text, or the path of a picture.
