@@ -22,6 +22,7 @@ MORE, TILES, CACHES, KINDS, HARNESS = (
 )
 ENCODERS = "tests/parity/test_encoders.py::test_in_and_out"
 ENCODER_PARTS = "tests/unit/nn/test_encoder_parts.py"
+VISION = "tests/parity/test_vision.py::test_in_and_out"
 PATCHES, GRID_ROPE = "tests/unit/nn/test_patches.py", "tests/unit/nn/test_grid_rope.py"
 FAMILIES = f"{PARITY}/test_families.py::test_in_and_out"
 FAMILY, FOLDERS = (f"tests/unit/checkpoints/test_{name}.py" for name in ("families", "huggingface"))
@@ -247,6 +248,11 @@ MUTANTS = [
     Mutant("a packed row is dropped as a whole", "nn/blocks.py", "kept.gather(1, tokens.segment)", "kept[:, :1]", PARTS),
     Mutant("updates keep their scale", "nn/blocks.py", "out * self.factors[name]", "out", PARTS),
     Mutant("DINOv2's offset is dropped", "nn/positions/tables.py", "        if offset:\n", "        if False:\n", PATCHES),
+    Mutant("the map of patches is drawn as a table", "models/init.py", " and not isinstance(owner, nn.Linear)", "", INIT),
+    Mutant("DeiT's classifiers are added", "checkpoints/families/vision.py", "torch.cat([a, b], 1) / 2", "torch.cat([a, b], 1)", VISION),
+    Mutant("DINOv2's mean has its registers", "checkpoints/families/vision.py", "MeanPoolConfig(skip=prefix)", "MeanPoolConfig(skip=1)", VISION),
+    Mutant("a class token loses its position", "checkpoints/families/vision.py", "+= table[0, : self.placed]", "+= 0", VISION),
+    Mutant("registers are resized as without", "checkpoints/families/vision.py", "GridResizeConfig(antialias=True)", "_BICUBIC", VISION),
     Mutant("a class token has a position", "nn/embedders/patch.py", "torch.where((tokens.types > 0)[..., None], trained, x)", "x + trained", PATCHES),
     Mutant("the mean counts what is behind the end", "nn/pooling.py", "(documents.lengths - self.skip).clamp(min=1)", "torch.full_like(documents.lengths, x.shape[1])", ENCODER_PARTS),
     Mutant("classes of padding count", "nn/heads/pooled.py", "torch.where(tokens.valid, targets, IGNORE)", "targets", ENCODER_PARTS),

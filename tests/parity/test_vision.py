@@ -12,8 +12,11 @@ import transformers
 import qkv
 from qkv.checkpoints.families import FAMILIES, family_of
 from qkv.checkpoints.huggingface import load_model, save_model
+from qkv.cli import main
 from qkv.data.reads import Read, side_by_side, without_padding
 from qkv.errors import ConfigError, FileError
+from qkv.loading.certificate import read_certificate
+from qkv.loading.convert import convert
 from qkv.nn.positions import SinusoidalGridConfig
 from qkv.ops.patches import patchify
 from tolerances import FLOAT64, HF_FLOAT32_INSIDE
@@ -126,6 +129,35 @@ def test_packed_pictures_are_the_pictures_alone(case, tmp_path):
     torch.testing.assert_close(ours(inputs, tokens)[1], alone[0][1], rtol=0, atol=FLOAT64)
 
 
+def test_the_vector_of_a_picture_is_its_class_token(tmp_path):
+    """And of all its tokens those of `transformers`, of pictures of several sizes at once."""
+    model = theirs("Dinov2WithRegistersModel").float()
+    model.save_pretrained(tmp_path)
+    loaded, pictures = qkv.load(tmp_path), [picture(grid).float() for grid in GRIDS]
+    with torch.no_grad():
+        want = [model(each[None]) for each in pictures]
+    torch.testing.assert_close(loaded.embed(pictures), torch.cat([x.pooler_output for x in want]), rtol=0, atol=1e-5)
+    for found, each in zip(loaded.embed(pictures, pool=None), want, strict=True):
+        torch.testing.assert_close(found, each.last_hidden_state[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["ViTModel", "DeiTForImageClassificationWithTeacher", "Dinov2Model"])
+def test_a_certificate(case, tmp_path, monkeypatch, capsys):
+    """It compares with `transformers`, and sees a fault."""
+    from qkv.loading import certificate
+
+    theirs(case).float().save_pretrained(tmp_path / "theirs")
+    told = read_certificate(convert(tmp_path / "theirs", tmp_path / "ours", to="hf"))
+    assert told["inputs"]["tokens"] == 9 + (2 if case.startswith("DeiT") else 1)
+    assert max(*told["largest_difference"]["layers"], told["largest_difference"]["logits"]) < 1e-4
+    assert main(["show", str(tmp_path / "ours")]) == 0
+    assert "against transformers" in capsys.readouterr().out
+    honest = certificate._our_stream
+    monkeypatch.setattr(certificate, "_our_stream", lambda model, picture: honest(model, picture.flip(3)))
+    told = read_certificate(convert(tmp_path / "theirs", tmp_path / "qkv", to="qkv"))
+    assert told["largest_difference"]["logits"] > 0.01
+
+
 def test_a_model_without_pooler_has_no_head(tmp_path):
     model = transformers.ViTModel(transformers.ViTConfig(**VIT), add_pooling_layer=False)
     model.save_pretrained(tmp_path / "theirs")
@@ -194,3 +226,48 @@ def test_what_a_family_does_not_have_is_not_written(family, change, message):
     config = made.replace(embed=made.embed.replace(**change))
     with pytest.raises(ConfigError, match=f"{family} cannot express this model: .*({message})"):
         family_of(config, family)
+
+
+PUBLISHED = {  # what the configs of the published models say that differs from the defaults of their family
+    "deit-ti16": ("deit", {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}),
+    "deit-s16": ("deit", {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}),
+    "deit-b16": ("deit", {}),
+    "dinov2-s14": ("dinov2", {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}),
+    "dinov2-b14": ("dinov2", {"image_size": 518}),
+    "dinov2-l14": (
+        "dinov2", {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 518}
+    ),
+    "dinov2-s14, registers=4": (
+        "dinov2_with_registers",
+        {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14},
+    ),
+}  # fmt: skip
+STEMS = {"deit": "DeiT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_models(name):
+    """With a classifier of a thousand classes: the parameters of theirs, and no mask token, or second row of places."""
+    kind, said = PUBLISHED[name]
+    config = transformers.AutoConfig.for_model(kind, num_labels=1000, **said)
+    stem = f"{STEMS[kind]}ForImageClassification{'WithTeacher' if kind == 'deit' else ''}"
+    ours = FAMILIES[kind].parse(config.to_dict() | {"architectures": [stem]}, "config.json")
+    preset, _, registers = name.partition(", registers=")
+    changes = {"registers": int(registers)} if registers else {}
+    made = qkv.preset(preset, channels=3, n_classes=1000, **changes)
+    family = family_of(made)
+    assert family.name == kind
+    assert FAMILIES[kind].parse(family.write(made), "config.json") == ours
+    with torch.device("meta"):
+        model = getattr(transformers, stem)(config)
+        more = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in made.build().parameters())
+    d = made.d_model
+    places = 2 if kind == "deit" else 1
+    teacher = 1000 if kind == "deit" else 0  # the biases of both classifiers are one of ours
+    assert more == places * d + teacher + (0 if kind == "deit" else d)
+
+
+def test_stochastic_depth_of_a_preset_rises_in_a_line():
+    config = qkv.preset("deit-ti16", channels=3, n_classes=10, n_layers=3, drop_path=0.1)
+    assert [block.drop_path for block in config.blocks] == [0.0, 0.05, 0.1]
+    assert family_of(config).name == "deit"

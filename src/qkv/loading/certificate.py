@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,12 +15,17 @@ import torch
 
 from qkv.checkpoints.files import read_json
 from qkv.checkpoints.huggingface import save_model
+from qkv.data.reads import side_by_side
 from qkv.errors import FileError
-from qkv.models.transformer import Transformer
+from qkv.loading.encoder import pixels_of
+from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.nn.embedders import PatchEmbedderConfig
+from qkv.nn.positions import LearnedGridConfig
 from qkv.shapes import Float, Int, Tensor
 
 NAME: Final = "certificate.json"
 _TOKENS = 64
+_GRID = (4, 6)  # patches of a picture where the model has no size of its own
 _LONGEST = 500  # characters of a text in it
 _MOST = 1_500_000_000  # parameters of a model that is computed twice in float32
 
@@ -48,16 +54,15 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
 
 
 def _compared(model: Transformer, reference: Any) -> dict[str, Any]:
-    vocab_size = model.config.embed.to_dict()["vocab_size"]
-    ids = fixed_ids(vocab_size, min(_TOKENS, model.config.context or _TOKENS))
-    theirs, their_logits = _their_stream(reference, ids)
-    ours, our_logits = _our_stream(model, ids)
+    inputs, rule = _fixed(model.config)
+    theirs, their_logits = _their_stream(reference, inputs, headless=model.head is None)
+    ours, our_logits = _our_stream(model, inputs)
     layers = [float((a - b).abs().max()) for a, b in zip(ours[-len(theirs) :], theirs, strict=True)]
     import transformers
 
     return {
         "reference": f"transformers {transformers.__version__}",
-        "inputs": {"tokens": ids.shape[1], "rule": "token i is (7919 i² + 104729 i + 1) modulo the vocabulary"},
+        "inputs": {"tokens": ours[0].shape[1], "rule": rule},
         "largest_difference": {"layers": layers, "logits": float((our_logits - their_logits).abs().max())},
         "largest": {"layers": [float(x.abs().max()) for x in theirs], "logits": float(their_logits.abs().max())},
     }
@@ -125,6 +130,18 @@ def encode(made: dict[str, Any]) -> bytes:
     return (json.dumps(made, indent=2) + "\n").encode()
 
 
+def _fixed(config: TransformerConfig) -> tuple[Tensor, str]:
+    """The inputs, as `transformers` takes them, and how they are made: ids, or a picture (1, C, H, W)."""
+    embed, formula = config.embed, "(7919 i² + 104729 i + 1) modulo"
+    if not isinstance(embed, PatchEmbedderConfig):
+        ids = fixed_ids(embed.to_dict()["vocab_size"], min(_TOKENS, config.context or _TOKENS))
+        return ids, f"token i is {formula} the vocabulary"
+    grid = embed.position
+    rows, columns = (grid.rows, grid.columns) if isinstance(grid, LearnedGridConfig) else _GRID
+    shape = 1, embed.channels or 0, rows * embed.patch, columns * embed.patch
+    return fixed_ids(256, math.prod(shape)).view(shape) / 128 - 1, f"value i is {formula} 256, / 128 - 1"
+
+
 def fixed_ids(vocab_size: int, n: int) -> Int[Tensor, "1 n"]:
     """The inputs of a certificate."""
     i = torch.arange(n)
@@ -175,23 +192,28 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _their_stream(model: Any, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "..."]]:
-    """The stream after each block (after the last: behind the final norm), and what the head makes of it."""
+def _their_stream(model: Any, inputs: Tensor, *, headless: bool) -> tuple[list[Tensor], Float[Tensor, "..."]]:
+    """The stream after each block, and what the head makes of it.
+
+    After the last block that of a text is behind the final norm, that of a picture before it.
+    """
     with torch.inference_mode():
-        out = model(ids, output_hidden_states=True)
-    streams = list(out.hidden_states[1:])
-    head = out.get("logits", out.get("pooler_output"))
-    return streams, streams[-1] if head is None else head
+        out = model(inputs, output_hidden_states=True)
+    pooled = out.get("last_hidden_state" if headless else "pooler_output")
+    return list(out.hidden_states[1:]), out.get("logits", pooled)
 
 
-def _our_stream(model: Transformer, ids: Tensor) -> tuple[list[Tensor], Float[Tensor, "..."]]:
+def _our_stream(model: Transformer, inputs: Tensor) -> tuple[list[Tensor], Float[Tensor, "..."]]:
     """The same of ours; a block that is the half of a layer of theirs counts with the other half."""
+    embed, tokens = model.config.embed, None
+    if isinstance(embed, PatchEmbedderConfig):
+        inputs, tokens = side_by_side([pixels_of(inputs[0], embed)])
     seen: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out[0])) for block in model.blocks]
     try:
         with torch.inference_mode():
-            x, _ = model.encode(ids)
-            return [*seen[:-1], x], model.readout(x)
+            x, _ = model.encode(inputs, tokens)
+            return seen if isinstance(embed, PatchEmbedderConfig) else [*seen[:-1], x], model.readout(x, tokens)
     finally:
         for hook in hooks:
             hook.remove()

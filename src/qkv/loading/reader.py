@@ -16,7 +16,7 @@ from qkv.errors import ConfigError
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
-from qkv.nn.embedders import TokenEmbedderConfig
+from qkv.nn.embedders import PatchEmbedderConfig, TokenEmbedderConfig
 from qkv.nn.pooling import POOLS, PoolName
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -94,8 +94,8 @@ class Reader(Ready):
             inputs: One, or several: a text, or the token ids of each, with their special tokens; where the model reads
                 pictures, the path of a file, a `PIL.Image`, or values (C, H, W) that are normalised already.
             pool: From the tokens of a text to one vector: 'mean' of all, or the 'first'; 'own': what the model was made
-                for, where its folder says so, else the mean. None: the stream of each text as it is, after the final
-                norm (`last_hidden_state` of `transformers`).
+                for, where its folder says so, else the class token before patches, else the mean. None: the stream of
+                each text as it is, after the final norm (`last_hidden_state` of `transformers`).
             unit: Whether vectors are scaled to length 1, so that products of two are cosines. None: where the folder
                 of the model says so. Not of streams.
 
@@ -109,7 +109,9 @@ class Reader(Ready):
         """
         rows = self.reads(inputs)
         self._check_lengths(rows)
-        chosen = (self.facts.pool or "mean") if pool == "own" else pool
+        embed = self.config.embed
+        usual: PoolName = "first" if isinstance(embed, PatchEmbedderConfig) and embed.prefix else "mean"
+        chosen = (self.facts.pool or usual) if pool == "own" else pool
         if chosen is not None and chosen not in POOLS:
             raise ConfigError(f"pool={pool!r} is unknown; give {', '.join(map(repr, POOLS))}, 'own' or None")
         made: list[Tensor] = [torch.empty(0)] * len(rows)

@@ -46,7 +46,7 @@ class InitConfig(Config):
         for name, p in model.named_parameters():
             owner = model.get_submodule(name.rpartition(".")[0])
             if p.dim() > 1:
-                std = self._std(owner, p, table=id(p) in tables)
+                std = self._std(owner, p, table=id(p) in tables and not isinstance(owner, nn.Linear))
                 if id(p) in residual and self.scale_residual:
                     std /= math.sqrt(n_updates)
                 p.copy_(_empty(p).normal_(0, std, generator=_generator(seed, prefix + name)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qkv import InitConfig, RecurrentConfig, preset
+from qkv import InitConfig, LearnedGridConfig, PatchEmbedderConfig, RecurrentConfig, preset
 from tiny import tiny_model
 
 EACH = InitConfig(std=0.5, scale_residual=False)
@@ -78,6 +78,15 @@ def test_the_inputs_of_a_weight_with_three_axes():
     # 8,192 draws or more: the deviation is known to 0.8 %.
     assert experts.weight.std().item() == pytest.approx(32**-0.5, rel=0.03)  # each expert maps 32 numbers to 64
     assert experts.mix.weight.std().item() == pytest.approx((32 * 4) ** -0.5, rel=0.03)
+
+
+def test_the_map_of_an_embedder_is_no_table():
+    embed = PatchEmbedderConfig(patch=8, channels=3, prefix=64, position=LearnedGridConfig(rows=8, columns=8)).build(64)
+    InitConfig(std=None, embed_std=0.5).apply(embed, [], 1, seed=0)
+    # of 4,096 draws or more the deviation is known to 1.1 %
+    assert embed.proj.weight.std().item() == pytest.approx(192**-0.5, rel=0.05)
+    for table in (embed.prefix, embed.position.weight):
+        assert table.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_type_of_sixteen_bits_has_the_same_weights_rounded():
