@@ -82,6 +82,11 @@ def _with_adapters(folder: Path, recipe: _Recipe, checkpoint: Checkpoint, option
             f"{folder}: its adapters belong to the weights that {start} had when the run began, and those are others "
             "now; put them back"
         )
+    if "head" in checkpoint.files:  # one of its own, trained beside the adapters
+        assert recipe.data is not None
+        body = {name: p.float() for name, p in base.model.state_dict().items() if not name.startswith("head.")}
+        model = build_with(recipe.model, body | checkpoint.tensors("head"), folder / RECIPE, str(checkpoint.path))
+        base = recipe.data.open(folder, model)
     assert isinstance(base, Reader)  # of anything else the hash is another one
     return merged(base, peft.Adapter(adapter, checkpoint.tensors("adapter")), str(checkpoint.path))
 
@@ -102,7 +107,10 @@ def export_adapter(run: str | Path, folder: str | Path) -> None:
     recipe = _read_recipe(run)
     if recipe.adapter is None:
         raise FileError(f"{run}: trained all weights and has no adapters; give a run whose recipe has 'adapter'")
-    adapter, base = peft.Adapter(recipe.adapter, _newest(run).tensors("adapter")), expand_home(recipe.start)
+    checkpoint, base = _newest(run), expand_home(recipe.start)
+    adapter = peft.Adapter(recipe.adapter, checkpoint.tensors("adapter"))
+    if "head" in checkpoint.files:
+        raise FileError(f"{run}: trained a head beside its adapters; use qkv convert --to hf, which merges both")
     if not (base / "config.json").is_file():
         raise FileError(
             f"{run}: its adapters sit on {recipe.start}, and PEFT knows adapters of Hugging Face folders only; use "

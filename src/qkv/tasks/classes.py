@@ -87,8 +87,6 @@ class ClassDataConfig(TaskConfig):
     def check(self, recipe: Recipe) -> None:
         if recipe.sample is not None:
             raise ConfigError("sample writes text and the data are classes; set sample to null")
-        if recipe.adapter is not None:
-            raise ConfigError("adapter leaves a fresh head as it is drawn; leave adapter out, to train all weights")
         if recipe.model is not None and not isinstance(recipe.model, TransformerConfig):
             raise ConfigError(f"the data are {self.tag()} and model is {recipe.model.tag()}; give a Transformer")
         if recipe.model is not None and recipe.start is None:

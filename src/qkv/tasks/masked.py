@@ -164,8 +164,6 @@ class Masked(Task):
                 raise ConfigError(
                     f"model.head is {head.tag()}, which guesses no tokens; set it to null, or to an LMHead"
                 )
-            if recipe.adapter is not None:
-                raise ConfigError("adapter leaves a fresh head as it is drawn; leave adapter out, to train all weights")
             norm = model.embed.norm or model.final_norm or LayerNormConfig()
             bias = isinstance(norm, LayerNormConfig) and norm.bias
             head = LMHeadConfig(bias=True, transform=TransformConfig(norm=norm, bias=bias))

@@ -107,6 +107,38 @@ def test_a_trained_model_is_given_a_fresh_head(run, table, tmp_path):
     train(made | {"steps": 2}, tmp_path / "tuned", "--resume")
 
 
+def test_a_fresh_head_is_trained_beside_adapters(run, table, tmp_path, capsys):
+    (tmp_path / "three.jsonl").write_text(
+        "".join(json.dumps({"text": text, "label": i % 3}) + "\n" for i, (text, _) in enumerate(TEXTS))
+    )
+    data = {"type": "ClassData", "source": {"type": "LabelledFiles", "path": str(tmp_path / "three.jsonl")}}
+    made = recipe(None, data=data, start={"path": str(run)}, steps=4, save_every=2, adapter={"type": "LoRA", "rank": 2})
+    del made["model"]
+    tuned = train(made, tmp_path / "tuned")
+    last = json.loads((tuned / "metrics.jsonl").read_text().splitlines()[-1])
+    capsys.readouterr()
+    assert main(["eval", str(tuned), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(last["validation_loss"], rel=1e-5)
+    loaded, before = qkv.load(tuned), dict(qkv.load(run).model.named_parameters())
+    assert loaded.facts.labels == ("0", "1", "2")
+    same = {name for name, p in loaded.model.named_parameters() if name in before and p.shape == before[name].shape
+            and torch.equal(p, before[name])}  # fmt: skip
+    assert any(name.startswith("embed.") for name in same)
+    assert not any(".qkv." in name for name in same)
+    again = tmp_path / "again"
+    shutil.copytree(tuned, again)
+    newest = max((again / "checkpoints").iterdir())
+    assert (newest / "head.safetensors").is_file()
+    shutil.rmtree(newest)
+    train(made, again, "--resume")
+    for a, b in zip(qkv.load(again).model.parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert main(["convert", str(tuned), str(tmp_path / "peft"), "--to", "peft"]) == 3
+    assert "trained a head beside its adapters; use qkv convert --to hf" in capsys.readouterr().err
+    qkv.save(loaded, tmp_path / "saved")
+    assert qkv.load(tmp_path / "saved").classify("red x") == loaded.classify("red x")
+
+
 def test_folders_of_classes(tmp_path):
     for text, label in TEXTS:
         (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
@@ -148,7 +180,6 @@ def test_a_class_that_only_the_held_out_texts_have(table, tmp_path):
     ("changes", "message"),
     [
         ({"sample": {}}, "sample writes text and the data are classes"),
-        ({"start": {"path": "x"}, "adapter": {"type": "LoRA"}}, "adapter leaves a fresh head as it is drawn"),
         ({"start": {"path": "x"}}, "with start the tokenizer is the checkpoint's"),
         ({"model.head": {"type": "LMHead"}}, "model.head is LMHead, which gives no classes; set it to null"),
         ({"model.head": {"type": "ClassHead"}}, "model.head has no pool, and each item has one class"),
