@@ -16,6 +16,10 @@ class ConfigError(QkvError, ValueError):
     exit_code = 2
 
 
+class KindError(ConfigError, AttributeError):
+    """A method of another kind of model. It is an `AttributeError` too, so that `hasattr` says no."""
+
+
 class FileError(QkvError):
     """A file, folder or package that is missing, damaged or not what it should be."""
 

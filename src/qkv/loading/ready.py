@@ -1,16 +1,16 @@
 """A model that is ready to use: what `qkv.load` hands out, and the options by which it is read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
 from qkv.data import Tokenizer
 from qkv.data.tokenizer_files import has_tokenizer
-from qkv.errors import FileError
+from qkv.errors import FileError, KindError
 from qkv.models.model import Model
 
 
@@ -34,12 +34,29 @@ class Ready(ABC):
         """What the model was built from."""
         return self.model.config
 
+    if not TYPE_CHECKING:  # a checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Say whose a method is that other kinds of models have, and what there is instead."""
+            whose = [kind.what for kind in _kinds(Ready) if not name.startswith("_") and hasattr(kind, name)]
+            if not whose:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            raise KindError(f"{name} is for {' or '.join(whose)}, and this is {self.what}; use {self.verbs}")
+
     def check(self, source: Path) -> None:  # noqa: B027 - nothing to check is a good default
         """Raise `FileError` where what was read from `source` does not belong together."""
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
         """The files that `qkv.save` writes beside the weights and the config, by name."""
+
+
+def _kinds(base: type[Ready]) -> Iterator[type[Ready]]:
+    """The kinds of models, which have names for people."""
+    for kind in base.__subclasses__():
+        if hasattr(kind, "what"):
+            yield kind
+        yield from _kinds(kind)
 
 
 @final

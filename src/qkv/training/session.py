@@ -58,7 +58,7 @@ class Session:
             self.skipped += "skipped" in entry
             self._write(lambda entry=entry: self.run.log(entry))
             history.append(entry["loss"])
-            speeds = [*speeds[-19:], entry["tokens"] / seconds]
+            speeds = [*speeds[-19:], trainer.read / seconds]
             speed = statistics.median(speeds)
             share, loss = speed * flops / peak, entry["loss"]
             shown = Progress(trainer.step, recipe.steps, loss, trainer.validation, speed, share, history, started)

@@ -24,7 +24,7 @@ from qkv.training.recipe import RecipeConfig
 
 @final
 class Trainer:
-    """Model, optimiser and the number of steps done. Everything else follows from the recipe.
+    """Model, optimiser and the number of steps done; `read` is how many tokens the last step read.
 
     Args:
         recipe: Resolved for the task.
@@ -55,7 +55,7 @@ class Trainer:
         self.batches, self.held_out = task.batches(recipe)
         torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
         self.fingerprint = {"data": task.fingerprint} | identity(recipe, base)
-        self.step = 0
+        self.step = self.read = 0
         self.validation: float | None = None
 
     def _prepare_blocks(self) -> None:
@@ -142,6 +142,7 @@ class Trainer:
         recipe = self.recipe
         random = random_state(self.device)
         batches = self._micro_batches(self.step)
+        self.read = sum(int(batch.tokens.valid.sum()) for batch in batches)
         loss, count, report = self._gradients(batches, recipe.precision)
         limit = math.inf if recipe.clip is None else recipe.clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
