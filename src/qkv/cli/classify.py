@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from qkv.cli.embed import given_texts
 from qkv.cli.opening import Whole, Width, json_line
+from qkv.errors import ConfigError
 
 if TYPE_CHECKING:
     from qkv.loading.encoder import Guess
@@ -18,6 +19,8 @@ def classify(
     /,
     *texts: str,
     file: Annotated[Path | None, Parameter(("--file", "-f"))] = None,
+    labels: str | None = None,
+    template: str = "{}",
     top: Whole = 5,
     as_json: Annotated[bool, Parameter("--json")] = False,
     quantize: Width | None = None,
@@ -25,10 +28,13 @@ def classify(
     """Say which class each text or picture is of, the likeliest first, or its number.
 
     Args:
-        model: An encoder with a head of classes or numbers: a run, or a folder.
+        model: An encoder with a head of classes or numbers: a run, or a folder; with --labels a model of texts and
+            pictures.
         texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
             input.
         file: A text file; each line is a text, or the path of a picture.
+        labels: What pictures may show, words of your own with commas between them.
+        template: The text that is read for a label, such as "a picture of {}".
         top: How many classes to print of each.
         as_json: Print one JSON object in a line for each.
         quantize: Pack the weights in memory; w8a8 is meant for encoders.
@@ -36,13 +42,21 @@ def classify(
     given = given_texts(texts, file)
     from qkv.loading.encoder import Encoder
     from qkv.loading.layouts import load_as
+    from qkv.loading.matcher import Matcher
 
-    encoder = load_as(Encoder, model, quantize=quantize)
-    if encoder.gives_numbers:
-        for text, numbers in zip(given, encoder.predict(given).tolist(), strict=True):
-            print(json_line({"text": text, "numbers": numbers}) if as_json else f"{text}\n  {_written(numbers)}")
-        return
-    for text, guesses in zip(given, encoder.classify(given, top=top), strict=True):
+    if labels is not None:
+        words = [word.strip() for word in labels.split(",") if word.strip()]
+        found = load_as(Matcher, model, quantize=quantize).classify(given, words, template=template, top=top)
+    elif template != "{}":
+        raise ConfigError(f"--template {template!r} is for --labels; give both")
+    else:
+        encoder = load_as(Encoder, model, quantize=quantize)
+        if encoder.gives_numbers:
+            for text, numbers in zip(given, encoder.predict(given).tolist(), strict=True):
+                print(json_line({"text": text, "numbers": numbers}) if as_json else f"{text}\n  {_written(numbers)}")
+            return
+        found = encoder.classify(given, top=top)
+    for text, guesses in zip(given, found, strict=True):
         if as_json:
             print(json_line({"text": text, "classes": dict(guesses)}))
         else:

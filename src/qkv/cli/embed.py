@@ -27,8 +27,8 @@ def embed(
 
     Args:
         model: An encoder or a language model: a folder, or a name that `qkv pull` knows (minilm, dinov2-small).
-        texts: What to read: texts, or where the model reads pictures their files. A single dash: each line of standard
-            input.
+        texts: What to read: texts, or where the model reads pictures their files; a model of both takes for a file
+            what ends like the name of a picture. A single dash: each line of standard input.
         file: A text file; each line is a text, or the path of a picture.
         out: A .npy file for the vectors, (texts, width) in float32. Without it each is printed as a JSON object.
         against: Print the cosine of each text with this one instead: 1 where they say the same. May be given several
@@ -42,9 +42,9 @@ def embed(
     if out is not None and out.suffix != ".npy":
         raise ConfigError(f"--out {out} must end in .npy, NumPy's format")
     from qkv.loading.layouts import load_as
-    from qkv.loading.reader import Reader
+    from qkv.loading.ready import Embeds
 
-    reader = load_as(Reader, model, quantize=quantize)
+    reader = load_as(Embeds, model, quantize=quantize)
     vectors = reader.embed([*given, *(against or ())], pool=pool, unit=True if against else None)
     assert not isinstance(vectors, list)
     if against:

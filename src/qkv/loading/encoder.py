@@ -68,7 +68,10 @@ class Encoder(Reader):
     def read(self, texts: Sequence[str]) -> list[Read]:
         if self.tokenizer is None:
             raise ConfigError("the model has no tokenizer; give the ids of each text, with its special tokens")
-        return [Read(framed.ids, framed.types) for framed in self.tokenizer.encode_framed(texts)]
+        reads = [Read(framed.ids, framed.types) for framed in self.tokenizer.encode_framed(texts)]
+        if (n := self.facts.fill) is None:
+            return reads
+        return [Read([*read.values, *[self.facts.pad_id or 0] * (n - len(read.values))]) for read in reads]
 
     def files(self) -> dict[str, bytes]:
         files = super().files()
@@ -98,7 +101,7 @@ class Encoder(Reader):
         """
         head, outputs = self._classified(inputs)
         labels = self.facts.labels or tuple(f"class {i}" for i in range(outputs.shape[-1]))
-        return [_best(row, labels.__getitem__, top) for row in head.objective.probabilities(outputs)]
+        return [best(row, labels.__getitem__, top) for row in head.objective.probabilities(outputs)]
 
     @property
     def gives_numbers(self) -> bool:
@@ -163,7 +166,7 @@ class Encoder(Reader):
         if not at:
             raise ConfigError(f"there is no {name} in the text; put one where the model is to say what stands there")
         (logits,) = self._outputs([read])
-        return [_best(logits[i].float().softmax(-1), tokenizer.text_of, top) for i in at]
+        return [best(logits[i].float().softmax(-1), tokenizer.text_of, top) for i in at]
 
     @torch.inference_mode()
     def _outputs(self, rows: Sequence[Read]) -> Float[Tensor, "..."]:
@@ -234,7 +237,8 @@ def _as_sentence_transformers(pool: str, width: int, *, unit: bool) -> dict[str,
     return {name: json.dumps(data, indent=2).encode() for name, data in made.items()}
 
 
-def _best(probabilities: Tensor, name: Callable[[int], str], top: int) -> list[Guess]:
+def best(probabilities: Tensor, name: Callable[[int], str], top: int) -> list[Guess]:
+    """The `top` likeliest of so many, the likeliest first. Raises `ConfigError` where that is below 1."""
     if top < 1:
         raise ConfigError(f"top={top} must be at least 1")
     values, places = probabilities.topk(min(top, len(probabilities)))

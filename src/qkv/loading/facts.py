@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final, Literal, final
 
-from qkv.config import Config, config
+from qkv.config import Config, Count, config
 from qkv.data import Tokenizer
 from qkv.data.pictures import PicturesConfig
 from qkv.disk import write_whole, writing
@@ -26,6 +26,8 @@ class Facts(Config):
         stop_ids: Tokens that end a text.
         pad_id: The token that other libraries fill short rows with.
         pad_side: On which side they do so.
+        fill: Tokens up to which each text is filled with `pad_id`, which the model reads like others (SigLIP); None:
+            texts stay as they are.
         pool: How its makers make one vector of a text's; None: they do not say.
         unit: Whether they scale that vector to length 1.
         labels: The names of its classes.
@@ -42,6 +44,7 @@ class Facts(Config):
     stop_ids: tuple[int, ...] = ()
     pad_id: int | None = None
     pad_side: Literal["left", "right"] | None = None
+    fill: Count | None = None
     pool: PoolName | None = None
     unit: bool = False
     labels: tuple[str, ...] = ()

@@ -14,9 +14,10 @@ from qkv.data import Tokenizer
 from qkv.data.reads import Read, side_by_side
 from qkv.errors import ConfigError
 from qkv.loading.facts import Facts
-from qkv.loading.ready import Ready, check_vocabulary
+from qkv.loading.ready import Embeds, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import PatchEmbedderConfig, TokenEmbedderConfig
+from qkv.nn.heads import EmbeddingHeadConfig
 from qkv.nn.pooling import POOLS, PoolName
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
@@ -26,7 +27,7 @@ _ROW = 4096  # tokens that are read at once
 
 
 @dataclass(frozen=True)
-class Reader(Ready):
+class Reader(Embeds):
     """Base of what reads texts.
 
     Attributes:
@@ -94,8 +95,8 @@ class Reader(Ready):
             inputs: One, or several: a text, or the token ids of each, with their special tokens; where the model reads
                 pictures, the path of a file, a `PIL.Image`, or values (C, H, W) that are normalised already.
             pool: From the tokens of a text to one vector: 'mean' of all, or the 'first'; 'own': what the model was made
-                for, where its folder says so, else the class token before patches, else the mean. None: the stream of
-                each text as it is, after the final norm (`last_hidden_state` of `transformers`).
+                for, where its head or its folder says so, else the class token before patches, else the mean. None: the
+                stream of each text as it is, after the final norm (`last_hidden_state` of `transformers`).
             unit: Whether vectors are scaled to length 1, so that products of two are cosines. None: where the folder
                 of the model says so. Not of streams.
 
@@ -110,6 +111,7 @@ class Reader(Ready):
         rows = self.reads(inputs)
         self._check_lengths(rows)
         embed = self.config.embed
+        head = self.config.head if pool == "own" and isinstance(self.config.head, EmbeddingHeadConfig) else None
         usual: PoolName = "first" if isinstance(embed, PatchEmbedderConfig) and embed.prefix else "mean"
         chosen = (self.facts.pool or usual) if pool == "own" else pool
         if chosen is not None and chosen not in POOLS:
@@ -117,7 +119,10 @@ class Reader(Ready):
         made: list[Tensor] = [torch.empty(0)] * len(rows)
         for places in _batches([len(row.values) for row in rows]):
             stream, tokens = self._stream([rows[i] for i in places])
-            if chosen is None:
+            if head is not None:
+                with torch.inference_mode():
+                    parts = self.model.readout(stream, tokens)
+            elif chosen is None:
                 parts = stream[0].split([len(rows[i].values) for i in places])
             else:
                 parts = POOLS[chosen].build(self.config.d_model)(stream, tokens)
@@ -125,7 +130,7 @@ class Reader(Ready):
                 made[place] = part.float().cpu()
         if chosen is None:
             return made
-        vectors = torch.stack(made) if made else torch.empty(0, self.config.d_model)
+        vectors = torch.stack(made) if made else torch.empty(0, (head and head.width) or self.config.d_model)
         return F.normalize(vectors, dim=-1) if (self.facts.unit if unit is None else unit) else vectors
 
     def _check_lengths(self, rows: Sequence[Read]) -> None:

@@ -1,5 +1,6 @@
 """A model that is ready to use: what `qkv.load` hands out, and the options by which it is read."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,9 +55,20 @@ class Ready(ABC):
 def _kinds(base: type[Ready]) -> Iterator[type[Ready]]:
     """The kinds of models, which have names for people."""
     for kind in base.__subclasses__():
-        if hasattr(kind, "what"):
+        if hasattr(kind, "what") and not inspect.isabstract(kind):
             yield kind
         yield from _kinds(kind)
+
+
+class Embeds(Ready, ABC):
+    """Base of those that make vectors of what they read."""
+
+    what = "a model that makes vectors of texts or pictures"
+    verbs = "qkv embed"
+
+    @abstractmethod
+    def embed(self, inputs: Any, *, pool: Any = "own", unit: bool | None = None) -> Any:
+        """A vector for each input, (N, D)."""
 
 
 @final

@@ -17,12 +17,14 @@ from qkv.loading.building import build_with, model_config
 from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
+from qkv.loading.matcher import Matcher
 from qkv.loading.reader import Reader
 from qkv.loading.ready import Bare, Options, Ready, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.model import Model
 from qkv.models.pairs import PairModel
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.models.two_towers import TwoTowers
 from qkv.nn.adapters import LoRALinear
 from qkv.nn.heads import ClassHeadConfig
 from qkv.nn.quantised import Packed
@@ -73,6 +75,8 @@ def ready_in(model: Model, folder: Path, facts: Facts | None = None) -> Ready:
         if _is_encoder(model.config):
             return Encoder(model, tokenizer, facts or Facts())
         return Loaded.of(model, tokenizer, facts)
+    if isinstance(model, TwoTowers):
+        return Matcher(model, tokenizer_in(folder), facts or Facts())
     if isinstance(model, PairModel) and all((folder / side / "tokenizer.json").is_file() for side in SIDES):
         return Translator.read(model, folder, facts)
     return Bare(model)
@@ -106,7 +110,7 @@ def _bare(model: nn.Module) -> Ready:
         raise ConfigError(f"{type(model).__name__} is no model of qkv, with a config to build it from; give one")
     if isinstance(model, Transformer):
         return Encoder(model) if _is_encoder(model.config) else Loaded(model)
-    return Bare(model)
+    return Matcher(model) if isinstance(model, TwoTowers) else Bare(model)
 
 
 def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
@@ -114,7 +118,7 @@ def write(ready: Ready, folder: Path, files: Mapping[str, bytes]) -> None:
     state = _plain_state(ready.model)
     facts = {} if ready.facts is None else ready.facts.to_dict()
     facts.pop("type", None)
-    task = None if isinstance(ready, Reader | Translator | Bare) else task_of(ready)
+    task = None if isinstance(ready, Reader | Translator | Matcher | Bare) else task_of(ready)
     named = {} if task is None else {"task": task.tag()}
     text = dump_yaml({"format": FORMAT, "model": ready.config.to_dict()} | named | facts)
     files = {MODEL: text.encode()} | ready.files() | dict(files)

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qkv.config import Config, Configured, config
+from qkv.config import Config, config
 from qkv.errors import ConfigError
 from qkv.models.model import Model, ModelConfig
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.heads import EmbeddingHeadConfig
+from qkv.nn.part import Part
 from qkv.nn.sublayer import Aux, merge
 from qkv.shapes import Bool, Float, Int, Tensor
 from qkv.tokens import Tokens
@@ -22,7 +23,7 @@ from qkv.tokens import Tokens
 # --- how texts and pictures are compared ------------------------------------------------------------------------------
 
 
-class Contrast(Configured, nn.Module, ABC):
+class Contrast(Part, ABC):
     """Base of the losses: pictures and texts that belong together are to be more alike than others of their batch.
 
     The picture of one pair and the text of another belong together as well where both show the same thing, or have the

@@ -12,6 +12,7 @@ from qkv.models.transformer import TransformerConfig
 from qkv.presets.encoders import ENCODER_PRESETS
 from qkv.presets.language import gemma2, gpt2, llama, olmo2, pythia, small
 from qkv.presets.translators import PAIR_PRESETS
+from qkv.presets.two_towers import TWO_TOWERS_PRESETS
 from qkv.presets.vision import VISION_PRESETS
 
 _SIZES = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "theta", "context")
@@ -45,7 +46,7 @@ PRESETS: dict[str, Callable[..., TransformerConfig]] = {
 
 
 def preset(name: str, **changes: Any) -> Any:
-    """The config of a known model: of a language model, an encoder, a model of pairs, or one of pictures.
+    """The config of a known model: of a language model, an encoder, a model of pairs, one of pictures, or one of both.
 
     Args:
         name: Such as `small`.
@@ -54,7 +55,7 @@ def preset(name: str, **changes: Any) -> Any:
     Raises:
         ConfigError: There is no preset of that name, or it has nothing that is called so.
     """
-    rows: dict[str, Callable[..., Any]] = {**PRESETS, **PAIR_PRESETS, **VISION_PRESETS}
+    rows: dict[str, Callable[..., Any]] = {**PRESETS, **PAIR_PRESETS, **VISION_PRESETS, **TWO_TOWERS_PRESETS}
     if name not in rows:
         raise ConfigError(f"no preset {name!r}; {suggest(str(name), rows)}")
     sizes = signature(rows[name]).parameters
