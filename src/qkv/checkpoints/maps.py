@@ -199,13 +199,23 @@ class KeyMap:
         n_layers: The rules with `{}` hold for the layers from 0 to `n_layers - 1`.
         ignore: Their keys that carry nothing, such as the buffer of a causal mask; `{}` is any number.
         unused: Their keys of what the model was trained with and does not have, such as another head.
+        zeros: Their keys that may be left out, as of a bias, which then is 0; each with that of a tensor of as many
+            rows. They are always written.
 
     Attributes:
         rules: With those per layer written out for each.
         unused: Those that no rule names after all.
     """
 
-    def __init__(self, rules: Sequence[Rule], n_layers: int, ignore: Sequence[str] = (), unused: Sequence[str] = ()):
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        n_layers: int,
+        ignore: Sequence[str] = (),
+        unused: Sequence[str] = (),
+        zeros: Mapping[str, str] | None = None,
+    ):
+        self._zeros = dict(zeros or {})
         self.rules = [at for rule in rules for at in rule.at_layers(n_layers)]
         self.unused = {*unused} - {name for rule in self.rules for name in rule.theirs}
         ignore = (*ignore, *self.unused)
@@ -240,13 +250,15 @@ class KeyMap:
 
     def check(self, state: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> None:
         """Check their tensors as `check_fit` does, before any is converted, in their names and shapes."""
-        found = {key: tensor for key, tensor in state.items() if not self._ignore.fullmatch(key)}
-        check_fit(found, self.to_theirs(dict(model)), source=source)
+        check_fit(self._known(dict(state)), self.to_theirs(dict(model)), source=source)
 
     def _known(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same dict without what carries nothing."""
+        """The same dict without what carries nothing, and with the zeros that are left out."""
         for key in [key for key in state if self._ignore.fullmatch(key)]:
             del state[key]
+        for key, like in self._zeros.items():
+            if key not in state and like in state:
+                state[key] = state[like].new_zeros(state[like].shape[:1])
         return state
 
 

@@ -15,7 +15,7 @@ from qkv.nn.ffn import FFNConfig
 from qkv.nn.heads import ClassHeadConfig
 from qkv.nn.norms import LayerNormConfig
 from qkv.nn.pooling import ConcatPoolConfig, FirstTokenConfig, MeanPoolConfig
-from qkv.nn.positions import GridResizeConfig, LearnedGridConfig, SinusoidalGridConfig
+from qkv.nn.positions import CentredRoPEConfig, GridResizeConfig, LearnedGridConfig, SinusoidalGridConfig
 
 
 def vit(
@@ -100,11 +100,40 @@ def dinov2(
     )
 
 
+def dinov3(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    registers: int = 4,
+    patch: int = 16,
+    channels: int | None = None,
+    n_classes: int | None = None,
+    layer_scale: float = 1.0,
+    drop_path: float = 0.0,
+) -> TransformerConfig:
+    """DINOv3 (Siméoni et al. 2025): patches turn by where they lie in their picture; pictures of any size.
+
+    Without `n_classes` it has no head, as published; with them one of the class token. `drop_path` as in `deit`.
+    """
+    block = _block(d_model, n_heads, LayerNormConfig(), CentredRoPEConfig()).replace(layer_scale=layer_scale)
+    return TransformerConfig(
+        d_model=d_model,
+        embed=PatchEmbedderConfig(patch=patch, channels=channels, prefix=1 + registers),
+        blocks=_layers(block, n_layers, drop_path),
+        final_norm=block.norm,
+        head=None if n_classes is None else ClassHeadConfig(n_classes=n_classes, pool=FirstTokenConfig()),
+        init=_INIT,
+    )
+
+
 _INIT: Final = InitConfig(std=None)  # of 0.02 the map of patches would be lost beside the positions
 
 
-def _block(d_model: int, n_heads: int, norm: LayerNormConfig) -> PreNormConfig:
-    attention = AttentionConfig(n_heads=n_heads, mask=Full(), bias=True)
+def _block(
+    d_model: int, n_heads: int, norm: LayerNormConfig, position: CentredRoPEConfig | None = None
+) -> PreNormConfig:
+    attention = AttentionConfig(n_heads=n_heads, mask=Full(), bias=True, position=position)
     return PreNormConfig(norm=norm, sublayers=(attention, FFNConfig(d_ff=4 * d_model, bias=True)))
 
 
@@ -127,4 +156,7 @@ VISION_PRESETS: Final[dict[str, Callable[..., TransformerConfig]]] = {
     "dinov2-s14": partial(dinov2, d_model=384, n_layers=12, n_heads=6),
     "dinov2-b14": partial(dinov2, d_model=768, n_layers=12, n_heads=12),
     "dinov2-l14": partial(dinov2, d_model=1024, n_layers=24, n_heads=16),
+    "dinov3-s16": partial(dinov3, d_model=384, n_layers=12, n_heads=6),
+    "dinov3-b16": partial(dinov3, d_model=768, n_layers=12, n_heads=12),
+    "dinov3-l16": partial(dinov3, d_model=1024, n_layers=24, n_heads=16),
 }

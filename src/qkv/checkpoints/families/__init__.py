@@ -1,6 +1,7 @@
 """Families of models as Hugging Face lays them out: a config and the map of its keys, in and out."""
 
 from qkv.checkpoints.families import bert, relatives, vision
+from qkv.checkpoints.families.dinov3 import DINOV3
 from qkv.checkpoints.families.family import Family
 from qkv.checkpoints.families.gpt2 import GPT2
 from qkv.checkpoints.families.gpt_neox import GPT_NEOX
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         *(each.family() for each in (bert.BERT, bert.ROBERTA, bert.XLM_ROBERTA, bert.CAMEMBERT, bert.ALBERT)),
         MODERNBERT,
         *(each.family() for each in vision.VISION),
+        DINOV3,
     )
 }
 """By the `model_type` of `config.json`; plainer ones first."""

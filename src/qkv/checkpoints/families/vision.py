@@ -121,10 +121,10 @@ def _read(spec: Vision, source: ConfigReader) -> TransformerConfig:
     made = read_keys(source, spec.keys, spec.defaults)
     model, norm, dropout = made["model"], LayerNormConfig(**made["norm"]), made["embed"]["dropout"]
     d_model = model["d_model"]
-    patch, other = _sides(source, "patch_size", spec.patch)
+    patch, other = sides(source, "patch_size", spec.patch)
     if patch != other:
         raise FileError(f"{source.source}: patches of {patch} x {other} pixels; qkv reads square ones")
-    rows, columns = (side // patch for side in _sides(source, "image_size", 224))
+    rows, columns = (side // patch for side in sides(source, "image_size", 224))
     prefix = len(spec.tokens)
     if spec.registers is not None:
         prefix += source.take("num_register_tokens", int, spec.registers)
@@ -162,7 +162,7 @@ def _read(spec: Vision, source: ConfigReader) -> TransformerConfig:
     )
 
 
-def _sides(source: ConfigReader, key: str, default: int) -> tuple[int, int]:
+def sides(source: ConfigReader, key: str, default: int) -> tuple[int, int]:
     """Height and width, of which a file gives both or one for both."""
     match source.take(key, object, default):
         case int(side) if side > 0:
@@ -200,9 +200,9 @@ def _draft(spec: Vision, config: TransformerConfig) -> dict[str, Any]:
             ratio = next((n for n in range(1, d_ff) if _swiglu_width(d_model, n) >= d_ff), 1)
         # The rest of the mask that others were trained with, and which is of no use afterwards.
         data |= {"use_swiglu_ffn": gated} | ({"use_mask_token": False} if spec.registers is None else {})
-    sides = [grid.rows * embed.patch, grid.columns * embed.patch]
+    size = [grid.rows * embed.patch, grid.columns * embed.patch]
     data |= say(spec.keys, parts, {"model.n_layers": len(layers), "model.ratio": ratio})
-    data |= {"patch_size": embed.patch, "image_size": sides[0] if sides[0] == sides[1] else sides}
+    data |= {"patch_size": embed.patch, "image_size": size[0] if size[0] == size[1] else size}
     if spec.registers is not None:
         data["num_register_tokens"] = max(0, embed.prefix - len(spec.tokens))
     return data | spec.heads.write(head)
