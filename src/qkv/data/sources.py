@@ -225,6 +225,8 @@ def _open(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> FileError:
+    if isinstance(error, EOFError | zlib.error | gzip.BadGzipFile):
+        return FileError(f"{path}: ends too early or is damaged, as what gzip packed; get it, or pack it, again")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return FileError(f"{path}: cannot be read ({reason}); check its permissions")
 
@@ -300,7 +302,10 @@ def records(path: Path) -> Iterator[tuple[dict[str, Any], str]] | None:
 def _csv_rows(text: str, path: Path) -> list[dict[str, Any]]:
     """The rows by the names in the first; `FileError` where two columns have one name."""
     reader = csv.DictReader(io.StringIO(text), restkey="", strict=True)
-    names = Counter(reader.fieldnames or ())
+    first = list(reader.fieldnames or ())
+    if len(first) == 1 and (other := next((mark for mark in ";\t|" if mark in first[0]), None)):
+        raise FileError(f"{path}: its columns stand between {other!r}; write it with commas")
+    names = Counter(first)
     if twice := [name for name, n in names.items() if n > 1]:
         raise FileError(f"{path}: {names[twice[0]]} columns are called {twice[0]!r}; give each a name of its own")
     return list(reader)

@@ -28,9 +28,9 @@ class Progress:
     Attributes:
         step: Updates done.
         steps: Updates to do.
-        loss: Of the last update, nats per token.
+        loss: Of the last update.
         validation: Last loss on held-out data, None before the first.
-        tokens_per_second: Tokens trained on, averaged over the last updates.
+        tokens_per_second: Tokens read, averaged over the last updates.
         share_of_peak: Useful operations per second, by those of a large matrix product on this machine.
         history: Losses so far.
         started: When this process began to train, and after how many updates.

@@ -19,6 +19,7 @@ from qkv.masks import Full
 from qkv.tasks.findings import Confusion
 from qkv.tasks.targets import OneClassConfig
 from qkv.training.recipe import RecipeConfig
+from qkv.training.trainer import Trainer
 from tiny import tiny_config
 
 COLOURS, ANIMALS = ["red", "green", "blue", "black"], ["cat", "dog", "horse", "cow"]
@@ -65,6 +66,20 @@ def test_a_run_learns_says_and_draws(run, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["loss"] == pytest.approx(last["validation_loss"], rel=1e-5)
     assert report["classes"]["animal"]["f1"] == 1.0
+
+
+def test_speed_is_of_tokens_and_what_is_held_out_is_read_once(table, monkeypatch):
+    config = RecipeConfig.from_dict(recipe({"type": "LabelledFiles", "path": str(table)}))
+    task = config.data.prepare()
+    trainer = Trainer(config.resolved(task), task)
+    batch = trainer.batches.batch(0, 0)
+    assert trainer.update()["tokens"] == len(batch.targets)  # texts, which are what the loss is the mean over
+    assert trainer.read == batch.inputs.numel() > len(batch.targets)
+    seen = []
+    forward = type(trainer.model).forward
+    monkeypatch.setattr(type(trainer.model), "forward", lambda *args, **more: seen.append(1) or forward(*args, **more))
+    assert {"accuracy", "f1"} <= trainer.evaluate(None).keys()
+    assert len(seen) == len(trainer.held_out)
 
 
 def test_it_is_measured_on_other_texts(run, tmp_path, capsys):
