@@ -131,8 +131,8 @@ def shrunk(recipe: qkv.RecipeConfig) -> qkv.RecipeConfig:
         return dataclasses.replace(recipe, **counts)
     if isinstance(recipe.data, qkv.PairDataConfig):  # a page of pairs is small already
         return dataclasses.replace(recipe, **counts, batch_size=sizes["batch_size"])
-    assert isinstance(recipe.model.blocks, qkv.Repeat)
-    stack = dataclasses.replace(recipe.model.blocks, n=1)
+    stack = recipe.model.blocks
+    stack = dataclasses.replace(stack, n=1) if isinstance(stack, qkv.Repeat) else stack
     model = dataclasses.replace(recipe.model, d_model=min(recipe.model.d_model, 48), blocks=stack)
     return dataclasses.replace(recipe, model=model, **counts, **sizes)
 
