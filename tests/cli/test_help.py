@@ -46,7 +46,7 @@ OPTIONS = {
         "--top-p",
     ],
     "pull": [],
-    "inspect": ["--out", "--translation"],
+    "inspect": ["--head", "--layer", "--out", "--query", "--rollout", "--translation"],
     "translate": [
         "--batch-size",
         "--beams",

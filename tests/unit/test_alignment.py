@@ -9,7 +9,7 @@ import torch
 from matplotlib import font_manager, rcParams
 
 from qkv.errors import FileError
-from qkv.inspect import Alignment, alignment, draw_alignment
+from qkv.inspect import Alignment, draw_alignment, drawing
 
 
 def drawn(path, source, target):
@@ -37,7 +37,7 @@ def test_a_font_that_has_what_the_usual_one_lacks_is_used(tmp_path):
     theirs = matplotlib.ft2font.FT2Font(stix).get_charmap()
     ours = matplotlib.ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
     lacks = next(chr(code) for code in sorted(set(theirs) - set(ours)) if chr(code).isprintable())
-    assert len(alignment._families(f"a{lacks}")) > len(alignment._families("a")) == len(rcParams["font.family"])
+    assert len(drawing._families(f"a{lacks}")) > len(drawing._families("a")) == len(rcParams["font.family"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn(tmp_path / "a.png", lacks, "ab")
@@ -45,10 +45,10 @@ def test_a_font_that_has_what_the_usual_one_lacks_is_used(tmp_path):
 
 def test_what_no_font_has_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(font_manager.fontManager, "ttflist", font_manager.fontManager.ttflist[:0])
-    alignment._families.cache_clear()
+    drawing._families.cache_clear()
     with pytest.warns(UserWarning, match="the fonts here lack some of the characters; install one that has them"):
         drawn(tmp_path / "a.png", "日本", "ab")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn(tmp_path / "b.png", "äß→", "ab")
-    alignment._families.cache_clear()
+    drawing._families.cache_clear()

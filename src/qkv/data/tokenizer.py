@@ -293,6 +293,14 @@ class Tokenizer:
         """The text of a token that stands alone; of one that has none, such as a special one, how it is written."""
         return self.decode([token]) or self.name_of(token)
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, a special one by its name; a character that several make is at the last of them."""
+        found = alone = [self.decode([token]) for token in ids]
+        if any("\ufffd" in name for name in alone):
+            texts = [self.decode(ids[:n]).rstrip("\ufffd") for n in range(len(ids) + 1)]
+            found = [text[len(before) :] for before, text in itertools.pairwise(texts)]
+        return [own if text else self.name_of(token) for token, text, own in zip(ids, alone, found, strict=True)]
+
     def _between(self, text: Rendered, wanted: Sequence[tuple[int, int, int]]) -> Encoded:
         """The ids where a message holds a name: piece by piece, between the special tokens that are meant."""
         result, at = Encoded([], []), 0

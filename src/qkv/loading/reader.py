@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -11,14 +11,19 @@ import torch
 import torch.nn.functional as F
 
 from qkv.data import Tokenizer
+from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read, side_by_side
 from qkv.errors import ConfigError
+from qkv.inspect import AttentionMaps, AttentionRecorder
+from qkv.inspect.attention import patch_names
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Embeds, check_vocabulary
 from qkv.models.transformer import Transformer, TransformerConfig
 from qkv.nn.embedders import PatchEmbedderConfig, TokenEmbedderConfig
 from qkv.nn.heads import EmbeddingHeadConfig
 from qkv.nn.pooling import POOLS, PoolName
+from qkv.ops.patches import unpatchify
+from qkv.recorder import Recorder
 from qkv.shapes import Float, Tensor
 from qkv.tokens import Tokens
 
@@ -133,6 +138,35 @@ class Reader(Embeds):
         vectors = torch.stack(made) if made else torch.empty(0, (head and head.width) or self.config.d_model)
         return F.normalize(vectors, dim=-1) if (self.facts.unit if unit is None else unit) else vectors
 
+    @final
+    def attention(self, item: Any, *, layers: Collection[int] | None = None) -> AttentionMaps:
+        """Which tokens each token of a text or a picture attends to, in every layer and head.
+
+        Args:
+            item: A text, the ids of its tokens, or a picture; as one of the inputs of `embed`.
+            layers: The numbers of the layers of attention to look at, counted from 0; None: all.
+
+        Raises:
+            ConfigError: As in `embed`, there is no such attention, or there are more weights than memory should hold.
+            FileError: There is no such picture, or it cannot be read.
+        """
+        (read,) = rows = self.reads([item])
+        self._check_lengths(rows)
+        recorder = AttentionRecorder(layers)
+        self._stream(rows, recorder)
+        if not recorder.weights:
+            raise ConfigError(f"the model has no attention{'' if layers is None else f' with numbers {layers}'}")
+        found = tuple(recorder.names), tuple(recorder.weights), tuple(recorder.differences)
+        if read.grid is None:
+            ids = [int(token) for token in read.values]
+            names = map(str, ids) if self.tokenizer is None else self.tokenizer.names(ids)
+            return AttentionMaps(tuple(names), *found)
+        embed = self.config.embed
+        assert isinstance(embed, PatchEmbedderConfig)
+        values = torch.as_tensor(read.values)[read.prefix :]
+        pixels = _as_seen(unpatchify(values, read.grid, embed.patch).float(), self.facts.pictures)
+        return AttentionMaps(tuple(patch_names(read.grid, read.prefix)), *found, read.grid, pixels)
+
     def _check_lengths(self, rows: Sequence[Read]) -> None:
         for number, row in enumerate(rows, 1):
             n, limit = len(row.values), self.config.limit
@@ -144,14 +178,23 @@ class Reader(Embeds):
                 )
 
     @torch.inference_mode()
-    def _stream(self, rows: Sequence[Read]) -> tuple[Float[Tensor, "1 T D"], Tokens]:
+    def _stream(self, rows: Sequence[Read], recorder: Recorder | None = None) -> tuple[Float[Tensor, "1 T D"], Tokens]:
         """The stream of texts side by side in one row, and where they stand."""
         if self.config.embed.types is None:
             rows = [row._replace(types=None) for row in rows]
         inputs, tokens = side_by_side(rows, next(self.model.parameters()).device)
         if inputs.is_floating_point():
             inputs = inputs.to(next(self.model.parameters()).dtype)
-        return self.model.encode(inputs, tokens)[0], tokens
+        return self.model.encode(inputs, tokens, recorder=recorder)[0], tokens
+
+
+def _as_seen(values: Float[Tensor, "C H W"], pictures: PicturesConfig | None) -> Float[Tensor, "C H W"]:
+    """From 0 to 1, for people: not normalised, or where nobody says how it was from the darkest to the brightest."""
+    if pictures is None:
+        low, high = values.min(), values.max()
+        return (values - low) / (high - low).clamp(min=1e-9)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (pictures.mean, pictures.std))
+    return (values * std + mean).clamp(0, 1)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -1,6 +1,5 @@
 """A model of pairs with its tokenizers: texts in, texts out."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,8 +146,8 @@ class Translator(Ready):
         ids, tokens = self._batch([source])
         inputs = Pair(ids, tokens, torch.tensor([[self.begin_id, *target]], device=ids.device))
         weights = self.model.align(inputs)[0].cpu()
-        names = (*_names(self.source, source), *[""] * (weights.shape[-1] - len(source)))
-        written = (*_names(self.target, target), "⏎")
+        names = (*self.source.names(source), *[""] * (weights.shape[-1] - len(source)))
+        written = (*self.target.names(target), "⏎")
         return Alignment(names, written, weights, self.target.decode(target) if translation is None else translation)
 
     def _bounded(self, search: BeamConfig) -> BeamConfig:
@@ -185,12 +184,3 @@ class Translator(Ready):
 
     def _batch(self, sources: list[list[int]]) -> tuple[Int[Tensor, "B S"], Tokens]:
         return pad_ids(sources, next(self.model.parameters()).device)
-
-
-def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token as text; a character that several tokens make is at the last of them."""
-    names = [tokenizer.decode([token]) for token in ids]
-    if not any("\ufffd" in name for name in names):
-        return names
-    texts = [tokenizer.decode(ids[:n]).rstrip("\ufffd") for n in range(len(ids) + 1)]
-    return [text[len(before) :] for before, text in itertools.pairwise(texts)]

@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -82,21 +83,33 @@ class Run:
             file.write(f"--- after step {step} ---\n{text}\n\n")
 
     def plot(self) -> None:
-        """Draw `loss.png`, if matplotlib is installed."""
+        """Draw `loss.png`, with what the task measured more than once, if matplotlib is installed."""
         try:
             from matplotlib.figure import Figure
         except ImportError:
             return
         entries = self.metrics()
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.add_subplot()
-        for key, label, style in (("loss", "training", "-"), ("validation_loss", "held out", "o-")):
-            points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
-            axes.plot([step for step, _ in points], [loss for _, loss in points], style, label=label, markersize=3)
-        axes.set(xlabel="step", ylabel="loss per token", title=self.path.name)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        lines = {"loss": (("loss", "training", "C0-"), ("validation_loss", "held out", "C1o-"))} | {
+            name: ((name, "held out", "C1o-"),) for name in _measured(entries)
+        }
+        figure = Figure(figsize=(3 + 4 * len(lines), 4), layout="constrained")
+        for axes, (name, curves) in zip(figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True):
+            for key, label, style in curves:
+                points = [(entry["step"], entry[key]) for entry in entries if entry.get(key) is not None]
+                axes.plot(
+                    [step for step, _ in points], [value for _, value in points], style, label=label, markersize=3
+                )
+            axes.set(xlabel="step", ylabel=name.replace("_", " "))
+            axes.grid(alpha=0.3)
+            axes.legend()
+        figure.suptitle(self.path.name)
         figure.savefig(self.path / PLOT, dpi=120)
+
+
+def _measured(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What two evaluations or more measured beside the loss."""
+    found = Counter(key for entry in entries if "validation_loss" in entry for key, x in entry.items() if x is not None)
+    return [key for key, n in found.items() if n > 1 and key not in ("step", "validation_loss") and "aux." not in key]
 
 
 def require_free(path: Path) -> None:

@@ -172,7 +172,7 @@ class Trainer:
     # --- how good it is ----------------------------------------------------------------------------------------------
 
     def evaluate(self, limit: int | None, goes_on: Callable[[int, int], bool] = lambda *_: True) -> dict[str, Any]:
-        """A line of the metrics: the loss on `limit` held-out batches, or on all with what the task measures.
+        """A line of the metrics: the loss on `limit` held-out batches; with what the task measures where those are all.
 
         Where `goes_on` ends it early, it is worth nothing.
         """
@@ -180,7 +180,8 @@ class Trainer:
             return {"step": self.step}
         with products_in(self.recipe.precision, self.device):
             found = self.task.evaluate(self.model, self.held_out, limit=limit, goes_on=goes_on)
-            measures = () if limit is not None else self.task.measures(self.model, found)
+            some = limit is not None and limit < len(self.held_out)
+            measures = () if some else self.task.measures(self.model, found)
         self.validation = found.loss
         extra = {f"validation_aux.{name}": loss / max(1, found.tokens) for name, loss in found.extra.items()}
         return {"step": self.step, "validation_loss": found.loss} | extra | {each.name: each.value for each in measures}
