@@ -130,7 +130,7 @@ def test_the_verb(tmp_path, capsys, monkeypatch, picture):
     assert (tmp_path / "attention.png").exists()
     for options, says in (
         (["--query", "left"], "--query left is unknown; give class, mean, or ROW,COLUMN"),
-        (["--translation", "x"], "--translation is for models of pairs, and model is an encoder"),
+        (["--translation", "x"], "translation is for models of pairs, and this is an encoder"),
         (["--layer", "9"], "layer=9: there are 2 layers"),
     ):
         assert main(["inspect", "model", "p.png", *options]) == 2

@@ -38,35 +38,16 @@ def inspect(
         out: The picture. By default alignment.png or attention.png, or the next of that name with a number that is
             free.
     """
-    from qkv.errors import ConfigError
-    from qkv.inspect import draw_alignment, draw_attention
     from qkv.loading.layouts import load
-    from qkv.loading.reader import Reader
-    from qkv.loading.translator import Translator
     from qkv.yaml_files import expand_home
 
-    opened = load(model)
-    choice: dict[str, Any] = {"layer": layer, "head": head, "query": _query(query), "rollout": rollout or None}
-    chosen = {name: value for name, value in choice.items() if value is not None}
-    if isinstance(opened, Translator):
-        if chosen:
-            raise ConfigError(f"--{next(iter(chosen))} is for models that read, and {model} translates; leave it out")
-        alignment = opened.align(text, translation)
-        out = _free("alignment") if out is None else expand_home(out)
-        draw_alignment(alignment, out)
-        print(f"{text} → {alignment.translation}")
-        print(f"the alignment is in {out}")
-        return
-    if not isinstance(opened, Reader):
-        raise ConfigError(f"{model} is {opened.what}, whose attention is not drawn; use {opened.verbs}")
-    if translation is not None:
-        raise ConfigError(f"--translation is for models of pairs, and {model} is {opened.what}; leave it out")
-    maps = opened.attention(text)
-    out = _free("attention") if out is None else expand_home(out)
-    draw_attention(maps, out, **chosen)
-    largest = max(maps.differences)
-    print(f"{len(maps.tokens)} tokens in {len(maps.layers)} layers; weights times values are what the layers put out")
-    print(f"up to {largest:.1e}; the picture is in {out}")
+    choice: dict[str, Any] = {"translation": translation, "layer": layer, "head": head, "query": _query(query)}
+    choice["rollout"] = rollout or None
+    found = load(model).inspect(text, **{name: value for name, value in choice.items() if value is not None})
+    out = _free(found.name) if out is None else expand_home(out)
+    found.draw(out)
+    print(found.says)
+    print(f"the {found.name} is in {out}")
 
 
 def _query(given: str | None) -> "Query | None":

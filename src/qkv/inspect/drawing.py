@@ -2,13 +2,29 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, final
 
 from qkv.errors import FileError
 from qkv.shapes import Float, Tensor
+
+
+@final
+class Inspection(NamedTuple):
+    """What `qkv inspect` found.
+
+    Attributes:
+        name: What the picture is called, if nobody says.
+        says: It in a line.
+        draw: Writes the picture to a path.
+    """
+
+    name: str
+    says: str
+    draw: Callable[[Path], None]
+
 
 INCHES_PER_TOKEN = 0.3
 MOST_INCHES = 40.0  # beyond it, some of the tokens have no label

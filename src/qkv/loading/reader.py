@@ -4,6 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -14,7 +15,7 @@ from qkv.data import Tokenizer
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read, side_by_side
 from qkv.errors import ConfigError
-from qkv.inspect import AttentionMaps, AttentionRecorder
+from qkv.inspect import AttentionMaps, AttentionRecorder, Inspection, draw_attention
 from qkv.inspect.attention import patch_names
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Embeds, check_vocabulary
@@ -166,6 +167,14 @@ class Reader(Embeds):
         values = torch.as_tensor(read.values)[read.prefix :]
         pixels = _as_seen(unpatchify(values, read.grid, embed.patch).float(), self.facts.pictures)
         return AttentionMaps(tuple(patch_names(read.grid, read.prefix)), *found, read.grid, pixels)
+
+    def inspect(self, given: str, *, translation: str | None = None, **how: Any) -> Inspection:
+        if translation is not None:
+            raise ConfigError(f"translation is for models of pairs, and this is {self.what}; leave it out")
+        found = self.attention(given)
+        size = f"{len(found.tokens)} tokens in {len(found.layers)} layers"
+        says = f"{size}; weights times values are what the layers put out up to {max(found.differences):.1e}"
+        return Inspection("attention", says, partial(draw_attention, found, **how))
 
     def _check_lengths(self, rows: Sequence[Read]) -> None:
         for number, row in enumerate(rows, 1):

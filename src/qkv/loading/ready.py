@@ -11,7 +11,8 @@ import torch
 
 from qkv.data import Tokenizer
 from qkv.data.tokenizer_files import has_tokenizer
-from qkv.errors import FileError, KindError
+from qkv.errors import ConfigError, FileError, KindError
+from qkv.inspect import Inspection
 from qkv.models.model import Model
 
 
@@ -46,6 +47,14 @@ class Ready(ABC):
 
     def check(self, source: Path) -> None:  # noqa: B027 - nothing to check is a good default
         """Raise `FileError` where what was read from `source` does not belong together."""
+
+    def inspect(self, given: str, **how: Any) -> Inspection:
+        """What the model attended to in a text or a picture, as `qkv inspect` draws it, with the options given.
+
+        Raises:
+            ConfigError: It has no attention to look at, or not in this way.
+        """
+        raise ConfigError(f"this is {self.what}, whose attention is not drawn; use {self.verbs}")
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:

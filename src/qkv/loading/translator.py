@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -11,7 +12,7 @@ from qkv.data import PairTokenizer, Tokenizer
 from qkv.data.pairs import SIDES
 from qkv.errors import ConfigError, FileError
 from qkv.generation import BeamConfig, Hypothesis, beam_search
-from qkv.inspect import Alignment
+from qkv.inspect import Alignment, Inspection, draw_alignment
 from qkv.loading.facts import Facts
 from qkv.loading.ready import Ready, check_vocabulary
 from qkv.models.pairs import Pair, PairModel
@@ -149,6 +150,12 @@ class Translator(Ready):
         names = (*self.source.names(source), *[""] * (weights.shape[-1] - len(source)))
         written = (*self.target.names(target), "⏎")
         return Alignment(names, written, weights, self.target.decode(target) if translation is None else translation)
+
+    def inspect(self, given: str, *, translation: str | None = None, **how: Any) -> Inspection:
+        if how:
+            raise ConfigError(f"{next(iter(how))} is for models that read, and this one translates; leave it out")
+        found = self.align(given, translation)
+        return Inspection("alignment", f"{given} → {found.translation}", partial(draw_alignment, found))
 
     def _bounded(self, search: BeamConfig) -> BeamConfig:
         limit = self.facts.longest_target or self.facts.longest
