@@ -45,6 +45,7 @@ from qkv.data.pictures import IDXFilesConfig as IDXFilesConfig
 from qkv.data.pictures import PackagePicturesConfig as PackagePicturesConfig
 from qkv.data.pictures import PictureFoldersConfig as PictureFoldersConfig
 from qkv.data.pictures import PicturesConfig as PicturesConfig
+from qkv.data.pictures import PictureTablesConfig as PictureTablesConfig
 from qkv.errors import ConfigError as ConfigError
 from qkv.errors import FileError as FileError
 from qkv.errors import QkvError as QkvError

@@ -92,6 +92,7 @@ NEEDED = {
     "LabelledVectorsConfig": lambda: {"path": "series"},
     "ClassFoldersConfig": lambda: {"path": "texts"},
     "PictureFoldersConfig": lambda: {"path": "pictures"},
+    "PictureTablesConfig": lambda: {"path": "pictures.parquet"},
     "IDXFilesConfig": lambda: {"path": "train-images-idx3-ubyte"},
     "PackagePicturesConfig": lambda: {
         "name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv", "size": (8, 8),

@@ -151,7 +151,7 @@ class LabelledBatches(Batches):
     In training each item is in one batch of an epoch, and batches have about as many tokens each (see `even_batches`).
 
     Args:
-        items: Each as numbers: ids, or the pixels of a picture.
+        items: Each as numbers: ids, or the pixels of a picture; or what `np.asarray` makes these of, such as a file.
         targets: What each has, (items, …). Those of pictures that are mixed become the shares of the classes.
         read: What a model reads of one.
         lengths: Tokens of each; None: all are of one length.
@@ -164,7 +164,7 @@ class LabelledBatches(Batches):
 
     def __init__(
         self,
-        items: Sequence[np.ndarray],
+        items: Sequence[Any],
         targets: Tensor,
         read: Callable[[np.ndarray], Read],
         *,
@@ -198,7 +198,7 @@ class LabelledBatches(Batches):
         if latest[0] != epoch:
             self._latest = latest = (epoch, self._plan(epoch))
         numbers = latest[1][first].tolist()
-        items, targets = [self._items[i] for i in numbers], self._targets[numbers]
+        items, targets = [np.asarray(self._items[i]) for i in numbers], self._targets[numbers]
         if self._augment:
             if any(each.mixes for each in self._augment) and not targets.is_floating_point():
                 targets = F.one_hot(targets, self._n_classes).float()

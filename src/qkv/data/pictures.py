@@ -3,8 +3,12 @@
 import csv
 import gzip
 import io
+import json
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, final
 
@@ -13,7 +17,7 @@ import torch
 
 from qkv.config import Config, Count, config
 from qkv.data.labelled import Holds, Labelled, LabelledSourceConfig, class_folders, hidden_folders
-from qkv.data.sources import decode_text, read_bytes
+from qkv.data.sources import decode_text, files_below, read_bytes
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import check_package, fetch, read_archive
 from qkv.ops.patches import patchify
@@ -44,7 +48,7 @@ def read_picture(
     the first frame is read.
 
     Args:
-        source: The path of a file, or a `PIL.Image`.
+        source: The path of a file, a `PictureFile`, or a `PIL.Image`.
         channels: 1 (grey) or 3 (red, green, blue).
         size: Height and width to which it is resized, or the pixels of its shorter side; None: as it is.
         resample: The filter.
@@ -62,7 +66,9 @@ def read_picture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if not isinstance(source, Image.Image):
+            if isinstance(source, PictureFile):
+                source = Image.open(io.BytesIO(source.tobytes()))
+            elif not isinstance(source, Image.Image):
                 source = Image.open(io.BytesIO(expand_home(str(source)).read_bytes()))
             picture = ImageOps.exif_transpose(source)
             if picture.mode.startswith(("I", "F")):
@@ -149,18 +155,19 @@ class PicturesConfig(Config):
             )
 
     @classmethod
-    def of(cls, pictures: Sequence[np.ndarray]) -> "PicturesConfig":
+    def of(cls, pictures: Sequence[Any]) -> "PicturesConfig":
         """Those of a corpus to train on: its size, if there is one, and its values.
 
         Raises:
             FileError: The pictures have several numbers of channels.
         """
-        if len(kinds := {len(picture) for picture in pictures}) > 1:
+        if len(kinds := {picture.shape[0] for picture in pictures}) > 1:
             raise FileError(f"the data: pictures have {' and '.join(map(str, sorted(kinds)))} channels; give one kind")
         sizes = {picture.shape[1:] for picture in pictures}
         # by how many pixels have each value: exact, whatever the order
-        of_each = [[np.bincount(channel.ravel(), minlength=256) for channel in picture] for picture in pictures]
-        counts = np.array(of_each).sum(0)  # (channels, 256)
+        counts = np.zeros((max(kinds), 256), dtype=np.int64)
+        for picture in pictures:
+            counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.asarray(picture)]
         values, n = np.arange(256) / 255, counts.sum(1)
         mean = counts @ values / n
         std = np.sqrt(np.maximum(counts @ values**2 / n - mean**2, 0))
@@ -191,11 +198,84 @@ class PicturesConfig(Config):
         return patchify((torch.from_numpy(picture.copy()) / 255 - mean) / std, patch)
 
 
+@final
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture that is read when it is needed: `np.asarray` of it is (channels, height, width) in uint8.
+
+    Attributes:
+        data: Its file, or what would stand in one.
+        name: What errors call it.
+        channels: 1 (grey) or 3 (red, green, blue).
+        size: Height and width to which it is resized; None: as it is.
+        model: The settings of a model, by which it is resized after that; None: it is not.
+    """
+
+    data: Path | bytes
+    name: str
+    channels: Channels
+    size: Size | None = None
+    model: PicturesConfig | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def tobytes(self) -> bytes:
+        """What stands in the file."""
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), of which only the file's header is read. Errors as of `read_picture`."""
+        height, width = self.size or _size_in_header(self)
+        if self.model is not None:
+            width, height = _resized((width, height), self.model.size)
+            height, width = self.model.crop or (height, width)
+        return self.channels, height, width
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        picture = read_picture(self, channels=self.channels, size=self.size)
+        return np.asarray(picture if self.model is None else self.model.resized(picture), dtype)
+
+
+def _size_in_header(file: PictureFile) -> tuple[int, int]:
+    """Height and width of a file's picture, turned as its EXIF data say."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise FileError('pictures need pillow; pip install "qkv[vision]"') from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(file.tobytes())) as picture:
+                turned = picture.getexif().get(_ORIENTATION, 1) >= _FIRST_ON_ITS_SIDE
+                width, height = picture.size
+                return (width, height) if turned else (height, width)
+    except Exception as error:  # as in `read_picture`
+        raise FileError(f"{file}: cannot be read as a picture ({error or type(error).__name__})") from None
+
+
+_ORIENTATION: Final = 0x0112
+_FIRST_ON_ITS_SIDE: Final = 5  # of the eight ways in which a picture may lie
+
+
 @config
 class PictureSourceConfig(LabelledSourceConfig):
     """A corpus of pictures with classes."""
 
     holds: ClassVar[Holds] = "pictures"
+
+
+def held(files: Iterable[tuple[PictureFile, Any]]) -> Iterator[Labelled]:
+    """Pictures and their classes: as numbers if all of them take at most `MOST_HELD`, else as files."""
+    found = list(files)
+    as_numbers = sum(math.prod(file.shape) for file, _ in found) <= MOST_HELD
+    for file, label in found:
+        yield Labelled(np.asarray(file) if as_numbers else file, label)
+
+
+MOST_HELD: Final = 1 << 30
+"""Bytes of the pictures of a corpus up to which they are held in memory; others are read whenever they are needed."""
 
 
 @final
@@ -214,11 +294,69 @@ class PictureFoldersConfig(PictureSourceConfig):
     size: Size | None = None
 
     def items(self) -> Iterator[Labelled]:
-        for path, label in class_folders(self.path, PICTURE_SUFFIXES):
-            yield Labelled(read_picture(path, channels=self.channels, size=self.size), label)
+        files = class_folders(self.path, PICTURE_SUFFIXES)
+        yield from held((PictureFile(path, str(path), self.channels, self.size), label) for path, label in files)
 
     def notes(self) -> Iterator[str]:
         return hidden_folders(self.path)
+
+
+@final
+@config
+class PictureTablesConfig(PictureSourceConfig):
+    """Parquet files in the layout of Hugging Face's hub, with the file of a picture and its class in each row.
+
+    It needs pyarrow, `pip install "qkv[parquet]"`. The files of the pictures stay in memory.
+
+    Attributes:
+        path: A file, a folder, a pattern, or several of these.
+        field: The column of the pictures, whose values have `bytes`.
+        label: That of the classes. Numbers are turned into the names that the file has for them, if it has any.
+        channels, size: As of `PictureFolders`.
+    """
+
+    path: str | tuple[str, ...]
+    field: str = "image"
+    label: str = "label"
+    channels: Channels = 3
+    size: Size | None = None
+
+    def items(self) -> Iterator[Labelled]:
+        yield from held(row for path in files_below(self.path, (".parquet",)) for row in self._rows(path))
+
+    def _rows(self, path: Path) -> Iterator[tuple[PictureFile, str]]:
+        try:
+            import pyarrow as arrow
+            from pyarrow import parquet
+        except ImportError:
+            raise FileError('parquet files need pyarrow; pip install "qkv[parquet]"') from None
+        try:
+            table = parquet.read_table(path, columns=[self.field, self.label])
+            pictures, labels = (table.column(name).to_pylist() for name in (self.field, self.label))
+            names = _class_names(table.schema.metadata, self.label)
+        except (arrow.ArrowException, KeyError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileError(
+                f"{path}: has no columns {self.field!r} and {self.label!r} to read ({reason}); set `field` and `label`"
+            ) from None
+        for n, (picture, label) in enumerate(zip(pictures, labels, strict=True), 1):
+            where = f"{path}, row {n}"
+            data = picture.get("bytes") if isinstance(picture, dict) else picture
+            if not isinstance(data, bytes):
+                raise FileError(f"{where}: {self.field!r} holds no file of a picture; give a table that does")
+            if label is None:
+                raise FileError(f"{where}: {self.label!r} is empty; fill it in, or leave the row out")
+            named = isinstance(label, int) and 0 <= label < len(names)
+            yield PictureFile(data, where, self.channels, self.size), names[label] if named else str(label)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, label: str) -> list[str]:
+    """The names of the classes in a file of the hub, by number; none where it has none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 @final

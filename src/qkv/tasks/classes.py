@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
-import numpy as np
 import torch
 
 from qkv.config import config
@@ -208,7 +207,7 @@ class Classes(Task):
         self._train, self._validation = map(self._encoded, (train, validation))
         self._found: Findings | None = None
 
-    def _encoded(self, items: Sequence[Labelled]) -> tuple[list[np.ndarray], Tensor]:
+    def _encoded(self, items: Sequence[Labelled]) -> tuple[list[Any], Tensor]:
         """Items and targets as numbers."""
         where = [each.where for each in items]
         parsed = [self.targets.parse(each.label, each.where) for each in items]

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from qkv.data import Tokenizer, TokenizerConfig
-from qkv.data.pictures import PicturesConfig
+from qkv.data.pictures import PictureFile, PicturesConfig
 from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder, patches_of, picture_embedder
@@ -46,8 +47,8 @@ class Reading(ABC):
         """How a trained model reads items. Raises `ConfigError` where it reads others."""
 
     @abstractmethod
-    def encoded(self, item: Any) -> np.ndarray:
-        """An item as numbers, whatever the model: ids, pixels, or vectors."""
+    def encoded(self, item: Any) -> Any:
+        """An item as numbers, whatever the model: ids, pixels, or vectors; or what `np.asarray` makes numbers of."""
 
     @abstractmethod
     def fitted(self, embed: EmbedderConfig) -> EmbedderConfig:
@@ -57,7 +58,7 @@ class Reading(ABC):
     def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
         """What a model with that embedder reads; what can be cut, to at most `context` tokens."""
 
-    def length(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> int:
+    def length(self, encoded: Any, embed: EmbedderConfig, context: int | None) -> int:
         """How many tokens `read` gives."""
         return len(self.read(encoded, embed, context).values)
 
@@ -132,13 +133,15 @@ class PictureReading(Reading):
             )
         return cls(reader.facts.pictures)
 
-    def encoded(self, item: Any) -> np.ndarray:
+    def encoded(self, item: Any) -> Any:
+        if isinstance(item, PictureFile):
+            return replace(item, model=self.pictures)
         return self.pictures.resized(item)
 
     def fitted(self, embed: EmbedderConfig) -> EmbedderConfig:
         return embed.for_pictures(self.pictures.channels)
 
-    def length(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> int:
+    def length(self, encoded: Any, embed: EmbedderConfig, context: int | None) -> int:
         own = picture_embedder(embed)
         return math.prod(grid(encoded.shape, own.patch)) + own.prefix
 

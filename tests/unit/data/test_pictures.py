@@ -1,7 +1,10 @@
 """Pictures: what is read of files, good and bad, corpora of them, and a classifier of pictures from end to end."""
 
 import gzip
+import json
 import struct
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +17,10 @@ from qkv.cli import main
 from qkv.data.pictures import (
     IDXFilesConfig,
     PackagePicturesConfig,
+    PictureFile,
     PictureFoldersConfig,
     PicturesConfig,
+    PictureTablesConfig,
     read_picture,
 )
 from qkv.data.reads import Read, side_by_side, without_padding
@@ -280,6 +285,77 @@ def test_what_belongs_to_texts_or_pictures_alone(folder):
     made["data"] |= {"source": {"type": "ClassFolders", "path": "x"}, "augment": [{"type": "Shift", "pixels": 1}]}
     with pytest.raises(ConfigError, match="for pictures and the source holds texts"):
         RecipeConfig.from_dict(made)
+
+
+def test_a_corpus_too_large_for_memory_is_read_when_needed(folder, monkeypatch):
+    """With the same batches and normalisation as where it is held."""
+    import qkv.data.pictures as module
+
+    config = RecipeConfig.from_dict(recipe(folder))
+    task = config.data.prepare()
+    monkeypatch.setattr(module, "MOST_HELD", 1000)
+    items = [item.item for item in config.data.source.items()]
+    assert {type(item) for item in items} == {PictureFile}
+    lazy = config.data.prepare()
+    assert lazy.reading.pictures == task.reading.pictures
+    for a, b in zip(task.batches(config.resolved(task)), lazy.batches(config.resolved(lazy)), strict=True):
+        assert torch.equal(a.batch(0, 0).inputs, b.batch(0, 0).inputs)
+        assert torch.equal(a.batch(0, 0).tokens.coords, b.batch(0, 0).tokens.coords)
+    assert lazy.fingerprint == config.data.prepare().fingerprint
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_a_picture_is_in_its_header(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "x.png"
+    Image.fromarray(noise(3, 5)).save(path, exif=exif)
+    file = PictureFile(path, "x", 3, None)
+    assert file.shape == np.asarray(file).shape == read_picture(path, channels=3).shape
+    for changes in ({"size": 6}, {"size": (4, 8), "crop": (2, 2)}, {"crop": (8, 4)}):
+        model = PicturesConfig(channels=3, mean=(0.5,) * 3, std=(0.5,) * 3, **changes)
+        wanted = model.read(path)
+        read = replace(file, model=model)
+        assert read.shape == wanted.shape
+        assert np.array_equal(np.asarray(read), wanted)
+    assert PictureFile(path, "x", 1, (4, 6)).shape == np.asarray(PictureFile(path, "x", 1, (4, 6))).shape
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(FileError, match=r"x: cannot be read as a picture \(.+\)"):
+        _ = PictureFile(path, "x", 3, None).shape
+
+
+def test_tables_of_pictures(tmp_path, monkeypatch):
+    """In the layout of the hub, with and without names of the classes."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    files = []
+    for i in range(4):
+        Image.fromarray(noise(4, 6, 3, seed=i)).save(tmp_path / f"{i}.png")
+        files.append({"bytes": (tmp_path / f"{i}.png").read_bytes(), "path": f"{i}.png"})
+    table = arrow.table({"image": files, "label": [1, 0, 1, 0], "other": [0] * 4})
+    path = tmp_path / "train-00000-of-00001.parquet"
+    parquet.write_table(table, path)
+    items = list(PictureTablesConfig(path=str(tmp_path)).items())
+    assert [item.label for item in items] == ["1", "0", "1", "0"]
+    assert np.array_equal(items[2].item, noise(4, 6, 3, seed=2).transpose(2, 0, 1))
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    parquet.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), path)
+    made = PictureTablesConfig(path=str(path), channels=1, size=(2, 2))
+    assert [(item.item.shape, item.label) for item in made.items()][:2] == [((1, 2, 2), "dog"), ((1, 2, 2), "cat")]
+    parquet.write_table(arrow.table({"image": [files[0], None], "label": [0, 1]}), path)
+    with pytest.raises(FileError, match=r"parquet, row 2: 'image' holds no file of a picture"):
+        list(made.items())
+    with pytest.raises(
+        FileError, match=r"has no columns 'picture' and 'label' to read \(.+\); set `field` and `label`"
+    ):
+        list(made.replace(field="picture").items())
+    path.write_bytes(b"PAR1 is all that is right")
+    with pytest.raises(FileError, match=r"parquet: has no columns"):
+        list(made.items())
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(FileError, match=r'parquet files need pyarrow; pip install "qkv\[parquet\]"'):
+        list(made.items())
 
 
 def test_folders_without_pictures(tmp_path):
