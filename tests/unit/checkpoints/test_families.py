@@ -316,9 +316,9 @@ def test_dropout_in_training_does_not_stand_in_the_way():
 
 
 def test_every_preset_with_a_context_has_a_family():
-    for name, make in PRESETS.items():
+    for make in PRESETS.values():
         config = make()
-        if name != "small":
+        if config.context is not None:
             assert family_of(config).write(config)["vocab_size"] == config.embed.vocab_size
 
 
