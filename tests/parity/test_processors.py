@@ -15,6 +15,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import qkv
+from qkv.cli import main
 from qkv.data.pictures import PicturesConfig
 from qkv.errors import ConfigError, FileError
 from qkv.loading.encoder import Encoder
@@ -222,3 +223,26 @@ def test_the_file_is_written_beside_the_weights(encoder, tmp_path):
     (tmp_path / "out" / "config.json").write_text("{}")
     assert read_processor(tmp_path / "out", 3) == encoder.facts.pictures
     assert transformers.ViTImageProcessorPil.from_pretrained(tmp_path / "out").size["width"] == 12
+
+
+@torch.no_grad()
+def test_a_folder_of_transformers_classifies_files(tmp_path, capsys):
+    """Model and processor are theirs; so is what `qkv convert` makes of them."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    names = {0: "cat", 1: "dog", 2: "cow"}
+    config = transformers.ViTConfig(**sizes, image_size=12, patch_size=4, initializer_range=0.5, id2label=names)
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config).eval()
+    processor = ViTImageProcessorPil(size=12, image_mean=[0.4, 0.5, 0.6])
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "theirs")
+    PICTURES["wide"].save(tmp_path / "x.png")
+    path = str(tmp_path / "x.png")
+    wanted = model(**processor(PICTURES["wide"], return_tensors="pt")).logits[0].softmax(-1)
+    found = {guess.label: guess.probability for guess in qkv.load(tmp_path / "theirs").classify(path)[0]}
+    torch.testing.assert_close(torch.tensor([found[name] for name in names.values()]), wanted, rtol=0, atol=1e-5)
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--to", "hf", "--no-certificate"]) == 0
+    again = ViTImageProcessorPil.from_pretrained(tmp_path / "ours")
+    assert (again.size["height"], again.image_mean) == (12, (0.4, 0.5, 0.6))
+    assert main(["classify", str(tmp_path / "ours"), path, "--top", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(names[int(wanted.argmax())])

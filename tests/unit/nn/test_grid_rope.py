@@ -105,5 +105,6 @@ def test_what_does_not_fit_is_one_line():
         AxialRoPEConfig().rotation(Tokens.full(1, 4), 8, torch.float32)
     with pytest.raises(ConfigError, match="as many pairs by row as by column and head_dim=6; make it a multiple of 4"):
         CentredRoPEConfig().width(6)
+    assert BOTH[0].describe() != BOTH[1].replace(theta=BOTH[0].theta).describe()
     short = qkv.AttentionConfig.from_dict({"n_heads": 1, "mask": {"type": "Full"}, "position": {"theta": 5.0}})
     assert short.position == RoPEConfig(theta=5.0)  # without a type it is that of texts

@@ -161,5 +161,8 @@ class CentredRoPEConfig(GridRoPEConfig):
 
     theta: Theta = 100.0
 
+    def describe(self) -> str:
+        return f"rotary θ={self.theta:,.0f} by the place in its picture"
+
     def places(self, tokens: Tokens) -> Shaped[Tensor, "B T 2"]:
         return 2 * math.pi * ((2 * tokens.coords + 1).double() / tokens.extent - 1)
