@@ -12,7 +12,14 @@ from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import PostNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
 from qkv.nn.ffn import FFNConfig
-from qkv.nn.heads import BinaryCrossEntropyConfig, ClassHeadConfig, LMHeadConfig, SquaredErrorConfig, TransformConfig
+from qkv.nn.heads import (
+    BinaryCrossEntropyConfig,
+    ClassHeadConfig,
+    LMHeadConfig,
+    SquaredErrorConfig,
+    TransformConfig,
+    lm,
+)
 from qkv.nn.norms import LayerNormConfig, NoNormConfig
 from qkv.nn.pooling import POOLS, FirstTokenConfig, MeanPoolConfig
 from qkv.nn.positions import LearnedPositionsConfig
@@ -92,6 +99,23 @@ def test_a_transformed_head_and_its_loss(width, tied):
     theirs = torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("transform", [None, TransformConfig()])
+def test_tokens_without_a_target_cost_no_logits(transform, monkeypatch):
+    model, ids = tiny_model(config=config(LMHeadConfig(transform=transform))), token_ids(2, 10)
+    targets = torch.where(torch.arange(20).view(2, 10) % 7 == 0, ids, -100)
+    wanted = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    rows, plain = [], lm.linear_cross_entropy
+    monkeypatch.setattr(
+        lm, "linear_cross_entropy", lambda x, *more, **how: rows.append(len(x)) or plain(x, *more, **how)
+    )
+    loss, _ = model.loss(ids, targets)
+    torch.testing.assert_close(loss, wanted, rtol=0, atol=FLOAT64)
+    assert rows == [3]
+    grads = [torch.autograd.grad(each, model.embed.weight)[0] for each in (loss, wanted)]
+    torch.testing.assert_close(*grads, rtol=0, atol=FLOAT64)
+    assert model.loss(ids, torch.full_like(ids, -100))[0] == 0
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -95,9 +95,10 @@ class LMHead(Head):
         if isinstance(weight, Packed):
             raise ConfigError("a packed head has no loss; load the model with a dtype such as float32")
         x, targets = x.flatten(0, 1), targets.flatten()
-        if self.transform is not None:  # where most tokens have no target, it acts on the others alone
-            meant = targets != IGNORE
-            x, targets = self.transform(x[meant]), targets[meant]
+        meant = targets != IGNORE
+        if self.transform is not None or 2 * int(meant.sum()) < len(meant):  # nothing is done for many without a target
+            x, targets = x[meant], targets[meant]
+            x = x if self.transform is None else self.transform(x)
         return linear_cross_entropy(
             x,
             weight.to(x.dtype),
