@@ -15,7 +15,7 @@ from qkv.checkpoints.maps import build_empty
 from qkv.checkpoints.tensors import read_folder, write_tensors
 from qkv.disk import whole_folder, write_whole, writing
 from qkv.errors import ConfigError, FileError, suggest
-from qkv.models.transformer import Transformer
+from qkv.models.model import Model
 from qkv.shapes import Tensor
 
 
@@ -36,7 +36,7 @@ def family_of_folder(folder: Path) -> tuple[Family, dict[str, Any]]:
 # --- in -------------------------------------------------------------------------------------------------------------
 
 
-def load_model(folder: Path, *, allow_pickle: bool = False) -> Transformer:
+def load_model(folder: Path, *, allow_pickle: bool = False) -> Any:
     """The model of a Hugging Face folder, on the CPU, in the types of its file, memory-mapped where possible.
 
     Args:
@@ -95,7 +95,7 @@ def _of_one_type(state: dict[str, Tensor], data: Mapping[str, Any], folder: Path
 
 
 def save_model(
-    model: Transformer,
+    model: Model,
     folder: Path,
     *,
     family: str | None = None,

@@ -18,11 +18,13 @@ from qkv.generation import SamplingConfig
 from qkv.loading.encoder import Encoder
 from qkv.loading.facts import Facts
 from qkv.loading.loaded import Loaded
+from qkv.loading.matcher import Matcher
 from qkv.loading.processor import read_processor
 from qkv.loading.reader import Reader
 from qkv.loading.ready import Options, tokenizer_in
 from qkv.loading.translator import Translator
 from qkv.models.transformer import TransformerConfig
+from qkv.models.two_towers import TwoTowers, TwoTowersConfig
 from qkv.nn.adapters import adapter_state, add_adapters, load_adapters, merge_adapters
 from qkv.nn.embedders import PatchEmbedderConfig
 from qkv.yaml_files import expand_home
@@ -30,7 +32,7 @@ from qkv.yaml_files import expand_home
 R = TypeVar("R", bound=Reader)
 
 
-def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
+def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder | Matcher:
     """The model of a folder in Hugging Face's layout, and its tokenizer.
 
     Raises:
@@ -51,6 +53,8 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder:
         pad_side=side if side in ("left", "right") else None,
         sampling=_sampling(drawn),
     )
+    if isinstance(model, TwoTowers):
+        return Matcher(model, tokenizer, replace(facts, **_of_two_towers(folder, model.config, tokenizer, words)))
     if model.config.mask_ahead is None:
         return Loaded.of(model, tokenizer, facts)
     facts = replace(facts, **_of_encoder(folder))
@@ -73,6 +77,23 @@ def _of_encoder(folder: Path) -> dict[str, Any]:
         "pool": modes[chosen[0]] if chosen else None,
         "unit": (folder / "modules.json").is_file() and "models.Normalize" in (folder / "modules.json").read_text(),
     }
+
+
+def _of_two_towers(
+    folder: Path, config: TwoTowersConfig, tokenizer: Tokenizer | None, words: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How pictures are read, and how far texts are filled up: those whose vector is a last token that sees all."""
+    embed = config.picture.embed
+    channels = embed.channels if isinstance(embed, PatchEmbedderConfig) else None
+    known: dict[str, Any] = {"pictures": read_processor(folder, channels) if channels in (1, 3) else None}
+    if config.text.mask_ahead is None:
+        return known
+    pad = words.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    found = tokenizer.inner.token_to_id(pad) if tokenizer is not None and isinstance(pad, str) else None
+    said = read_json(folder / "config.json").get("text_config")
+    said = said.get("pad_token_id", 1) if isinstance(said, dict) else 1
+    return known | {"fill": config.text.longest, "pad_id": said if found is None else found}
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 from qkv.shapes import Tensor
 
-ActivationName = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid", "silu", "tanh", "identity"]
+ActivationName = Literal[
+    "gelu", "gelu_tanh", "relu", "relu_squared", "sigmoid", "silu", "tanh", "identity", "quick_gelu"
+]
 
 ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -19,5 +21,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "identity": lambda x: x,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
-"""`gelu` is x Φ(x), `gelu_tanh` its approximation in Hendrycks and Gimpel 2016 (GPT-2 uses it), `silu` is Swish."""
+"""`gelu` is x Φ(x), `gelu_tanh` its approximation in Hendrycks and Gimpel 2016 (GPT-2 uses it), `silu` is Swish;
+`quick_gelu` is another approximation, x σ(1.702 x) (CLIP)."""

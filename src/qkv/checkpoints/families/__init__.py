@@ -1,13 +1,13 @@
 """Families of models as Hugging Face lays them out: a config and the map of its keys, in and out."""
 
-from qkv.checkpoints.families import bert, relatives, vision
+from qkv.checkpoints.families import bert, relatives, two_towers, vision
 from qkv.checkpoints.families.dinov3 import DINOV3
 from qkv.checkpoints.families.family import Family
 from qkv.checkpoints.families.gpt2 import GPT2
 from qkv.checkpoints.families.gpt_neox import GPT_NEOX
 from qkv.checkpoints.families.modernbert import MODERNBERT
 from qkv.errors import ConfigError, suggest
-from qkv.models.transformer import TransformerConfig
+from qkv.models.model import ModelConfig
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -27,13 +27,14 @@ FAMILIES: dict[str, Family] = {
         *(each.family() for each in (bert.BERT, bert.ROBERTA, bert.XLM_ROBERTA, bert.CAMEMBERT, bert.ALBERT)),
         MODERNBERT,
         *(each.family() for each in vision.VISION),
+        *(each.family() for each in two_towers.TWO_TOWERS),
         DINOV3,
     )
 }
 """By the `model_type` of `config.json`; plainer ones first."""
 
 
-def family_of(config: TransformerConfig, name: str | None = None) -> Family:
+def family_of(config: ModelConfig, name: str | None = None) -> Family:
     """The family that can express a model.
 
     Args:

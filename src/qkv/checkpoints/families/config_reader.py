@@ -20,6 +20,7 @@ ACTIVATION_NAMES: dict[str, ActivationName] = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "linear": "identity",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "relu2": "relu_squared",
     "sigmoid": "sigmoid",

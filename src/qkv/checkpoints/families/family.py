@@ -13,8 +13,10 @@ from qkv.checkpoints.maps import KeyMap, Rule
 from qkv.config import Config
 from qkv.errors import ConfigError, FileError
 from qkv.masks import Causal
+from qkv.models.model import ModelConfig
 from qkv.models.stack import Repeat, runs
 from qkv.models.transformer import TransformerConfig
+from qkv.models.two_towers import TwoTowersConfig
 from qkv.nn.attention import AttentionConfig
 from qkv.nn.blocks import BlockConfig, ParallelPreNormConfig, PreNormConfig
 from qkv.nn.embedders import TokenEmbedderConfig
@@ -38,17 +40,19 @@ class Family:
         table: Their key of the embedding table, which the head shares when it is tied; empty: there is none.
         name: The `model_type` of its configs.
         draft: What `config.json` would say of a model, not yet checked: use `write`.
+        of: The kind of its configs.
     """
 
-    read: Callable[[ConfigReader], TransformerConfig]
-    keys: Callable[[TransformerConfig], KeyMap]
+    read: Callable[[ConfigReader], Any]
+    keys: Callable[[Any], KeyMap]
     prefix: str
     head: str
     table: str
     name: str
-    draft: Callable[[TransformerConfig], dict[str, Any]]
+    draft: Callable[[Any], dict[str, Any]]
+    of: type[ModelConfig] = TransformerConfig
 
-    def parse(self, data: dict[str, Any], source: str, tensors: Collection[str] = ()) -> TransformerConfig:
+    def parse(self, data: dict[str, Any], source: str, tensors: Collection[str] = ()) -> Any:
         """The config of a model from its `config.json`; errors call that `source`.
 
         Args:
@@ -64,7 +68,7 @@ class Family:
         except ConfigError as error:
             raise FileError(f"{source}: {error}") from None
 
-    def write(self, config: TransformerConfig) -> dict[str, Any]:
+    def write(self, config: ModelConfig) -> dict[str, Any]:
         """What `config.json` says of a model: the inverse of `read`.
 
         Probabilities of dropout are written where the family has keys for them. How weights are drawn is not.
@@ -73,6 +77,8 @@ class Family:
             ConfigError: The family cannot express the model; the message says what.
         """
         try:
+            if not isinstance(config, self.of):
+                raise ConfigError(f"it is {config.tag()}, and this family has {self.of.tag()}")
             data = self.draft(config)
             again = self.parse(data, "config.json")
         except (ConfigError, FileError) as error:
@@ -214,8 +220,10 @@ def say(keys: Sequence[Key], parts: Mapping[str, Any], values: Mapping[str, Any]
 # --- whether two configs are of one model ---------------------------------------------------------------------------
 
 
-def _explicit(config: TransformerConfig) -> dict[str, Any]:
+def _explicit(config: Any) -> dict[str, Any]:
     """A model as plain data in which defaults are spelled out, without what does not change what it computes."""
+    if isinstance(config, TwoTowersConfig):
+        return {"text": _explicit(config.text), "picture": _explicit(config.picture), "contrast": config.contrast.tag()}
     block_data = functools.lru_cache(maxsize=None)(lambda block: _plain(with_widths(block, config.d_model)))
     embed = config.embed
     if isinstance(embed, TokenEmbedderConfig) and embed.scale is None:
