@@ -46,7 +46,7 @@ TRAINER, TRAINING, RECIPE, DISPLAY = (
 )
 ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
 CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
-CHAT, TOKENIZERS = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers"))
+CHAT, TOKENIZERS, MASKED = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers", "masked"))
 CONVERSATION, PAIR_START = "tests/unit/test_conversation.py", "tests/unit/training/test_start_of_pairs.py"
 
 
@@ -297,6 +297,16 @@ MUTANTS = [
            'self.strength(module.theirs) / self.strength()', '1.0', PEFT),
     Mutant('what the user says counts', "data/conversations.py",
            'np.array(encoded.inside(spans), dtype=np.bool_)', 'np.ones(len(encoded.ids), dtype=np.bool_)', CONVERSATIONS),
+    Mutant("special tokens are guessed", "data/masked.py", "(own != IGNORE) & self._ordinary[inputs]", "own != IGNORE", MASKED),
+    Mutant("special tokens are put in", "data/masked.py", "random.choice(np.flatnonzero(self._ordinary), other.sum())", "random.integers(len(self._ordinary), size=other.sum())", MASKED),
+    Mutant("what is held out is masked by the seed", "data/masked.py", "[self.seed if self.shuffle else 0, epoch, first]", "[self.seed, epoch, first]", MASKED),
+    Mutant("every epoch masks the same", "data/masked.py", "else 0, epoch, first]", "else 0, 0, first]", MASKED),
+    Mutant("all targets are hidden", "data/masked.py", "hidden = fate < self._masking.hidden", "hidden = fate < 1", MASKED),
+    Mutant("pieces leave no room for their frame", "data/batches.py", "_cut(begins, lengths, offsets, context - around)", "_cut(begins, lengths, offsets, context)", MASKED),
+    Mutant("a mask leaves its space", "data/tokenizer_configs.py", "lstrip=spaced", "lstrip=False", MASKED),
+    Mutant("accents stay", "data/tokenizer_files.py", '"strip_accents": settings.get("strip_accents")', '"strip_accents": False', TOKENIZERS),
+    Mutant("cased words are made lower case", "data/tokenizer_files.py", 'settings.get("do_lower_case", True)', "True", TOKENIZERS),
+    Mutant("RoBERTa's mask leaves its space", "data/tokenizer_files.py", "strip = {mask} if files == _TWO_FILES else set[str]()", "strip = set[str]()", TOKENIZERS),
     Mutant('the mask is one token late', "data/batches.py", '[~counted[wanted]] = IGNORE', '[~counted[begin : begin + length]] = IGNORE', CONVERSATIONS),
     # Chat
     Mutant("repetitions are free", "data/sandbox.py", "_spend(_ITEM * len(left) * right)", "pass", CHAT),

@@ -137,7 +137,8 @@ class ClassDataConfig(TaskConfig):
 
     @classmethod
     def measures_a(cls, opened: object) -> bool:
-        return isinstance(opened, Encoder) and isinstance(opened.config.head, ClassHeadConfig)
+        head = opened.config.head if isinstance(opened, Encoder) else None
+        return isinstance(head, ClassHeadConfig) and head.n_classes is not None
 
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:

@@ -106,6 +106,8 @@ class MaskedDataConfig(TaskConfig):
     @classmethod
     def evaluate(cls, opened: Any, asked: Asked) -> Report:
         if asked.data is None:
+            if asked.recipe is None:
+                raise ConfigError("DATA is missing: give a text file, a folder of them, or a JSONL file")
             return super().evaluate(opened, asked)
         asked.refuse("beams", "length_penalty", of="models of pairs")
         asked.refuse("conversations", of="language models")

@@ -154,7 +154,7 @@ def test_the_loss_is_that_of_transformers(corpus, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertModel"])
-def test_others_weights_are_trained_on(kind, corpus, tmp_path):
+def test_others_weights_are_trained_on(kind, corpus, tmp_path, capsys):
     theirs = make_bert(tmp_path, kind)
     made = from_start(corpus, tmp_path, steps=1, optimizer={"lr": 1e-30}, sample={"tokens": 9})
     assert train(made, out=tmp_path / "run") == 0
@@ -165,6 +165,9 @@ def test_others_weights_are_trained_on(kind, corpus, tmp_path):
     for name, p in tuned.model.named_parameters():
         assert name.startswith(kept) or name not in before or torch.equal(p, before[name]), name
     assert main(["convert", str(tmp_path / "run"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert main(["eval", str(tmp_path / "hf"), str(corpus)]) == 0  # it is known by its head
+    assert main(["eval", str(tmp_path / "hf")]) == 2
+    assert "DATA is missing: give a text file" in capsys.readouterr().err
     back = transformers.BertForMaskedLM.from_pretrained(tmp_path / "hf")
     if kind == "BertForMaskedLM":
         ids = torch.tensor([[2, 31, 4, 33, 3]])
