@@ -139,6 +139,7 @@ def test_what_the_family_does_not_have_is_not_written():
     for config, message in (
         (made.replace(blocks=made.blocks.replace(pattern=turned)), "are not attention with CentredRoPE"),
         (made.replace(embed=made.embed.replace(prefix=0)), "none of patches with a class token"),
+        (made.replace(head=qkv.ClassHeadConfig(n_classes=3)), "head is ClassHead, and this family has none"),
         (made.replace(blocks=made.blocks.replace(pattern=block.replace(layer_scale=None))), "layer_scale|must be"),
     ):
         with pytest.raises(ConfigError, match=f"dinov3_vit cannot express this model: .*({message})"):

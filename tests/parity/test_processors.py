@@ -97,6 +97,10 @@ def test_dinov3_does_not_round_what_it_resizes(tmp_path):
         torch.testing.assert_close(pixels(config, picture), expected, rtol=0, atol=1e-5)
     (tmp_path / FILE).write_bytes(write_processor(config))
     assert read_processor(tmp_path, 3) == config
+    raw = np.asarray(PICTURES["colour"]).transpose(2, 0, 1)
+    trained = config.resized(raw)  # what varies pictures in training takes bytes
+    assert trained.dtype == np.uint8
+    assert np.abs(trained - config.read(PICTURES["colour"])).max() < 1.1  # each axis is rounded
 
 
 def test_grey_models_read_grey(tmp_path):

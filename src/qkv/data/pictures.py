@@ -185,12 +185,13 @@ class PicturesConfig(Config):
         return read_picture(source, **how)
 
     def resized(self, picture: np.ndarray) -> np.ndarray:
-        """One that was read as it is, (C, H, W) in uint8, as `read` would have given it."""
+        """One that was read as it is, (C, H, W) in uint8, as `read` would have given it, rounded to 8 bits."""
         if self.size in (None, picture.shape[1:]) and self.crop in (None, picture.shape[1:]):
             return picture
         from PIL import Image  # what is of the right size, such as IDX files, does without it
 
-        return self.read(Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)))
+        rounded = self.replace(rounded=True)  # what varies pictures takes whole numbers
+        return rounded.read(Image.fromarray(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)))
 
     def patches(self, picture: np.ndarray, patch: int) -> Float[Tensor, "T values"]:
         """What a model reads of a picture (C, H, W) of values up to 255; `ConfigError` if it is no whole patches."""

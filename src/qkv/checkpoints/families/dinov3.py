@@ -90,6 +90,8 @@ def _draft(config: TransformerConfig) -> dict[str, Any]:
     first = with_widths(layers[0], config.d_model)
     if not isinstance(embed, PatchEmbedderConfig) or not embed.prefix:
         raise ConfigError("its embedder is none of patches with a class token")
+    if config.head is not None:
+        raise ConfigError(f"head is {config.head.tag()}, and this family has none")
     if len(first.sublayers) != 2:
         raise ConfigError(f"a block has {len(first.sublayers)} sublayers, and this family's have 2")
     attention, ffn = sublayer(first, 0, AttentionConfig), first.sublayers[1]
