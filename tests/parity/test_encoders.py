@@ -3,6 +3,7 @@
 Rows are ragged, tokens of two types. Trained weights from packages follow where the package index serves them.
 """
 
+import dataclasses
 import itertools
 import json
 
@@ -17,6 +18,7 @@ from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.checkpoints.named import pull
 from qkv.errors import ConfigError, FileError
 from qkv.fetch import fetch, read_archive
+from qkv.loading.convert import convert
 from qkv.masks import Causal
 from qkv.tokens import Tokens
 from tolerances import FLOAT64, HF_FLOAT32_INSIDE
@@ -305,3 +307,19 @@ def test_rxnmapper_is_read_as_by_transformers(rxnmapper):
     ids = torch.randint(0, 591, (2, 100), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():  # 2e-4: logits up to 30 after twelve layers in float32
         torch.testing.assert_close(ours(ids), reference(ids).logits, rtol=0, atol=2e-4)
+
+
+def test_numbers_are_written_in_their_units(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**BERT | {"num_labels": 1})
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "theirs")
+    loaded = qkv.load(tmp_path / "theirs")
+    trained = dataclasses.replace(loaded, facts=loaded.facts.replace(scale=(1500.0, 40.0)))
+    qkv.save(trained, tmp_path / "saved")
+    convert(tmp_path / "saved", tmp_path / "written", to="hf", certify=False)
+    ids = batch(transformers.BertModel(config))[0][:1]
+    with torch.no_grad():
+        wanted = loaded.model(ids) * 40 + 1500
+        found = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "written").eval()(ids).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-3)
+    assert qkv.load(tmp_path / "written").facts.scale is None
