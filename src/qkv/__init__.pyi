@@ -41,6 +41,7 @@ from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
 from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
 from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig
 from qkv.data.labelled_vectors import LabelledVectorsConfig as LabelledVectorsConfig
+from qkv.data.labelled_words import LabelledWordsConfig as LabelledWordsConfig
 from qkv.data.pictures import IDXFilesConfig as IDXFilesConfig
 from qkv.data.pictures import PackagePicturesConfig as PackagePicturesConfig
 from qkv.data.pictures import PictureFoldersConfig as PictureFoldersConfig
@@ -183,6 +184,7 @@ from qkv.tasks.targets import NumbersConfig as NumbersConfig
 from qkv.tasks.targets import OneClassConfig as OneClassConfig
 from qkv.tasks.targets import SeveralClassesConfig as SeveralClassesConfig
 from qkv.tasks.targets import TargetsConfig as TargetsConfig
+from qkv.tasks.targets import WordClassesConfig as WordClassesConfig
 from qkv.tokens import Layout as Layout
 from qkv.tokens import Tokens as Tokens
 from qkv.training import AdamWConfig as AdamWConfig

@@ -89,6 +89,7 @@ NEEDED = {
     "PackagePairsConfig": lambda: {"name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv"},
     "TSVConfig": lambda: {"path": "pairs.tsv"},
     "LabelledFilesConfig": lambda: {"path": "texts.csv"},
+    "LabelledWordsConfig": lambda: {"path": "words.jsonl"},
     "LabelledVectorsConfig": lambda: {"path": "series"},
     "ClassFoldersConfig": lambda: {"path": "texts"},
     "PictureFoldersConfig": lambda: {"path": "pictures"},

@@ -25,7 +25,7 @@ def classify(
     as_json: Annotated[bool, Parameter("--json")] = False,
     quantize: Width | None = None,
 ) -> None:
-    """Say which class each text or picture is of, the likeliest first, or its number.
+    """Say which class each text or picture is of, the likeliest first, or its number, or the class of each word.
 
     Args:
         model: An encoder with a head of classes or numbers: a run, or a folder; with --labels a model of texts and
@@ -54,6 +54,12 @@ def classify(
         if encoder.gives_numbers:
             for text, numbers in zip(given, encoder.predict(given).tolist(), strict=True):
                 print(json_line({"text": text, "numbers": numbers}) if as_json else f"{text}\n  {_written(numbers)}")
+            return
+        if encoder.gives_tags:
+            for text, tags in zip(given, encoder.tag(given), strict=True):
+                lines = [f"  {tag.probability:6.1%}  {tag.label:<12} {tag.word}" for tag in tags]
+                plain = {"text": text, "words": [tag._asdict() for tag in tags]}
+                print(json_line(plain) if as_json else "\n".join([text, *lines]))
             return
         found = encoder.classify(given, top=top)
     for text, guesses in zip(given, found, strict=True):

@@ -19,14 +19,14 @@ from qkv.errors import FileError
 from qkv.shapes import Tensor
 from qkv.yaml_files import expand_home
 
-Holds = Literal["texts", "pictures", "vectors"]
+Holds = Literal["texts", "words", "pictures", "vectors"]
 
 
 class Labelled(NamedTuple):
     """An item, what is said of it, and where that stands.
 
     Attributes:
-        item: A text, a picture (channels, height, width) in uint8, or a series (T, features) in float32.
+        item: A text, its words, a picture (channels, height, width) in uint8, or a series (T, features) in float32.
         label: As its source has it: the name of a class, a number, or a list.
         where: What errors call the label.
     """
@@ -152,7 +152,8 @@ class LabelledBatches(Batches):
 
     Args:
         items: Each as numbers: ids, or the pixels of a picture; or what `np.asarray` makes these of, such as a file.
-        targets: What each has, (items, …). Those of pictures that are mixed become the shares of the classes.
+        targets: What each has, (items, …), or what each token of each has, (tokens,). Those of pictures that are mixed
+            become the shares of the classes.
         read: What a model reads of one.
         lengths: Tokens of each; None: all are of one length.
         augment: What varies pictures in training, one after the other.
@@ -165,7 +166,7 @@ class LabelledBatches(Batches):
     def __init__(
         self,
         items: Sequence[Any],
-        targets: Tensor,
+        targets: Tensor | Sequence[Tensor],
         read: Callable[[np.ndarray], Read],
         *,
         lengths: Sequence[int] | None = None,
@@ -198,7 +199,11 @@ class LabelledBatches(Batches):
         if latest[0] != epoch:
             self._latest = latest = (epoch, self._plan(epoch))
         numbers = latest[1][first].tolist()
-        items, targets = [np.asarray(self._items[i]) for i in numbers], self._targets[numbers]
+        items = [np.asarray(self._items[i]) for i in numbers]
+        if not isinstance(self._targets, Tensor):
+            inputs, tokens = without_padding([self._read(item) for item in items])
+            return Batch(inputs, torch.cat([self._targets[i] for i in numbers]).view(tokens.valid.shape), tokens)
+        targets = self._targets[numbers]
         if self._augment:
             if any(each.mixes for each in self._augment) and not targets.is_floating_point():
                 targets = F.one_hot(targets, self._n_classes).float()

@@ -211,6 +211,30 @@ class Tokenizer:
             raise self._unknown(texts) or error from None
         return [Framed(one.ids, one.type_ids) for one in framed]
 
+    def encode_words(self, words: Sequence[str]) -> tuple[Framed, list[int | None]]:
+        """The words of a text with a space between them, framed; and for each the place of its first token.
+
+        Of a word that has no token of its own that is None.
+
+        Raises:
+            ConfigError: As for `encode`.
+        """
+        text = " ".join(words)
+        try:
+            with no_panic("the tokenizer failed on this text"):
+                made = self.inner.post_process(self.inner.encode(text, add_special_tokens=False))
+        except FileError as error:
+            raise self._unknown([text]) or error from None
+        firsts, begin, at = list[int | None](), 0, 0
+        for word in words:
+            end = begin + len(word)
+            while at < len(made.ids) and (made.special_tokens_mask[at] or made.offsets[at][1] <= begin):
+                at += 1
+            firsts.append(at if at < len(made.ids) and made.offsets[at][0] < end else None)
+            at += firsts[-1] is not None
+            begin = end + 1
+        return Framed(made.ids, made.type_ids), firsts
+
     def encode_arrays(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of each text, one after the other, on all cores; no more than some of a long text at once."""
         cut = ((n, piece) for n, text in enumerate(texts) for piece in (self._pieces(text) if text else [""]))

@@ -37,6 +37,20 @@ class Guess(NamedTuple):
     probability: float
 
 
+class Tagged(NamedTuple):
+    """A word of a text, its class, and how likely that is.
+
+    Attributes:
+        word: As it stands in the text.
+        label: The name of the class.
+        probability: From 0 to 1.
+    """
+
+    word: str
+    label: str
+    probability: float
+
+
 @final
 @dataclass(frozen=True)
 class Encoder(Reader):
@@ -102,6 +116,40 @@ class Encoder(Reader):
         head, outputs = self._classified(inputs)
         labels = self.facts.labels or tuple(f"class {i}" for i in range(outputs.shape[-1]))
         return [best(row, labels.__getitem__, top) for row in head.objective.probabilities(outputs)]
+
+    def tag(self, inputs: str | Sequence[str] | Sequence[Sequence[str]]) -> list[list[Tagged]]:
+        """The likeliest class of each word of a text or of several, by a model with classes of tokens.
+
+        Args:
+            inputs: A text, which is split at spaces, or texts; or the words of each.
+
+        Raises:
+            ConfigError: The model has no classes of tokens, or no tokenizer, or a text does not fit it.
+        """
+        head = self.config.head
+        if not self.gives_tags or self.tokenizer is None:
+            found = "none" if head is None else head.tag()
+            raise ConfigError(f"the model's head is {found} and gives no classes of words; use `classify` or `embed`")
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        words = [text.split() if isinstance(text, str) else list(text) for text in texts]
+        made = [self.tokenizer.encode_words(each) for each in words]
+        outputs = self._outputs([Read(framed.ids, framed.types) for framed, _ in made])[0]
+        labels = self.facts.labels or tuple(f"class {i}" for i in range(outputs.shape[-1]))
+        parts = outputs.float().softmax(-1).split([len(framed.ids) for framed, _ in made])
+        return [
+            [
+                Tagged(word, *best(p[at], labels.__getitem__, 1)[0])
+                for word, at in zip(each, firsts, strict=True)
+                if at is not None
+            ]
+            for each, (_, firsts), p in zip(words, made, parts, strict=True)
+        ]
+
+    @property
+    def gives_tags(self) -> bool:
+        """Whether `tag` is what it is for, and not `classify`."""
+        head = self.config.head
+        return isinstance(head, ClassHeadConfig) and head.pool is None and head.n_classes is not None
 
     @property
     def gives_numbers(self) -> bool:

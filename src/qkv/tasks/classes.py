@@ -14,6 +14,7 @@ from qkv.data.augment import AugmentationConfig
 from qkv.data.dataset import held_out
 from qkv.data.labelled import Holds, Labelled, LabelledBatches, LabelledFilesConfig, LabelledSourceConfig
 from qkv.data.labelled_vectors import LabelledVectorsConfig
+from qkv.data.labelled_words import LabelledWordsConfig
 from qkv.data.pictures import PictureFoldersConfig
 from qkv.data.sources import in_files
 from qkv.errors import ConfigError, FileError
@@ -28,12 +29,13 @@ from qkv.nn.pooling import MeanPoolConfig
 from qkv.shapes import Tensor
 from qkv.tasks.evaluation import Evaluation, Measure, Report, evaluate
 from qkv.tasks.findings import Findings
-from qkv.tasks.reading import PictureReading, Reading, TextReading, VectorReading
+from qkv.tasks.reading import PictureReading, Reading, TextReading, VectorReading, WordReading
 from qkv.tasks.targets import OneClassConfig, TargetsConfig, targets_for
 from qkv.tasks.task import Asked, Recipe, SampleConfig, Start, Task, TaskConfig, check_same
 
 _READINGS: Final[dict[Holds, type[Reading]]] = {
     "texts": TextReading,
+    "words": WordReading,
     "pictures": PictureReading,
     "vectors": VectorReading,
 }
@@ -53,7 +55,7 @@ class ClassDataConfig(TaskConfig):
         tokenizer: How text becomes ids; None where a recipe's `start` brings its own, and for others.
         validation: The share that is held out, above 0 and below 1, or the path of files like those of the source.
         head: What reads classes or numbers out of the stream, in the place of the head of a recipe's `start`. None: the
-            model's, if it has one, else the mean over the tokens and a linear layer.
+            model's, if it has one, else the mean over the tokens (of words none) and a linear layer.
         cut: Whether texts beyond the recipe's context are cut to it, of which special tokens at the end stay; else such
             a text is an error.
         augment: What varies pictures in training, one after the other.
@@ -71,8 +73,15 @@ class ClassDataConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         holds = self.source.holds
-        if holds != "texts" and (self.tokenizer is not None or self.cut):
-            raise ConfigError(f"data.tokenizer and data.cut are for texts and the source holds {holds}; leave them out")
+        if holds not in ("texts", "words") and self.tokenizer is not None:
+            raise ConfigError(f"data.tokenizer is for texts and the source holds {holds}; leave it out")
+        if holds != "texts" and self.cut:
+            raise ConfigError(f"data.cut is for texts and the source holds {holds}; leave it out")
+        if self.targets.of_words != (holds == "words"):
+            raise ConfigError(
+                f"the source {self.source.tag()} holds {holds} and data.targets are {self.targets.tag()}; the targets "
+                "of words, and of nothing else, are WordClasses"
+            )
         if holds != "pictures" and self.augment:
             raise ConfigError(f"data.augment is for pictures and the source holds {holds}; leave it out")
         if isinstance(self.validation, float | int):
@@ -81,7 +90,7 @@ class ClassDataConfig(TaskConfig):
         else:
             in_files(self.source, self.validation)
         if self.head is not None:
-            _check_head(self.head, "data.head")
+            _check_head(self.head, "data.head", self.targets)
 
     def check(self, recipe: Recipe) -> None:
         if recipe.sample is not None:
@@ -97,7 +106,7 @@ class ClassDataConfig(TaskConfig):
         """Refuse a model with a head that gives no classes, or another one than `head`."""
         if model.head is None:
             return
-        own = _check_head(model.head, "model.head")
+        own = _check_head(model.head, "model.head", self.targets)
         if self.head is not None and own.replace(n_classes=None) != self.head.replace(n_classes=None):
             raise ConfigError("model.head and data.head are two different heads; leave one of them out")
 
@@ -155,9 +164,8 @@ class ClassDataConfig(TaskConfig):
             return task.report(opened.model, asked.recipe.context)
         trained = asked.trained if isinstance(asked.trained, cls) else None
         source = _source(asked, opened, trained)
-        data = cls(source=source, cut=source.holds == "texts")
-        head = _check_head(opened.config.head, "the model's head")
-        targets = (targets_for(head.objective) if trained is None else trained.targets).of_facts(opened.facts)
+        targets = (targets_for(opened.config.head) if trained is None else trained.targets).of_facts(opened.facts)
+        data = cls(source=source, targets=targets, cut=source.holds == "texts")
         task = Classes(data, _READINGS[source.holds].of(start), targets, [], list(source.items()))
         return task.report(opened.model, opened.config.limit)
 
@@ -168,18 +176,21 @@ def _source(asked: Asked, opened: Encoder, trained: ClassDataConfig | None) -> L
     if pictures is not None:
         asked.refuse("field", of="models of texts")
         return PictureFoldersConfig(path=path, channels=pictures.channels)
-    kind = LabelledVectorsConfig if isinstance(opened.config.embed, VectorEmbedderConfig) else LabelledFilesConfig
+    kind = LabelledWordsConfig if opened.gives_tags else LabelledFilesConfig
+    kind = LabelledVectorsConfig if isinstance(opened.config.embed, VectorEmbedderConfig) else kind
     known = None if trained is None else trained.source
     source = known.replace(path=path) if isinstance(known, kind) else kind(path=path)
     return source if asked.field is None else source.replace(field=asked.field)
 
 
-def _check_head(head: HeadConfig | None, name: str) -> ClassHeadConfig:
-    """The head; `ConfigError` where it does not give one class for each item."""
+def _check_head(head: HeadConfig | None, name: str, targets: TargetsConfig) -> ClassHeadConfig:
+    """The head; `ConfigError` where it does not give what the targets are."""
     if not isinstance(head, ClassHeadConfig):
         found = "none" if head is None else head.tag()
         raise ConfigError(f"{name} is {found}, which gives no classes; set it to null, or to a ClassHead")
-    if head.pool is None:
+    if head.pool is not None and targets.of_words:
+        raise ConfigError(f"{name} has a pool, and each word has a class; set head.pool to null")
+    if head.pool is None and not targets.of_words:
         raise ConfigError(f"{name} has no pool, and each item has one class; give it one, such as MeanPool")
     return head
 
@@ -208,11 +219,12 @@ class Classes(Task):
         self._train, self._validation = map(self._encoded, (train, validation))
         self._found: Findings | None = None
 
-    def _encoded(self, items: Sequence[Labelled]) -> tuple[list[Any], Tensor]:
+    def _encoded(self, items: Sequence[Labelled]) -> tuple[list[Any], Tensor | list[Tensor]]:
         """Items and targets as numbers."""
         where = [each.where for each in items]
         parsed = [self.targets.parse(each.label, each.where) for each in items]
-        return [self.reading.encoded(each.item) for each in items], self.targets.encoded(parsed, where)
+        encoded = [self.reading.encoded(each.item) for each in items]
+        return encoded, self.reading.placed(encoded, self.targets.encoded(parsed, where))
 
     @property
     def fingerprint(self) -> str:
@@ -220,13 +232,14 @@ class Classes(Task):
         digest = hashlib.sha256(repr([each.shape for each in items]).encode())
         for each in items:
             digest.update(each.tobytes())
-        digest.update(targets.numpy().tobytes())
+        for each in targets if isinstance(targets, list) else [targets]:
+            digest.update(each.numpy().tobytes())
         return digest.hexdigest()
 
     def complete(self, model: ModelConfig, recipe: Recipe) -> TransformerConfig:
         assert isinstance(model, TransformerConfig)
         own = model.head if isinstance(model.head, ClassHeadConfig) and recipe.start is None else None
-        head = own or self.data.head or _USUAL_HEAD
+        head = own or self.data.head or (_USUAL_HEAD.replace(pool=None) if self.targets.of_words else _USUAL_HEAD)
         embed = self.reading.fitted(model.embed)
         items = (*self._train[0], *self._validation[0])
         longest = max(self.reading.length(each, embed, None) for each in items)
@@ -279,8 +292,9 @@ class Classes(Task):
     ) -> Evaluation:
         outputs = list[tuple[Tensor, Tensor]]()
         found = evaluate(model, batches, limit=limit, goes_on=goes_on, outputs=outputs)
-        both = (torch.cat([pair[i].cpu() for pair in outputs]) for i in (0, 1))
-        self._found = self.targets.findings(*both) if outputs else None
+        made = [(wanted.cpu(), out.flatten(0, -2).cpu()) for wanted, out in outputs]
+        wanted = [each.reshape(len(out), *each.shape[1 + self.targets.of_words :]) for each, out in made]
+        self._found = self.targets.findings(torch.cat(wanted), torch.cat([out for _, out in made])) if made else None
         return found
 
     def measures(self, model: Model, found: Evaluation) -> tuple[Measure, ...]:
@@ -301,8 +315,9 @@ class Classes(Task):
         loss = self.evaluate(model, LabelledBatches(*self._validation, read, shuffle=False, **sizes)).loss
         found = self._found
         assert found is not None
+        per = "word" if self.targets.of_words else self.reading.item
         measures = (
-            Measure("loss", loss, f"{self.targets.unit} per {self.reading.item}", lower_is_better=True),
+            Measure("loss", loss, f"{self.targets.unit} per {per}", lower_is_better=True),
             *found.measures(),
             Measure(self.reading.items, len(self._validation[0]), form=","),
         )

@@ -18,7 +18,9 @@ from qkv.loading.encoder import Encoder, patches_of, picture_embedder
 from qkv.loading.facts import Facts
 from qkv.loading.reader import Reader
 from qkv.nn.embedders import EmbedderConfig, VectorEmbedderConfig
+from qkv.ops.loss import IGNORE
 from qkv.ops.patches import grid
+from qkv.shapes import Tensor
 from qkv.tasks.task import Start
 
 
@@ -62,6 +64,10 @@ class Reading(ABC):
         """How many tokens `read` gives."""
         return len(self.read(encoded, embed, context).values)
 
+    def placed(self, encoded: Sequence[np.ndarray], targets: Any) -> Any:
+        """The targets as batches take them; here as they are."""
+        return targets
+
     def save(self, folder: Path, facts: Facts) -> None:
         """Write what is needed to read others, and what else is known, into the folder of a run."""
         facts.save(folder)
@@ -102,6 +108,49 @@ class TextReading(Reading):
             return Read(encoded)
         end = len(self.tokenizer.frame[1])
         return Read(np.concatenate([encoded[: context - end], encoded[len(encoded) - end :]]))
+
+    def save(self, folder: Path, facts: Facts) -> None:
+        self.tokenizer.save(folder)
+        facts.save(folder)
+
+
+@final
+class WordReading(Reading):
+    """Ids of a tokenizer, and which word each begins."""
+
+    item, items, example = "text", "texts", '"TEXT"'
+    longer = "raise context, or give shorter texts"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def fresh(cls, train: Sequence[Any], held_out: Sequence[Any], tokenizer: TokenizerConfig | None) -> "WordReading":
+        texts, others = ([" ".join(words) for words in part] for part in (train, held_out))
+        return cls(TextReading.fresh(texts, others, tokenizer).tokenizer)
+
+    @classmethod
+    def of(cls, start: Start) -> "WordReading":
+        return cls(TextReading.of(start).tokenizer)
+
+    def encoded(self, item: Any) -> np.ndarray:
+        framed, firsts = self.tokenizer.encode_words(item)
+        begins = np.zeros(len(framed.ids), dtype=np.int64)  # counted from 1
+        for number, place in enumerate(firsts, 1):
+            if place is not None:
+                begins[place] = number
+        return np.stack([np.array(framed.ids, dtype=np.int64), begins], axis=1)
+
+    def placed(self, encoded: Sequence[np.ndarray], targets: Sequence[Tensor]) -> list[Tensor]:
+        """For each token that begins a word the class of the word, for others -100."""
+        nothing = torch.tensor([IGNORE])
+        return [torch.cat([nothing, own])[each[:, 1]] for each, own in zip(encoded, targets, strict=True)]
+
+    def fitted(self, embed: EmbedderConfig) -> EmbedderConfig:
+        return embed.for_vocabulary(self.tokenizer.vocab_size)
+
+    def read(self, encoded: np.ndarray, embed: EmbedderConfig, context: int | None) -> Read:
+        return Read(encoded[:, 0])
 
     def save(self, folder: Path, facts: Facts) -> None:
         self.tokenizer.save(folder)

@@ -17,6 +17,7 @@ from qkv.nn.heads import (
     ObjectiveConfig,
     SquaredErrorConfig,
 )
+from qkv.ops.loss import IGNORE
 from qkv.shapes import Float, Tensor
 from qkv.tasks.findings import Confusion, Findings, FoundNumbers, FoundSets
 
@@ -32,6 +33,8 @@ class TargetsConfig(Config, ABC):
     objective: ClassVar[ObjectiveConfig]
     unit: ClassVar[str] = "nats"
     """Of the loss of an item."""
+    of_words: ClassVar[bool] = False
+    """Whether each word of an item has its own, and not the item as a whole."""
 
     @property
     @abstractmethod
@@ -47,8 +50,12 @@ class TargetsConfig(Config, ABC):
         """The same for what the items to train on have; `FileError` where there is nothing to learn."""
 
     @abstractmethod
-    def encoded(self, parsed: Sequence[Any], where: Sequence[str]) -> Tensor:
-        """The targets, (items, …). Raises `FileError` where one has what no item to train on has."""
+    def encoded(self, parsed: Sequence[Any], where: Sequence[str]) -> Tensor | list[Tensor]:
+        """The targets, (items, …), or those of the words of each, (words,).
+
+        Raises:
+            FileError: One has what no item to train on has.
+        """
 
     @abstractmethod
     def findings(self, targets: Tensor, outputs: Float[Tensor, "items n"]) -> Findings:
@@ -117,6 +124,48 @@ class OneClassConfig(TargetsConfig):
 
     def note(self) -> str:
         return f"{self.n} classes"
+
+
+@final
+@config
+class WordClassesConfig(TargetsConfig):
+    """Each word of a text is of one class; the first token of the word says it.
+
+    Attributes:
+        labels: The names of the classes, in the order of the head's outputs; none: those of what is trained on, sorted.
+    """
+
+    labels: tuple[str, ...] = ()
+
+    objective: ClassVar[ObjectiveConfig] = CrossEntropyConfig()
+    of_words: ClassVar[bool] = True
+
+    @property
+    def n(self) -> int:
+        return len(self.labels)
+
+    def parse(self, label: Any, where: str) -> tuple[str, ...]:
+        return tuple(_name(each, where) for each in label)
+
+    def fitted(self, parsed: Sequence[tuple[str, ...]]) -> "WordClassesConfig":
+        return self.replace(labels=_classes(self.labels, [label for each in parsed for label in each]))
+
+    def encoded(self, parsed: Sequence[tuple[str, ...]], where: Sequence[str]) -> list[Tensor]:
+        one = OneClassConfig(labels=self.labels)
+        return [one.encoded(labels, [place] * len(labels)) for labels, place in zip(parsed, where, strict=True)]
+
+    def findings(self, targets: Tensor, outputs: Float[Tensor, "items n"]) -> Confusion:
+        said = targets != IGNORE
+        return OneClassConfig(labels=self.labels).findings(targets[said], outputs[said])
+
+    def facts(self) -> Facts:
+        return Facts(labels=self.labels)
+
+    def of_facts(self, facts: Facts) -> "WordClassesConfig":
+        return self.replace(labels=facts.labels)
+
+    def note(self) -> str:
+        return f"{self.n} classes of words"
 
 
 @final
@@ -240,9 +289,10 @@ class NumbersConfig(TargetsConfig):
         return self.mean, self.std
 
 
-def targets_for(objective: ObjectiveConfig) -> TargetsConfig:
-    """Those that a head with that objective learns."""
-    return next(cls() for cls in TargetsConfig.__subclasses__() if cls.objective == objective)
+def targets_for(head: ClassHeadConfig) -> TargetsConfig:
+    """Those that a head learns."""
+    wanted = (head.objective, head.pool is None)
+    return next(cls() for cls in TargetsConfig.__subclasses__() if (cls.objective, cls.of_words) == wanted)
 
 
 def _name(label: Any, where: str) -> str:

@@ -14,7 +14,8 @@ from qkv.data.labelled import LabelledFilesConfig
 from qkv.errors import ConfigError, FileError
 from qkv.loading.facts import Facts
 from qkv.masks import Full
-from qkv.nn.heads import SquaredErrorConfig
+from qkv.nn.heads import ClassHeadConfig, SquaredErrorConfig
+from qkv.nn.pooling import MeanPoolConfig
 from qkv.tasks.findings import FoundNumbers, FoundSets
 from qkv.tasks.targets import NumbersConfig, OneClassConfig, SeveralClassesConfig, targets_for
 from qkv.training.recipe import RecipeConfig
@@ -133,7 +134,7 @@ def test_numbers_are_standardised_by_those_to_train_on():
     assert targets.findings(torch.tensor([[-1.0]]), torch.tensor([[3.0]])).found.tolist() == [5]
     assert NumbersConfig(mean=0.0, std=10.0).fitted([1.0, 3.0]).encoded([5.0], [""]).tolist() == [[0.5]]
     assert NumbersConfig().of_facts(Facts()).encoded([5.0], [""]).tolist() == [[5]]
-    assert targets_for(SquaredErrorConfig()) == NumbersConfig()
+    assert targets_for(ClassHeadConfig(objective=SquaredErrorConfig(), pool=MeanPoolConfig())) == NumbersConfig()
 
 
 @pytest.mark.parametrize(
