@@ -33,7 +33,7 @@ check: setup  ## Lint, types, floors
 
 bench: setup  ## Compare with other libraries, in one run (about two hours; installs them)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt litgpt vit-pytorch
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/short_rows.py
@@ -42,6 +42,9 @@ bench: setup  ## Compare with other libraries, in one run (about two hours; inst
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/seq2seq_step.py
 	$(BIN)/python benchmarks/sentences.py
+	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/vision.py --dtype bfloat16
+	$(BIN)/python benchmarks/vision.py --mix --n 16
 
 mutants: setup  ## Plant faults, one at a time, and see the tests find each
 	$(BIN)/python tests/mutants.py
