@@ -201,7 +201,7 @@ class LearnedGrid(PositionTable, config=LearnedGridConfig):
         _, document = (tokens.segment + rows * (tokens.shape[1] + 1)).unique(return_inverse=True)
         of_each = document.flatten()[:, None].expand(-1, 2)
         sizes = ends.new_zeros(document.numel(), 2).scatter_reduce(0, of_each, ends.flatten(0, 1), "amax")
-        base = int(ends.max()) + 1  # one number for both: PyTorch finds rows that differ slowly
+        base = int(ends.sum()) + 1  # above all: one number for both, since PyTorch is slow to find rows that differ
         found, which = (sizes[:, 0] * base + sizes[:, 1]).unique(return_inverse=True)
         distinct = torch.stack([found // base, found % base], -1)
         tables, starts = list[Tensor]([self.weight]), list[int]()
