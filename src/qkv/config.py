@@ -7,7 +7,9 @@ names a concrete one first.
 """
 
 import dataclasses
+import functools
 import inspect
+import numbers
 import re
 import types
 import typing
@@ -21,6 +23,7 @@ import pydantic.dataclasses
 from qkv.errors import ConfigError, suggest
 
 T = TypeVar("T", bound="Config")
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class Config:
@@ -28,6 +31,9 @@ class Config:
 
     Two configs with the same content are equal and hash alike.
     """
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise TypeError(_undecorated(type(self)))
 
     _registry: ClassVar[dict[str, type["Config"]]] = {}
     _owner: ClassVar[Callable[..., Any] | None] = None
@@ -119,6 +125,9 @@ def config(cls: type[T]) -> type[T]:
     validated_init: Callable[..., None] = made.__init__
 
     def __init__(self: Any, *alone: Any, **values: Any) -> None:  # noqa: N807
+        own: type[Any] = type(self)
+        if own is not made and "__init__" not in vars(own):
+            raise TypeError(_undecorated(own))
         if cls.is_abstract():
             raise TypeError(f"{made.__name__} is abstract; make one of its subclasses")
         if alone:
@@ -135,6 +144,43 @@ def config(cls: type[T]) -> type[T]:
     made.__init__ = __init__
     made.__doc__ = _with_inherited(made)
     return typing.cast("type[T]", made)
+
+
+def _undecorated(cls: type) -> str:
+    return f"{cls.__name__} is no config yet: its fields are not read; write @config above the class"
+
+
+def checked(call: Call) -> Call:
+    """A function whose arguments are checked where it is called, by their hints, and not by what fails deep inside.
+
+    Raises (from the decorated function):
+        ConfigError: An argument is of another kind.
+    """
+    signature = inspect.signature(call)
+
+    @functools.cache
+    def kinds() -> dict[str, Any]:
+        hints, found = typing.get_type_hints(call), dict[str, Any]()
+        for name in signature.parameters.keys() & hints.keys():
+            try:
+                found[name] = pydantic.TypeAdapter(hints[name])
+            except pydantic.errors.PydanticUserError:  # a tensor, a class of ours
+                continue
+        return found
+
+    @functools.wraps(call)
+    def checking(*args: Any, **named: Any) -> Any:
+        for name, value in signature.bind(*args, **named).arguments.items():
+            if name in kinds():
+                try:
+                    theirs = not isinstance(value, int) and isinstance(value, numbers.Integral)  # NumPy's
+                    kinds()[name].validate_python(int(value) if theirs else value, strict=True)
+                except pydantic.ValidationError as error:
+                    says = error.errors()[0]["msg"]
+                    raise ConfigError(f"{name}={value!r}: {says[:1].lower()}{says[1:]}") from None
+        return call(*args, **named)
+
+    return typing.cast("Call", checking)
 
 
 _ENTRY = re.compile(r"^ {4}(\w+): .*(?:\n {8}.*)*", re.MULTILINE)
@@ -222,7 +268,14 @@ def _decode(value: Any, hint: Any, path: str) -> Any:
     if isinstance(value, list):
         items = typing.cast("list[Any]", value)
         return tuple(_decode(item, hint, f"{path}[{i}]") for i, item in enumerate(items))
+    if isinstance(value, str) and not _admits_text(hint) and (classes := list(_config_classes(hint))):
+        known = _class_of(value, classes, path).tag()
+        raise ConfigError(f"{path}: is the text {value!r} and must be a mapping; write {{type: {known}}}")
     return value
+
+
+def _admits_text(hint: Any) -> bool:
+    return hint is str or typing.get_origin(hint) is typing.Literal or any(map(_admits_text, typing.get_args(hint)))
 
 
 def _join(path: str, key: object) -> str:

@@ -286,9 +286,12 @@ def _from_index(index: Tensor, segment: Tensor, layout: Layout) -> Tokens:
 
 def _sizes(lengths: Any, instead: str) -> list[int]:
     try:
-        return [operator.index(n) for n in lengths]
+        sizes = [operator.index(n) for n in lengths]
     except TypeError:
         raise ConfigError(f"{lengths!r} is no list of lengths; give {instead}") from None
+    if max(sizes, default=0) >= 2**31:
+        raise ConfigError(f"a length of {max(sizes)} tokens is beyond any size; give a smaller one")
+    return sizes
 
 
 def _check_fits(row: int, n: int, width: int) -> None:

@@ -1,5 +1,6 @@
 """`qkv chat`: in a terminal (a real one, of the pseudo kind), and with lines from a pipe."""
 
+import io
 import os
 import pty
 import re
@@ -180,6 +181,18 @@ def pipe(run, text, *arguments):
     return subprocess.run(command, input=text, capture_output=True, check=False)
 
 
+@pytest.fixture
+def piped(monkeypatch, capsys):
+    """The same in this process, which is quicker: exit code, standard output and errors."""
+
+    def chat(run, text):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+        code = main(["chat", str(run), "--temperature", "0", "--max-new-tokens", "10"])
+        return code, *capsys.readouterr()
+
+    return chat
+
+
 def test_lines_from_a_pipe(run):
     first, second = answers(run, "Hello", "/reset", system="Be kind.")
     done = pipe(run, b"Hello\n\n/reset\r\n", "--system", "Be kind.")
@@ -195,29 +208,29 @@ def test_lines_from_a_pipe(run):
         (b"a\xff\n", 3, "standard input: line 1 is not UTF-8"),
     ],
 )
-def test_mistakes_in_a_pipe(run, text, code, message):
-    done = pipe(run, text)
-    assert done.returncode == code
-    (line,) = done.stderr.decode().splitlines()
+def test_mistakes_in_a_pipe(run, text, code, message, piped):
+    found, out, err = piped(run, text)
+    assert found == code
+    (line,) = err.splitlines()
     assert line.startswith("qkv: error: ")
     assert message in line
-    assert done.stdout == b""
+    assert not out
 
 
-def test_a_model_without_a_template(tmp_path, capsys, monkeypatch):
+def test_a_model_without_a_template(tmp_path, capsys, monkeypatch, piped):
     plain = write_chat_run(tmp_path / "run", template=False)
-    done = pipe(plain, b"Hello\n")
-    assert done.returncode == 2
-    assert b"the model has no chat template and cannot chat" in done.stderr
+    code, _, err = piped(plain, b"Hello\n")
+    assert code == 2
+    assert "the model has no chat template and cannot chat" in err
     (plain / "checkpoints").rename(tmp_path / "checkpoints")  # it is said before weights are read
-    assert b"the model has no chat template and cannot chat" in pipe(plain, b"Hello\n").stderr
+    assert "the model has no chat template and cannot chat" in piped(plain, b"Hello\n")[2]
     (tmp_path / "checkpoints").rename(plain / "checkpoints")
     (plain / "adapter_config.json").write_text("{}")  # adapters speak with the tokenizer of their base
-    assert b"'base_model_name_or_path' is None" in pipe(plain, b"Hello\n").stderr
+    assert "'base_model_name_or_path' is None" in piped(plain, b"Hello\n")[2]
     (plain / "adapter_config.json").unlink()
     (plain / "chat_template.jinja").write_text("{{ 'a' * 10 ** 9 }}")
-    done = pipe(plain, b"Hello\n")
-    assert done.returncode == 3
-    assert done.stderr.decode().count("\n") == 1
+    code, _, err = piped(plain, b"Hello\n")
+    assert code == 3
+    assert err.count("\n") == 1
     assert main(["chat", str(tmp_path / "nothing")]) == 3
     assert "there is no such file or folder" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: mask.describe())
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_reading_in_pieces_equals_reading_at_once(mask, data):
     """Laws 4, 17, 18, 27: prompts longer than the window, pieces of any length, ragged rows."""

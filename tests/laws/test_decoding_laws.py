@@ -82,7 +82,7 @@ PROMPT = st.lists(TOKEN, min_size=1, max_size=6)
 PROMPTS = st.lists(PROMPT, min_size=1, max_size=3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_rows_join_leave_and_change_places_as_if_alone(start, data):
     new = data.draw(PROMPTS)
@@ -124,7 +124,7 @@ REQUEST = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_an_engine_writes_each_text_as_if_alone(start, data):
     requests = data.draw(st.lists(REQUEST, min_size=1, max_size=4))

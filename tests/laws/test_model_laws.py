@@ -35,7 +35,7 @@ def close(got, want, tolerance=FLOAT64):
 
 
 @every_kind
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), side=st.sampled_from(["left", "right"]))
 def test_a_row_in_a_ragged_batch_equals_the_row_alone(kind, lengths, side):
     """Law 1."""
@@ -128,7 +128,7 @@ def test_grouped_heads_equal_repeated_ones():
 
 
 @every_kind
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(1, 9), max_size=3), lengths=st.lists(st.integers(1, 6), min_size=2, max_size=2))
 def test_a_cache_equals_no_cache(kind, cuts, lengths):
     """Laws 4 and 27: prefill in any chunks, then token by token; also with rows of different lengths."""

@@ -185,7 +185,7 @@ STEP = "checkpoints/step-00000001"
 FORMATS = {
     "safetensors": Format(write_safetensors, "x", lambda f: read_tensors(f / "x"), header_of_safetensors),
     "safetensors index": Format(shards, "model.safetensors.index.json", read_folder),
-    "pickle": Format(pickled, "x.bin", lambda f: read_pickled(f / "x.bin"), of_pickle, 800),
+    "pickle": Format(pickled, "x.bin", lambda f: read_pickled(f / "x.bin"), of_pickle, 300),
     "tokenizer.json of words": Format(zoo.hugging_face, "tokenizer.json", read_words),
     "tokenizer.json of bytes": Format(bytes_level, "tokenizer.json", read_words),
     "tokenizer_config.json": Format(settings, "tokenizer_config.json", render),
@@ -196,12 +196,12 @@ FORMATS = {
     ),
     "adapter_config.json": Format(zoo.adapter, "adapter_config.json", qkv.load),
     "model.yaml": Format(lambda f: zoo.own(f, SHORT), "model.yaml", qkv.load),
-    "recipe.yaml": Format(lambda f: zoo.run_folder(f, SHORT), "recipe.yaml", qkv.load, none, 800),
-    "recurrent pairs": Format(run_on_pairs("Seq2Seq", RECURRENT), "recipe.yaml", qkv.load, none, 300),
-    "attending pairs": Format(run_on_pairs("EncoderDecoder", ATTENDING), "recipe.yaml", qkv.load, none, 300),
+    "recipe.yaml": Format(lambda f: zoo.run_folder(f, SHORT), "recipe.yaml", qkv.load, none, 300),
+    "recurrent pairs": Format(run_on_pairs("Seq2Seq", RECURRENT), "recipe.yaml", qkv.load, none, 150),
+    "attending pairs": Format(run_on_pairs("EncoderDecoder", ATTENDING), "recipe.yaml", qkv.load, none, 150),
     "manifest.json": Format(zoo.run_folder, f"{STEP}/manifest.json", latest),
     "state.json": Format(zoo.run_folder, f"{STEP}/state.json", latest),
-    "config.pkl": Format(transly.write_tiny, "config.pkl", load_transly, none, 400),
+    "config.pkl": Format(transly.write_tiny, "config.pkl", load_transly, none, 200),
 }  # fmt: skip
 
 

@@ -79,7 +79,11 @@ def check_forecasts(folder):
         ((4, FEATURES), 0, "there are 4 vectors and steps=0 to come; both must be at least 1"),
         ((0, FEATURES), 2, "there are 0 vectors and steps=2 to come; both must be at least 1"),
         ((15, FEATURES), 3, "15 vectors and steps=3 are 17 to read and the context is 16; give the last 14 or fewer"),
-        ((4, 2), 2, f"the vectors have 2 features and the model reads {FEATURES}"),
+        (
+            (4, 2),
+            2,
+            f"the vectors have 2 features and model.embed.n_features is {FEATURES}",
+        ),
         ((4,), 2, r"the values are \(4,\); give \(T, features\) or \(N, T, features\)"),
     ],
 )

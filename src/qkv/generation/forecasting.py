@@ -5,7 +5,7 @@ import torch
 from qkv.errors import ConfigError
 from qkv.models.model import evaluating
 from qkv.models.transformer import Transformer
-from qkv.nn.embedders import VectorEmbedderConfig
+from qkv.nn.embedders import EmbedderConfig
 from qkv.shapes import Float, Tensor
 
 
@@ -23,12 +23,14 @@ def forecast(model: Transformer, values: Float[Tensor, "B T F"], steps: int) -> 
         ConfigError: The model is another one, or the series do not fit it.
     """
     embed, limit = model.config.embed, model.config.limit
-    if not isinstance(embed, VectorEmbedderConfig):
+    if type(embed).for_vectors is EmbedderConfig.for_vectors:  # its own says what it takes
         raise ConfigError("the model reads no vectors and has nothing to forecast; let it generate text")
     if (mask := model.config.mask_ahead) is not None:
         raise ConfigError(f"the mask {mask.tag()} lets a vector see what comes after it; forecast with a causal model")
-    if values.shape[2] != embed.n_features:
-        raise ConfigError(f"the vectors have {values.shape[2]} features and the model reads {embed.n_features}")
+    try:
+        embed.for_vectors(values.shape[2])
+    except ConfigError as error:
+        raise ConfigError(f"the model does not read these series: {error}") from None
     if steps < 1 or not values.shape[1]:
         raise ConfigError(f"there are {values.shape[1]} vectors and steps={steps} to come; both must be at least 1")
     if limit is not None and (n := values.shape[1] + steps - 1) > limit:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from qkv.config import checked
 from qkv.data.pictures import PicturesConfig
 from qkv.data.reads import Read
 from qkv.data.sources import open_vectors, series_of
@@ -100,6 +101,7 @@ class Encoder(Reader):
             return files
         return files | _as_sentence_transformers(self.facts.pool, self.config.d_model, unit=self.facts.unit)
 
+    @checked
     def classify(self, inputs: Any, *, top: int = 5) -> list[list[Guess]]:
         """The likeliest classes of each text or picture, the likeliest first.
 
@@ -193,6 +195,7 @@ class Encoder(Reader):
         outputs = self._outputs(self.reads(inputs))
         return head, outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
+    @checked
     def fill(self, text: str, *, top: int = 5) -> list[list[Guess]]:
         """The likeliest tokens for each mask in a text, from left to right.
 

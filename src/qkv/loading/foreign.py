@@ -1,5 +1,6 @@
 """Models of others: folders in Hugging Face's layout, PEFT's adapters, GGUF files, models of transly."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def open_hugging_face(folder: Path, options: Options) -> Loaded | Encoder | Matc
         stop_ids=_special_ids(folder, "eos_token_id"),
         pad_id=pad[0] if pad else None,
         pad_side=side if side in ("left", "right") else None,
-        sampling=_sampling(drawn),
+        sampling=_sampling(drawn, folder / "generation_config.json"),
     )
     if isinstance(model, TwoTowers):
         return Matcher(model, tokenizer, replace(facts, **_of_two_towers(folder, model.config, tokenizer, words)))
@@ -100,8 +101,8 @@ def _settings(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _sampling(drawn: dict[str, Any]) -> SamplingConfig | None:
-    """What a file says about sampling; None where it says nothing, or what nobody can draw by."""
+def _sampling(drawn: dict[str, Any], path: Path) -> SamplingConfig | None:
+    """What a file says about sampling; None where it says nothing, or, with a warning, what nobody can draw by."""
     names = {field.name for field in fields(SamplingConfig)} - {"seed"}
     if drawn.get("do_sample") is False:
         return SamplingConfig(temperature=0)
@@ -109,7 +110,8 @@ def _sampling(drawn: dict[str, Any]) -> SamplingConfig | None:
         return None
     try:
         return SamplingConfig(**{key: drawn[key] for key in names if drawn.get(key) not in (None, 0)})
-    except ConfigError:
+    except ConfigError as error:
+        warnings.warn(f"{path}: nobody can draw tokens in this way ({error}); they are drawn as usual", stacklevel=2)
         return None
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack, cast, final, overload
 
 import torch
 
+from qkv.config import checked
 from qkv.data import ChatTemplate, Message, TextStream, Tokenizer, template_of
 from qkv.errors import ConfigError, FileError
 from qkv.generation import (
@@ -171,17 +172,16 @@ class Loaded(Reader):
         texts = [one.text for one in self.complete(prompt, n=n, **how)]
         return texts[0] if isinstance(prompt, str) and n == 1 else texts
 
+    @checked
     def complete(self, prompts: str | Sequence[str], *, n: int = 1, **how: Unpack[HowToWrite]) -> list[Completion]:
         """How each text goes on, and why it ended. Arguments and errors as for `generate`."""
         streams = None
         if isinstance(prompts, str):
             if n < 1:
                 raise ConfigError(f"n={n} samples: must be at least 1")
-            prompts, streams = [prompts] * n, range(n)
+            prompts, streams = [prompts] * n, list(range(n))
         elif n != 1:
             raise ConfigError(f"n={n} samples of {len(prompts)} prompts: give one prompt, or each of them {n} times")
-        if not isinstance(prompts, Sequence) or not all(isinstance(one, str) for one in prompts):
-            raise ConfigError("a prompt is a text; give one, or a list of them")
         if not prompts:
             return []
         writing = self._write(self.encode_prompts(prompts), self.facts.stop_ids, streams=streams, **how)
@@ -193,6 +193,7 @@ class Loaded(Reader):
     @overload
     def score(self, text: list[str] | tuple[str, ...], *, batch_size: int = 8) -> list[Score]: ...
 
+    @checked
     def score(self, text: str | list[str] | tuple[str, ...], *, batch_size: int = 8) -> Score | list[Score]:
         """The log-probability of each token of a text, given those before it.
 
@@ -225,6 +226,7 @@ class Loaded(Reader):
     @overload
     def stream(self, prompt: list[str] | tuple[str, ...], **how: Unpack[HowToWrite]) -> Iterator[tuple[int, str]]: ...
 
+    @checked
     def stream(
         self, prompt: str | list[str] | tuple[str, ...], **how: Unpack[HowToWrite]
     ) -> Iterator[str] | Iterator[tuple[int, str]]:
@@ -278,6 +280,7 @@ class Loaded(Reader):
         writing = self.answer([self.encode_chat(one) for one in conversations], **how)
         return writing.pieces() if several else writing.single()
 
+    @checked
     def forecast(self, values: Any, *, steps: int) -> Tensor:
         """The next vectors of series that a model of vectors reads: each is what it expects, and then read in its turn.
 
@@ -302,6 +305,7 @@ class Loaded(Reader):
         found = forecast(self.model, series if series.dim() == 3 else series[None], steps)
         return found if series.dim() == 3 else found[0]
 
+    @checked
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids that each prompt is read as; an empty one is the token that begins a text.
 
@@ -360,6 +364,7 @@ class Loaded(Reader):
     def _chat_parts(self) -> tuple[ChatTemplate, Tokenizer]:
         return chat_parts(self.template, self.tokenizer)
 
+    @checked
     def _write(
         self,
         ids: Sequence[Sequence[int]],

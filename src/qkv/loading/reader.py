@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,6 +81,8 @@ class Reader(Embeds):
 
     def reads(self, inputs: Any) -> list[Read]:
         """What one input or several are read as; arguments and errors as in `embed`."""
+        if not isinstance(inputs, Iterable):
+            raise ConfigError(f"{inputs!r} is nothing that the model reads; give a text, texts, or the ids of each")
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         words = [text for text in texts if isinstance(text, str)]
         if words and len(words) != len(texts):

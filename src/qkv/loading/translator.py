@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 
+from qkv.config import checked
 from qkv.data import PairTokenizer, Tokenizer
 from qkv.data.pairs import SIDES
 from qkv.errors import ConfigError, FileError
@@ -92,6 +93,7 @@ class Translator(Ready):
         """What ends it."""
         return self.facts.stop_ids[0]
 
+    @checked
     def translate(self, text: str, *, search: BeamConfig | None = None) -> str:
         """The best translation.
 
@@ -102,6 +104,7 @@ class Translator(Ready):
             raise ConfigError("the text is blank; give one to translate")
         return self.translations([text], search=search)[0][0].text
 
+    @checked
     def translations(
         self, texts: Sequence[str], *, search: BeamConfig | None = None, batch_size: int = 64
     ) -> list[list[Translation]]:
@@ -131,6 +134,7 @@ class Translator(Ready):
                 ]
         return [found[i] for i in range(len(sources))]
 
+    @checked
     def align(self, text: str, translation: str | None = None) -> Alignment:
         """Where the translation of a text looks; None for the translation: the model's own.
 

@@ -112,6 +112,10 @@ def _drop(update: Tensor, ctx: Context | Tokens | None, p: float) -> Tensor:
 
 def _names(sublayers: Sequence[SublayerConfig]) -> list[str]:
     """A name for each: its own, with a number from the second of that name on."""
+    for part in sublayers:
+        if not getattr(type(part), "name", ""):
+            kind = type(part).__name__
+            raise TypeError(f"{kind} has no name for its parameters; write name: ClassVar[str] = ... in the class")
     names = [part.name for part in sublayers]
     before = [names[:i].count(name) for i, name in enumerate(names)]
     return [f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True)]

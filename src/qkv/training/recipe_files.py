@@ -64,13 +64,15 @@ def read_recipe_data(recipe: Path | Mapping[str, Any] | RecipeConfig) -> dict[st
 
 
 def expand_preset(data: dict[str, Any]) -> None:
-    """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` replace those in it."""
+    """Put the preset's config where `data["model"]` names one, in place; keys beside `preset` change it."""
     model = data.get("model")
     if isinstance(model, str):
         data["model"] = preset(model).to_dict()
     elif isinstance(model, dict) and "preset" in model:
         changes = {key: value for key, value in model.items() if key != "preset"}
-        data["model"] = preset(str(model["preset"])).to_dict() | changes
+        parts = {key: value for key, value in changes.items() if isinstance(value, dict | list)}
+        sizes = {key: value for key, value in changes.items() if key not in parts}
+        data["model"] = preset(str(model["preset"]), **sizes).to_dict() | parts
 
 
 def _allow_preset(data: dict[str, Any], change: str) -> None:

@@ -32,6 +32,12 @@ class Session:
         began = time.monotonic()
         for note in self.trainer.task.notes(self.trainer.recipe):
             self.display.say(note)
+        recipe = self.trainer.recipe
+        if (warmup := recipe.schedule.warmup) >= recipe.steps:
+            self.display.say(
+                f"warning: schedule.warmup={warmup} and the run has {recipe.steps} steps: the learning rate never gets "
+                "to optimizer.lr; lower the warm-up"
+            )
         with Interrupts(self.display.note) as interrupts:
             try:
                 self._loop(interrupts)

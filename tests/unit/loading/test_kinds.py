@@ -19,7 +19,7 @@ LANGUAGE, ENCODER = Loaded(tiny_model()), Encoder(tiny_model(mask=Full()))
     ("ready", "name", "message"),
     [
         (LANGUAGE, "fill", "fill is for an encoder, and this is a language model; use qkv generate, chat, forecast or"),
-        (LANGUAGE, "classify", "classify is for an encoder, and this is a language model"),
+        (LANGUAGE, "classify", "classify is for an encoder.*, and this is a language model"),
         (LANGUAGE, "translate", "translate is for a model of pairs, and this is a language model"),
         (
             ENCODER,
