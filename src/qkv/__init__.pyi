@@ -44,6 +44,7 @@ from qkv.data.labelled_vectors import LabelledVectorsConfig as LabelledVectorsCo
 from qkv.data.labelled_words import LabelledWordsConfig as LabelledWordsConfig
 from qkv.data.pictures import IDXFilesConfig as IDXFilesConfig
 from qkv.data.pictures import PackagePicturesConfig as PackagePicturesConfig
+from qkv.data.pictures import PatchBudgetConfig as PatchBudgetConfig
 from qkv.data.pictures import PictureFoldersConfig as PictureFoldersConfig
 from qkv.data.pictures import PicturesConfig as PicturesConfig
 from qkv.data.pictures import PictureTablesConfig as PictureTablesConfig

@@ -98,6 +98,7 @@ NEEDED = {
     "PackagePicturesConfig": lambda: {
         "name": "corpus", "version": "1.0", "sha256": "0" * 64, "file": "*.csv", "size": (8, 8),
     },
+    "PatchBudgetConfig": lambda: {"patch": 4, "most": 9},
     "PicturesConfig": lambda: {"channels": 1, "mean": (0.5,), "std": (0.25,)},
     "DescribedFilesConfig": lambda: {"path": "pictures.csv"},
     "DescribedDataConfig": lambda: {"source": qkv.EmojisConfig()},

@@ -12,6 +12,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import qkv
@@ -103,6 +104,24 @@ def test_dinov3_does_not_round_what_it_resizes(tmp_path):
     assert np.abs(trained - config.read(PICTURES["colour"])).max() < 1.1  # each axis is rounded
 
 
+@pytest.mark.parametrize("most", [9, 12, 40])
+def test_siglip2_reads_pictures_in_their_shape(most, tmp_path):
+    """As many patches as there may be: its processor gives these, pixel by pixel, and then padding."""
+    theirs = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=most, do_convert_rgb=True)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    config = read_processor(tmp_path, 3)
+    (tmp_path / FILE).write_bytes(write_processor(config))
+    assert read_processor(tmp_path, 3) == config
+    for picture in PICTURES.values():
+        made = theirs(picture, return_tensors="pt")
+        grid = tuple(made.spatial_shapes[0].tolist())
+        ours = config.patches(config.read(picture), 4)
+        assert config.read(picture).shape == (3, 4 * grid[0], 4 * grid[1])
+        expected = made.pixel_values[0, : len(ours)].view(-1, 16, 3).transpose(1, 2).flatten(1)  # channels last there
+        torch.testing.assert_close(ours, expected, rtol=0, atol=NORMALISED)
+
+
 def test_grey_models_read_grey(tmp_path):
     theirs = ViTImageProcessorPil(**SMALL, image_mean=[0.4], image_std=[0.3])
     theirs.save_pretrained(tmp_path)
@@ -139,8 +158,12 @@ VIT = {"image_processor_type": "ViTImageProcessor"}
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (
+            {"image_processor_type": "Siglip2ImageProcessor", "size": {"height": 8, "width": 8}},
+            "'size' is .*, which qkv does not implement",
+        ),
         ({}, "'image_processor_type' is 'ImageProcessor'; qkv knows ViTImageProcessor, "),
-        ({"image_processor_type": "Siglip2ImageProcessor"}, "is 'Siglip2ImageProcessor'; qkv knows"),
+        ({"image_processor_type": "BeitImageProcessor"}, "is 'BeitImageProcessor'; qkv knows"),
         (VIT | {"crop_pct": 0.9}, "'crop_pct' is not known to qkv"),
         (VIT | {"do_pad": True}, "'do_pad' is True, which qkv does not implement"),
         (VIT | {"do_resize": 1}, "'do_resize' is 1 and must be of type bool"),

@@ -33,11 +33,40 @@ Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 """Filters of pillow, in the order of its numbers. All but the first also smooth what they make smaller."""
 
 
+@final
+@config
+class PatchBudgetConfig(Config):
+    """Sides of whole patches, in the shape of the picture as far as can be: as many patches as there may be.
+
+    Source: Tschannen et al. 2025 (SigLIP 2), section 2.4, NaFlex.
+
+    Attributes:
+        patch: Pixels of a side of a patch.
+        most: Patches of a picture.
+    """
+
+    patch: Count
+    most: Count
+
+    def sides(self, now: tuple[int, int]) -> tuple[int, int]:
+        """Those of a picture with these sides; by bisection, as `transformers` finds them."""
+        low, high, end = 1e-6, 100.0, 1e-5
+        while high - low >= end:
+            scale = (low + high) / 2
+            width, height = self._scaled(now, scale)
+            low, high = (scale, high) if width * height <= self.most * self.patch**2 else (low, scale)
+        return self._scaled(now, low)
+
+    def _scaled(self, now: tuple[int, int], scale: float) -> tuple[int, int]:
+        width, height = (max(1, math.ceil(side * scale / self.patch)) * self.patch for side in now)
+        return width, height
+
+
 def read_picture(
     source: Any,
     *,
     channels: Channels,
-    size: Size | Count | None = None,
+    size: Size | Count | PatchBudgetConfig | None = None,
     resample: Resample = "bicubic",
     crop: Size | None = None,
     rounded: bool = True,
@@ -50,7 +79,8 @@ def read_picture(
     Args:
         source: The path of a file, a `PictureFile`, or a `PIL.Image`.
         channels: 1 (grey) or 3 (red, green, blue).
-        size: Height and width to which it is resized, or the pixels of its shorter side; None: as it is.
+        size: Height and width to which it is resized, or the pixels of its shorter side, or how many patches it may
+            have; None: as it is.
         resample: The filter.
         crop: Height and width of what is kept of its middle; where it is smaller, black is added around it.
         rounded: Whether resized values are rounded to whole ones.
@@ -92,10 +122,12 @@ def read_picture(
     return values if crop is None else _cropped(values, crop)
 
 
-def _resized(now: tuple[int, int], size: Size | Count | None) -> tuple[int, int]:
+def _resized(now: tuple[int, int], size: Size | Count | PatchBudgetConfig | None) -> tuple[int, int]:
     """Width and height."""
     if size is None:
         return now
+    if isinstance(size, PatchBudgetConfig):
+        return size.sides(now)
     if not isinstance(size, int):
         return int(size[1]), int(size[0])
     short, long = min(now), max(now)
@@ -128,8 +160,8 @@ class PicturesConfig(Config):
 
     Attributes:
         channels: 1 (grey) or 3 (red, green, blue).
-        size: Height and width that each is resized to, or the pixels of its shorter side, so that its shape is kept;
-            None: they are read as they are.
+        size: Height and width that each is resized to, or the pixels of its shorter side, so that its shape is kept,
+            or how many patches it may have; None: they are read as they are.
         resample: The filter of resizing.
         crop: Height and width of the middle that is then kept; None: all.
         rounded: Whether resized values are rounded to 8 bits, as pillow does.
@@ -141,7 +173,7 @@ class PicturesConfig(Config):
     """
 
     channels: Channels
-    size: Size | Count | None = None
+    size: Size | Count | PatchBudgetConfig | None = None
     resample: Resample = "bicubic"
     crop: Size | None = None
     rounded: bool = True

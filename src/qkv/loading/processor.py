@@ -7,7 +7,7 @@ from typing import Any, Final, cast, get_args
 
 from qkv.checkpoints.families.config_reader import ConfigReader
 from qkv.checkpoints.files import read_json
-from qkv.data.pictures import PicturesConfig, Resample, Size
+from qkv.data.pictures import PatchBudgetConfig, PicturesConfig, Resample, Size
 from qkv.errors import ConfigError, FileError
 
 FILE: Final = "preprocessor_config.json"
@@ -32,6 +32,7 @@ class _Defaults:
     Attributes:
         values: Mean and deviation of each channel.
         square: Whether a size of one number is that of both sides, else of the shorter one.
+        patches: How many patches a picture is made to have, of any shape; None: it is made of the size.
         rounded: Whether resizing rounds to 8 bits; DINOv3's makes values from 0 to 1 first, and they stay as they are.
     """
 
@@ -41,6 +42,7 @@ class _Defaults:
     square: bool = True
     crop: int | None = None
     rounded: bool = True
+    patches: PatchBudgetConfig | None = None
 
 
 _OF_CLIP = _Defaults("bicubic", _CLIP, square=False, crop=224)
@@ -50,6 +52,7 @@ _PROCESSORS: Final = {
     "Bit": _OF_CLIP,
     "CLIP": _OF_CLIP,
     "Siglip": _Defaults("bicubic"),
+    "Siglip2": _Defaults("bilinear", patches=PatchBudgetConfig(patch=16, most=256)),
     "DINOv3ViT": _Defaults("bilinear", _IMAGENET, rounded=False),
 }
 """By what the names of their classes begin with."""
@@ -57,6 +60,7 @@ _ENDS: Final = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "Fe
 _OF_MODELS: Final = {
     "vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit", "dinov3_vit": "DINOv3ViT",
     "clip": "CLIP", "clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip",
+    "siglip2": "Siglip2", "siglip2_vision_model": "Siglip2",
 }  # fmt: skip
 """Whose processor a model has where the file names none, by its `model_type`."""
 
@@ -89,6 +93,7 @@ def write_processor(pictures: PicturesConfig) -> bytes:
     """What the file says: the inverse of `read_processor`. All is spelled out, so that no default of theirs counts."""
     size = pictures.size
     kind = "Bit" if pictures.crop is not None or isinstance(size, int) else "ViT"
+    kind = "Siglip2" if isinstance(size, PatchBudgetConfig) else kind
     said: dict[str, Any] = {
         "image_processor_type": ("DINOv3ViT" if not pictures.rounded else kind) + _ENDS[0],
         "do_convert_rgb": pictures.channels == 3,
@@ -101,7 +106,9 @@ def write_processor(pictures: PicturesConfig) -> bytes:
         "image_mean": pictures.mean,
         "image_std": pictures.std,
     }
-    if size is not None:
+    if isinstance(size, PatchBudgetConfig):
+        said |= {"patch_size": size.patch, "max_num_patches": size.most}
+    elif size is not None:
         said["size"] = {"shortest_edge": size} if isinstance(size, int) else dict(zip(_SIDES, size, strict=True))
     if pictures.crop is not None:
         said["crop_size"] = dict(zip(_SIDES, pictures.crop, strict=True))
@@ -112,7 +119,7 @@ def _read(source: ConfigReader, model: dict[str, Any], channels: int) -> Picture
     own = _defaults(source, str(model.get("model_type")))
     square = source.take("default_to_square", bool, own.square)
     # Each key is read even where its step is off: whether it is understood does not depend on another.
-    size = _size(source, "size", own.size, square=square)
+    size = _size(source, "size", own.size, square=square) if own.patches is None else _patches(source, own.patches)
     crop = _size(source, "crop_size", own.crop or own.size, square=True)
     mean, std = (
         _per_channel(source, key, default, channels)
@@ -155,7 +162,10 @@ def _defaults(source: ConfigReader, model: str) -> _Defaults:
     found = next((_PROCESSORS[stem] for stem in stems if stem in _PROCESSORS), None)
     if found is None:
         known = ", ".join(stem + _ENDS[0] for stem in _PROCESSORS)
-        raise FileError(f"{source.source}: 'image_processor_type' is {named!r}; qkv knows {known}")
+        raise FileError(
+            f"{source.source}: 'image_processor_type' is {named!r}; qkv knows {known}; without the file it takes "
+            "values that are normalised already"
+        )
     return found
 
 
@@ -178,6 +188,14 @@ def _size(source: ConfigReader, key: str, default: int, *, square: bool) -> Size
                 f"from 1 to {_LARGEST}"
             )
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
+
+
+def _patches(source: ConfigReader, default: PatchBudgetConfig) -> PatchBudgetConfig:
+    source.require("size", None)
+    return PatchBudgetConfig(
+        patch=source.take_positive("patch_size", default.patch, _LARGEST),
+        most=source.take_positive("max_num_patches", default.most, _LARGEST),
+    )
 
 
 def _per_channel(source: ConfigReader, key: str, default: tuple[float, ...], channels: int) -> tuple[float, ...]:
