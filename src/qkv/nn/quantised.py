@@ -8,7 +8,7 @@ left in float32, which costs little.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Literal, TypeAlias, final
+from typing import ClassVar, Literal, TypeAlias, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -107,9 +107,8 @@ class Int4Linear(Packed):
         return y if y.shape[1] == self.out_features else y[:, : self.out_features]
 
 
-@final
-class Int8Linear(Packed):
-    """Eight-bit weights: a weight is code · scale, one scale a row.
+class EightBits(Packed, ABC):
+    """Base of the maps with eight-bit weights: a weight is code · scale, one scale a row.
 
     Args:
         codes: From -127 to 127.
@@ -119,13 +118,21 @@ class Int8Linear(Packed):
 
     weight: Tensor
     scale: Tensor
+    scale_type: ClassVar[torch.dtype]
 
     def __init__(
         self, codes: Integer[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
     ) -> None:
         super().__init__(codes.shape[0], codes.shape[1], bias)
         self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
-        self.register_buffer("scale", scale.to(torch.bfloat16))
+        self.register_buffer("scale", scale.to(self.scale_type))
+
+
+@final
+class Int8Linear(EightBits):
+    """Vectors in bfloat16, multiplied with the weights as they are widened."""
+
+    scale_type = torch.bfloat16
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         x = F.pad(x.to(torch.bfloat16), (0, self.weight.shape[1] - self.in_features))
@@ -133,27 +140,14 @@ class Int8Linear(Packed):
 
 
 @final
-class W8A8Linear(Packed):
-    """Eight-bit weights and vectors, multiplied as whole numbers, one scale a row and one a vector.
+class W8A8Linear(EightBits):
+    """Vectors in eight bits as well, and whole numbers multiplied: code · scale, one scale a vector.
 
     The scale of a vector is found as it comes, so it gives the same whatever stands beside it (Dettmers et al. 2022,
     LLM.int8(), section 3.1; without its outliers in float16). For encoders, which read many vectors at once.
-
-    Args:
-        codes: From -127 to 127.
-        scale: One a row.
-        bias: Added to the product.
     """
 
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(
-        self, codes: Integer[Tensor, "N K"], scale: Float[Tensor, " N"], bias: Float[Tensor, " N"] | None = None
-    ) -> None:
-        super().__init__(codes.shape[0], codes.shape[1], bias)
-        self.register_buffer("weight", F.pad(codes.to(torch.int8), (0, -codes.shape[1] % _MULTIPLE)))
-        self.register_buffer("scale", scale.float())
+    scale_type = torch.float32
 
     def product(self, x: Float[Tensor, "n K"]) -> Float[Tensor, "n N"]:
         out = x.new_empty(len(x), self.out_features, dtype=torch.float32)
