@@ -129,6 +129,8 @@ def test_a_batch_is_a_function_of_seed_epoch_and_index(words):
     assert same(one.batch(0, 0), before[0])
     assert not same(before[0], before[len(one)])
     assert not torch.equal(fresh(seed=1).batch(0, 0).targets, before[0].targets)
+    one = MaskedBatches(random_split(14), words, Masking(share=0.5), **sizes())  # always the same row
+    assert not torch.equal(one.batch(0, 0).targets, one.batch(1, 0).targets)
     out = fresh(shuffle=False)
     assert same(out.batch(5, 1), fresh(shuffle=False, seed=7).batch(0, 1))  # evaluations compare
     assert not torch.equal(out.batch(0, 0).targets == IGNORE, out.batch(0, 1).targets == IGNORE)
