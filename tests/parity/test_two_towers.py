@@ -9,6 +9,8 @@ import transformers
 import qkv
 from qkv.checkpoints.huggingface import load_model, save_model
 from qkv.errors import FileError
+from qkv.loading.certificate import read_certificate
+from qkv.loading.convert import convert
 from qkv.models.two_towers import Captioned, embedded
 from qkv.ops.patches import patchify
 from qkv.tokens import Tokens
@@ -99,6 +101,17 @@ def test_in_and_out(case, tmp_path):
     for mine, other in zip(their_outputs(again.eval(), case), wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=FLOAT64)
     assert load_model(tmp_path / "ours").config == ours.config
+
+
+@pytest.mark.parametrize("case", ["siglip", "siglip2", "clip"])
+def test_a_certificate(case, tmp_path):
+    model = theirs(case).float()
+    model.save_pretrained(tmp_path / "theirs")
+    made = read_certificate(convert(tmp_path / "theirs", tmp_path / "ours", to="hf"))
+    assert len(made["largest_difference"]["layers"]) == 4  # two of each tower
+    assert all(0 < x < 1e-4 for x in made["largest_difference"]["layers"])
+    assert made["largest_difference"]["logits"] < 1e-4 < made["largest"]["logits"]
+    assert isinstance(qkv.load(tmp_path / "ours"), qkv.Matcher)
 
 
 def test_a_folder_is_used(tmp_path):

@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -18,19 +18,23 @@ from qkv.checkpoints.huggingface import save_model
 from qkv.data.reads import side_by_side
 from qkv.errors import FileError
 from qkv.loading.encoder import pixels_of
+from qkv.models.model import Model
 from qkv.models.transformer import Transformer, TransformerConfig
+from qkv.models.two_towers import Captioned, TwoTowers
 from qkv.nn.embedders import PatchEmbedderConfig
 from qkv.nn.positions import LearnedGridConfig
 from qkv.shapes import Float, Int, Tensor
+from qkv.tokens import Tokens
 
 NAME: Final = "certificate.json"
 _TOKENS = 64
+_FORMULA: Final = "(7919 i² + 104729 i + 1) modulo"
 _GRID = (4, 6)  # patches of a picture where the model has no size of its own
 _LONGEST = 500  # characters of a text in it
 _MOST = 1_500_000_000  # parameters of a model that is computed twice in float32
 
 
-def certificate(source: Path, model: Transformer) -> dict[str, Any]:
+def certificate(source: Path, model: Model) -> dict[str, Any]:
     """What is known of a model that was read from `source`.
 
     Args:
@@ -53,10 +57,14 @@ def certificate(source: Path, model: Transformer) -> dict[str, Any]:
         )
 
 
-def _compared(model: Transformer, reference: Any) -> dict[str, Any]:
-    inputs, rule = _fixed(model.config)
-    theirs, their_logits = _their_stream(reference, inputs, headless=model.head is None)
-    ours, our_logits = _our_stream(model, inputs)
+def _compared(model: Model, reference: Any) -> dict[str, Any]:
+    if isinstance(model, TwoTowers):
+        rule, theirs, their_logits, ours, our_logits = _of_towers(model, reference)
+    else:
+        assert isinstance(model, Transformer)
+        inputs, rule = _fixed(model.config)
+        theirs, their_logits = _their_stream(reference, inputs, headless=model.head is None)
+        ours, our_logits = _our_stream(model, inputs)
     layers = [float((a - b).abs().max()) for a, b in zip(ours[-len(theirs) :], theirs, strict=True)]
     import transformers
 
@@ -132,7 +140,7 @@ def encode(made: dict[str, Any]) -> bytes:
 
 def _fixed(config: TransformerConfig) -> tuple[Tensor, str]:
     """The inputs, as `transformers` takes them, and how they are made: ids, or a picture (1, C, H, W)."""
-    embed, formula = config.embed, "(7919 i² + 104729 i + 1) modulo"
+    embed, formula = config.embed, _FORMULA
     if not isinstance(embed, PatchEmbedderConfig):
         ids = fixed_ids(embed.to_dict()["vocab_size"], min(_TOKENS, config.context or _TOKENS))
         return ids, f"token i is {formula} the vocabulary"
@@ -148,7 +156,7 @@ def fixed_ids(vocab_size: int, n: int) -> Int[Tensor, "1 n"]:
     return ((7919 * i * i + 104_729 * i + 1) % vocab_size)[None]
 
 
-def _reference(source: Path, model: Transformer, scratch: Path) -> Any:
+def _reference(source: Path, model: Model, scratch: Path) -> Any:
     """The model as `transformers` reads it; a text: why it does not."""
     try:
         import transformers
@@ -208,12 +216,48 @@ def _our_stream(model: Transformer, inputs: Tensor) -> tuple[list[Tensor], Float
     embed, tokens = model.config.embed, None
     if isinstance(embed, PatchEmbedderConfig):
         inputs, tokens = side_by_side([pixels_of(inputs[0], embed)])
+    with _outputs(model.blocks) as seen, torch.inference_mode():
+        x, _ = model.encode(inputs, tokens)
+        return seen if isinstance(embed, PatchEmbedderConfig) else [*seen[:-1], x], model.readout(x, tokens)
+
+
+@contextmanager
+def _outputs(blocks: Iterable[Any]) -> Iterator[list[Tensor]]:
+    """The streams after blocks, ours or theirs, as they run."""
     seen: list[Tensor] = []
-    hooks = [block.register_forward_hook(lambda _, __, out: seen.append(out[0])) for block in model.blocks]
+
+    def see(_: Any, __: Any, out: Any) -> None:
+        seen.append(out[0] if isinstance(out, tuple) else out)
+
+    hooks = [block.register_forward_hook(see) for block in blocks]
     try:
-        with torch.inference_mode():
-            x, _ = model.encode(inputs, tokens)
-            return seen if isinstance(embed, PatchEmbedderConfig) else [*seen[:-1], x], model.readout(x, tokens)
+        yield seen
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_towers(model: TwoTowers, reference: Any) -> tuple[str, list[Tensor], Tensor, list[Tensor], Tensor]:
+    """What both make of a text and a picture: how these are made, then the streams and logits of theirs, and of ours.
+
+    The text ends with the highest id. Streams are those after each block, of texts before those of pictures.
+    """
+    (pixels, rule), config, embed = _fixed(model.config.picture), model.config.text, model.config.picture.embed
+    assert isinstance(embed, PatchEmbedderConfig)
+    last = config.embed.to_dict()["vocab_size"] - 1
+    ids = fixed_ids(last, config.longest or _TOKENS)
+    ids[0, -1] = last
+    read = pixels_of(pixels[0], embed)
+    told: dict[str, Any] = {"pixel_values": pixels}
+    if hasattr(reference.config.vision_config, "num_patches"):  # NaFlex is given patches, pixel by pixel
+        values = read.values.unflatten(1, (embed.channels, -1)).transpose(1, 2).flatten(1)[None]
+        shapes = torch.tensor([read.grid])
+        told = {"pixel_values": values, "pixel_attention_mask": torch.ones(values.shape[:2]), "spatial_shapes": shapes}
+    patches, places = side_by_side([read])
+    towers = (tower.encoder.layers for tower in (reference.text_model, reference.vision_model))  # it reads either first
+    with torch.inference_mode(), _outputs(next(towers)) as of_text, _outputs(next(towers)) as of_picture:
+        out = reference(input_ids=ids, **told)
+    with torch.inference_mode(), _outputs(model.blocks) as ours:
+        logits = model(Captioned(ids, Tokens.full(*ids.shape), patches), places)
+    rule = f"{rule}; of the text {_FORMULA} the last id, which comes last"
+    return rule, of_text + of_picture, out.logits_per_image, ours, logits

@@ -25,7 +25,7 @@ from qkv.loading.encoder import Encoder
 from qkv.loading.layouts import load_as
 from qkv.loading.names import find
 from qkv.loading.reader import Reader
-from qkv.loading.ready import Ready
+from qkv.loading.ready import Embeds, Ready
 from qkv.loading.run import export_adapter
 from qkv.loading.saved import write
 
@@ -75,11 +75,11 @@ def convert(source: str | Path, target: Path, *, to: Layout, dtype: str | None =
     blocks = found.is_file() and open_gguf(found).has_blocks
     asked = DTYPES[dtype] if dtype else torch.float32 if blocks else None
     wide = torch.float32 if certify and asked is not None else asked
-    ready = load_as(Ready if to == "qkv" else Reader, found, dtype=wide)
+    ready = load_as(Ready if to == "qkv" else Embeds, found, dtype=wide)
     if to == "hf" and isinstance(ready, Encoder):
         ready = ready.in_units()
     files = dict[str, bytes]()
-    if certify and isinstance(ready, Reader):
+    if certify and isinstance(ready, Embeds):
         dtypes = [(p, p.dtype) for p in ready.model.parameters()]
         files[NAME] = encode_certificate(certificate(found, ready.model.float()))
         for p, kept in dtypes:
