@@ -44,6 +44,7 @@ FLIPS = "tests/reliability/test_flips.py"
 TRAINER, TRAINING, RECIPE, DISPLAY = (
     f"tests/unit/training/test_{name}.py" for name in ("trainer", "parts_of_training", "recipe", "display")
 )
+TARGETS, WORDS, CLASSES = (f"tests/unit/training/test_{name}.py" for name in ("targets", "labelled_words", "classes"))
 ADAPTERS, FINE_TUNE = "tests/unit/nn/test_adapters.py", "tests/unit/training/test_fine_tune.py"
 CONVERSATIONS, PEFT = "tests/unit/data/test_conversations.py", "tests/parity/test_peft.py"
 CHAT, TOKENIZERS, MASKED = (f"tests/unit/data/test_{name}.py" for name in ("chat", "tokenizers", "masked"))
@@ -259,6 +260,13 @@ MUTANTS = [
     Mutant("registers are resized as without", "checkpoints/families/vision.py", "GridResizeConfig(antialias=True)", "_BICUBIC", VISION),
     Mutant("a class token has a position", "nn/embedders/patch.py", "torch.where((tokens.types > 0)[..., None], trained, x)", "x + trained", PATCHES),
     Mutant("the mean counts what is behind the end", "nn/pooling.py", "(documents.lengths - self.skip).clamp(min=1)", "torch.full_like(documents.lengths, x.shape[1])", ENCODER_PARTS),
+    Mutant("several classes are summed", "nn/heads/objectives.py", 'reduction="none").mean(-1).sum()', 'reduction="none").sum()', ENCODER_PARTS),
+    Mutant("numbers stay standardised", "loading/encoder.py", "self._classified(inputs)[1] * std + mean", "self._classified(inputs)[1] * std", TARGETS),
+    Mutant("a set is found by its likeliest class", "tasks/targets.py", "self.objective.probabilities(outputs) >= 0.5", "self.objective.probabilities(outputs) >= outputs.sigmoid().amax(-1, keepdim=True)", TARGETS),
+    Mutant("numbers are written without their mean", "loading/encoder.py", "proj.bias.detach() * std + mean", "proj.bias.detach() * std", TARGETS),
+    Mutant("the last token carries a word's class", "data/tokenizer.py", "made.offsets[at][1] <= begin", "made.offsets[at][1] < begin + len(word)", WORDS),
+    Mutant("a head beside adapters is lost", "loading/run.py", 'body | checkpoint.tensors("head")', 'body | {k: p * 0 for k, p in checkpoint.tensors("head").items()}', CLASSES),
+    Mutant("hidden folders are classes", "data/labelled.py", 'if not each.name.startswith(".")]', "if each]", "tests/unit/training/test_labelled_vectors.py"),
     Mutant("classes of padding count", "nn/heads/pooled.py", "torch.where(tokens.valid, targets, IGNORE)", "targets", ENCODER_PARTS),
     Mutant("the logits' soft-cap is dropped", "nn/heads/lm.py", "return logits if self.softcap is None", "return logits if True", f"{FAMILIES}[gemma2]"),
     Mutant("the loss forgets the soft-cap", "nn/heads/lm.py", "softcap=self.softcap,", "softcap=None,", PARTS),
