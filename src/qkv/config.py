@@ -125,7 +125,7 @@ def config(cls: type[T]) -> type[T]:
     validated_init: Callable[..., None] = made.__init__
 
     def __init__(self: Any, *alone: Any, **values: Any) -> None:  # noqa: N807
-        own: type[Any] = type(self)
+        own = typing.cast("type[Any]", type(self))
         if own is not made and "__init__" not in vars(own):
             raise TypeError(_undecorated(own))
         if cls.is_abstract():
