@@ -17,8 +17,8 @@ def train(
     """Train a model as a recipe says.
 
     Args:
-        recipe: A YAML file, one that comes with qkv (dates, digits, hindi, phonemes, shakespeare), or the recipe.yaml
-            of a run, to repeat it.
+        recipe: A YAML file, one that comes with qkv (dates, digits, fashion, hindi, phonemes, shakespeare), or the
+            recipe.yaml of a run, to repeat it.
         changes: A change to the recipe, such as optimizer.lr=3e-4. May be given several times.
         out: The run folder. By default the next free one under runs/.
         resume: Go on with the run in --out from its last checkpoint.

@@ -4,17 +4,19 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 import torch
 
 from qkv.checkpoints import Checkpoint
-from qkv.data import Batch
+from qkv.data import Batch, Batches
 from qkv.errors import ConfigError, FileError, TrainingError
 from qkv.models.model import Model
 from qkv.nn.sublayer import Aux, merge
 from qkv.shapes import Tensor
 from qkv.tasks import Task
+from qkv.training.ahead import Ahead
 from qkv.training.fine_tune import identity, restore_weights, starting_model, trained_weights
 from qkv.training.finite import first_non_finite
 from qkv.training.optimizer import load_optimizer, make_optimizer, optimizer_tensors
@@ -53,6 +55,7 @@ class Trainer:
             self._prepare_blocks()
         self.optimizer = make_optimizer(recipe.optimizer, self.model)
         self.batches, self.held_out = task.batches(recipe)
+        self._ahead = Ahead(partial(_of_step, self.batches, recipe.accumulation), recipe.steps)
         torch.manual_seed(recipe.seed + 1)  # dropout: the same whatever building the model drew
         self.fingerprint = {"data": task.fingerprint} | identity(recipe, base)
         self.step = self.read = 0
@@ -113,9 +116,7 @@ class Trainer:
 
     def _micro_batches(self, step: int) -> list[Batch]:
         """The batches of one update: a function of the step and the seed alone."""
-        first = step * self.recipe.accumulation
-        numbers = (divmod(first + i, len(self.batches)) for i in range(self.recipe.accumulation))
-        return [self.batches.batch(epoch, index) for epoch, index in numbers]
+        return self._ahead(step)
 
     def _loss(self, batch: Batch, precision: str, scale: float | None) -> tuple[Tensor, Aux | None]:
         batch = batch.to(self.device)
@@ -190,6 +191,12 @@ class Trainer:
         """Something from the model as it is now; None: the recipe wants nothing."""
         settings = self.recipe.sample
         return None if settings is None else self.task.sample(self.model, self.recipe, settings)
+
+
+def _of_step(batches: Batches, n: int, step: int) -> list[Batch]:
+    """The `n` batches of a step."""
+    numbers = (divmod(step * n + i, len(batches)) for i in range(n))
+    return [batches.batch(epoch, index) for epoch, index in numbers]
 
 
 def _check_memory(model: Model) -> None:
