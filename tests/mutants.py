@@ -235,7 +235,7 @@ MUTANTS = [
     Mutant('a warning of passed-over checkpoints is kept back', "training/start.py",
            'checkpoint.warnings if checkpoint else ()', '()', f"{RESUME}::test_a_damaged_checkpoint_is_passed_over"),
     Mutant('the data begin again after a resume', "training/trainer.py",
-           'divmod(first + i, len(self.batches))', 'divmod(i, len(self.batches))', f"{RESUME}::test_stopped_by_signals"),
+           'divmod(step * n + i, len(batches))', 'divmod(i, len(batches))', f"{RESUME}::test_stopped_by_signals"),
     Mutant("the longer run's recipe is not written", "training/start.py",
            '    run.save_recipe(config)\n', '', f"{RESUME}::test_a_finished_run_can_be_made_longer"),
     Mutant('a taken folder is overwritten', "training/run.py",
