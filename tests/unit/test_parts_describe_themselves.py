@@ -218,7 +218,7 @@ def test_a_head_that_pools_leaves_the_laws_the_stream(tmp_path, capsys):
     assert model.build()(torch.randint(16, (3, 5))).shape == (3, 2)
     (tmp_path / "toy.yaml").write_text(dump_yaml(model.to_dict()))
     assert main(["check", str(tmp_path / "toy.yaml"), "--dtype", "float64"]) == 0
-    assert capsys.readouterr().out.count("holds") == 10
+    assert capsys.readouterr().out.count("holds") == 12
 
 
 def test_what_nobody_can_draw_is_said(tmp_path, monkeypatch, capsys):
