@@ -64,7 +64,7 @@ class Reading(ABC):
         """How many tokens `read` gives."""
         return len(self.read(encoded, embed, context).values)
 
-    def placed(self, encoded: Sequence[np.ndarray], targets: Any) -> Any:
+    def placed(self, encoded: Sequence[Any], targets: Any) -> Any:
         """The targets as batches take them; here as they are."""
         return targets
 

@@ -155,7 +155,9 @@ def test_rows_of_zeros_and_equal_weights():
         x = torch.randn(3, 32)
         assert (quantised(torch.zeros(4, 32), None, width)(x) == 0).all()
         got = quantised(torch.full((4, 32), 0.75), None, width)(x)
-        torch.testing.assert_close(got, 0.75 * x.sum(1, keepdim=True).expand(3, 4), rtol=0.02, atol=0.02)
+        # Of w8a8, half a step of a vector in each of its numbers.
+        atol = 0.02 if width != "w8a8" else 0.75 * 32 * x.abs().max().item() / 127 / 2
+        torch.testing.assert_close(got, 0.75 * x.sum(1, keepdim=True).expand(3, 4), rtol=0.02, atol=atol)
 
 
 def test_what_packed_weights_cannot_do():
