@@ -649,7 +649,7 @@ TOKENIZERS = {
     "a Precompiled of noise": Case(
         tokenizer(normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8="}), "tokenizer"
     ),
-    "a post-processor without its token": Case(tokenizer(post_processor=TEMPLATED), "failed on an empty text"),
+    "a post-processor without its token": Case(tokenizer(post_processor=TEMPLATED), "failed on a short text"),
     "a decoder unknown": Case(tokenizer(decoder={"type": "Shell"}), "not a tokenizer.json"),
     "a decoder that doubles": Case(
         tokenizer(decoder={"type": "Sequence", "decoders": [
