@@ -72,13 +72,11 @@ def onnx_stream(model: Any, *, int8: bool) -> Callable[[Tensor, Tensor], Tensor]
             return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     folder = Path(tempfile.mkdtemp())
-    example, sizes = (
-        torch.tensor([[1] * 8, [1] * 4 + [0] * 4]),
-        {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},
-    )
-    program = torch.onnx.export(
-        Stream().eval(), (example, example), input_names=["ids", "mask"], dynamic_shapes=(sizes, sizes), dynamo=True
-    )
+    ids = torch.full((2, 8), 7)
+    mask = torch.tensor([[1] * 8, [1] * 4 + [0] * 4])  # of one that hides nothing no trace would be left
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=model.config.max_position_embeddings)}
+    exported = torch.export.export(Stream().eval(), (ids, mask), dynamic_shapes=(sizes, sizes))
+    program = torch.onnx.export(exported, (), input_names=["ids", "mask"], dynamo=True, verbose=False)
     assert program is not None
     program.save(str(folder / "model.onnx"))
     if int8:
