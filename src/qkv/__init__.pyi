@@ -36,7 +36,7 @@ from qkv.data.augment import RandomResizedCropConfig as RandomResizedCropConfig
 from qkv.data.augment import ShiftConfig as ShiftConfig
 from qkv.data.described import DescribedFilesConfig as DescribedFilesConfig
 from qkv.data.described import DescribedSourceConfig as DescribedSourceConfig
-from qkv.data.described import EmojisConfig as EmojisConfig
+from qkv.data.emojis import EmojisConfig as EmojisConfig
 from qkv.data.labelled import ClassFoldersConfig as ClassFoldersConfig
 from qkv.data.labelled import LabelledFilesConfig as LabelledFilesConfig
 from qkv.data.labelled import LabelledSourceConfig as LabelledSourceConfig

@@ -5,6 +5,7 @@ from qkv.data.chat import ChatTemplate, Message, template_of
 from qkv.data.conversations import ConversationsConfig, Example
 from qkv.data.dataset import Dataset, Split, prepare
 from qkv.data.dates import DatesConfig
+from qkv.data.emojis import EmojisConfig
 from qkv.data.pairs import (
     PackagePairsConfig,
     PairBatches,
@@ -47,6 +48,7 @@ __all__ = [
     "ConversationsConfig",
     "Dataset",
     "DatesConfig",
+    "EmojisConfig",
     "Encoded",
     "Example",
     "FilesConfig",

@@ -12,7 +12,8 @@ from PIL import Image
 
 import qkv
 from qkv.cli import main
-from qkv.data.described import Described, DescribedBatches, DescribedFilesConfig, EmojisConfig
+from qkv.data.described import Described, DescribedBatches, DescribedFilesConfig
+from qkv.data.emojis import EmojisConfig
 from qkv.data.reads import Read
 from qkv.errors import ConfigError, FileError
 from qkv.tasks.described import DescribedDataConfig, recall
@@ -230,7 +231,7 @@ def test_emojis(monkeypatch, tmp_path):
         asked.append((name, version, len(sha256), registry))
         return Path(tmp_path / name)
 
-    monkeypatch.setattr("qkv.data.described.fetch", fetch)
+    monkeypatch.setattr("qkv.data.emojis.fetch", fetch)
     (item,) = EmojisConfig(size=(4, 4)).items()
     assert (item.picture.shape, item.texts) == ((3, 4, 4), ("frowning", "sad"))
     assert asked == [("emojibase-data", "17.0.0", 64, "npm"), ("emoji-datasource-google", "16.0.0", 64, "npm")]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import qkv
-from qkv.data import described, pairs, pictures, sources
+from qkv.data import emojis, pairs, pictures, sources
 from runs import fast  # noqa: F401 - a fixture
 
 RECIPES = sorted(path.stem for path in (Path(qkv.__file__).parent / "recipes").glob("*.yaml"))
@@ -48,7 +48,7 @@ def package(tmp_path, monkeypatch):
             member.size = drawn.tell()
             drawn.seek(0)
             tar.addfile(member, drawn)
-    for module in (sources, pairs, pictures, described):
+    for module in (sources, pairs, pictures, emojis):
         monkeypatch.setattr(module, "fetch", lambda *_, **__: archive)
 
 
