@@ -90,7 +90,8 @@ class MaskedDataConfig(TaskConfig):
             assert data.tokenizer is not None
             return Masked(replace(data, tokenizer=with_mask(data.tokenizer)), self.masking, Facts())
         tokenizer = _tokenizer_of(start.opened, f"start.path={start.path}")
-        return Masked(prepare(self, tokenizer, bare=True), self.masking, start.opened.facts.replace(labels=()))
+        data = replace(prepare(self, tokenizer, bare=True), tokenizer=tokenizer)  # prepared before, it lacks the mask
+        return Masked(data, self.masking, start.opened.facts.replace(labels=()))
 
     @classmethod
     def open(cls, folder: Path, model: Model) -> Encoder:
